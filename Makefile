@@ -1,0 +1,24 @@
+# make test: a virtual environment, the package and its tests. Detectron2 is installed into it by hand (README.md, Set-up).
+VENV ?= .venv
+PYTHON ?= python3
+PYTEST_ARGS ?=
+BIN = $(VENV)/bin
+
+.PHONY: install test test-fast lint
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt wheel "setuptools<81"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+test: install
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: install
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+lint: install
+	PATH="$(abspath $(BIN)):$$PATH" bash dev/linter.sh

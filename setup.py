@@ -1,0 +1,34 @@
+"""Set-up of acam-kd."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="acam-kd",
+    version="0.1.0",
+    description="Knowledge distillation for dense prediction: ACAM-KD on Detectron2",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    package_dir={"": "projects"},
+    packages=find_packages("projects"),
+    package_data={"acam_kd": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.4,!=2.13.0",
+        "torchvision",
+        "fvcore",
+        "iopath",
+        "yacs",
+        "pycocotools",
+        "opencv-python",
+        "numpy",
+    ],
+    extras_require={
+        "detectron2": ["detectron2"],
+        "dev": ["pytest", "ruff", "mypy", "types-PyYAML", "tensorboard"],
+    },
+)
