@@ -1,0 +1,68 @@
+"""The contract of a distillation method."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .features import Features, Pyramid
+
+__all__ = ["Distiller", "align_levels", "check_weights"]
+
+
+class Distiller(nn.Module):
+    """Turns the features of student and teacher into named losses.
+
+    Both pyramids have the same level names: the student's, whatever the teacher calls its levels.
+
+    A method subclasses this, takes its hyper-parameters as further keyword arguments with defaults (their
+    upper-case names are its config keys), registers itself in ``DISTILLER_REGISTRY``, and keeps to
+    four rules, which the contract test checks for all registered methods:
+
+    * ``forward`` returns weighted, finite 0-d losses under the keys ``loss_<method>_<term>``;
+    * no gradient reaches the teacher's features;
+    * every parameter gets a gradient at every step, or DistributedDataParallel stops;
+    * diagnostics go through ``metrics``, never into the losses: the trainer sums every loss.
+
+    Args:
+        student, teacher: the levels to distil, with the same keys.
+    """
+
+    def __init__(self, student: Pyramid, teacher: Pyramid) -> None:
+        super().__init__()
+        if student.keys() != teacher.keys():
+            raise ValueError(f"levels differ: student {list(student)}, teacher {list(teacher)}")
+        self.levels = list(student)
+
+    def forward(self, student: Features, teacher: Features) -> dict[str, Tensor]:
+        """Return the losses of one step; features are (N, C, H, W) per level."""
+        raise NotImplementedError
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Diagnostics of the last step, 0-d and detached, under ``<level>/<quantity>``."""
+        return {}
+
+    def warnings(self) -> list[str]:
+        """What went wrong by the last step's metrics: plain sentences that name the level and the key to change."""
+        return []
+
+
+def align_levels(student: Pyramid, teacher: Pyramid) -> nn.ModuleDict:
+    """One 1x1 convolution per level from the student's channels to the teacher's.
+
+    It starts as the identity where the channels match (a reading of the paper, which says nothing).
+    """
+    aligned = nn.ModuleDict()
+    for level, spec in student.items():
+        conv = nn.Conv2d(spec.channels, teacher[level].channels, 1)
+        if conv.in_channels == conv.out_channels:
+            nn.init.dirac_(conv.weight)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        aligned[level] = conv
+    return aligned
+
+
+def check_weights(**weights: float) -> None:
+    """Raise ValueError for a loss weight below 0."""
+    for name, weight in weights.items():
+        if weight < 0:
+            raise ValueError(f"{name} must not be negative, found {weight} (key: {name.upper()})")

@@ -1,0 +1,6 @@
+"""The methods, one file each. Importing this package registers them."""
+
+from .acam import ACAMKD
+from .mimic import Mimic
+
+__all__ = ["ACAMKD", "Mimic"]

@@ -1,0 +1,188 @@
+"""ACAM-KD: adaptive and cooperative attention masking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..distiller import Distiller, align_levels, check_weights
+from ..features import Features, Pyramid
+from ..losses import channel_masked_mse, mask_diversity_loss, spatial_masked_mse
+from ..registry import DISTILLER_REGISTRY, FUSION_REGISTRY, MASKING_REGISTRY
+
+__all__ = ["ACAMKD"]
+
+MASK_GRADIENTS = ("detached", "paper")
+VANISHED = 0.05
+"""A mask that is nowhere above this selects nothing."""
+
+MASKED_MSE = {"spatial": spatial_masked_mse, "channel": channel_masked_mse}
+
+
+@dataclass
+class _Step:
+    """What one level's masks of one kind gave in the last step; everything detached."""
+
+    masks: Tensor  # (N, M, H, W) or (N, M, C)
+    mse: Tensor
+    diversity: Tensor
+
+
+@DISTILLER_REGISTRY.register()
+class ACAMKD(Distiller):
+    """Masked feature distillation whose masks come from student and teacher together, anew at every step.
+
+    Lan & Tian, ICCV 2025, arXiv 2503.06307. Per level: the aligned student and the teacher are fused by
+    cross-attention (STCA-FF); learnable units select spatial and channel masks from the fused map
+    (ASCM); the masks weigh the squared error D^2 = (F_T - align(F_S))^2:
+
+        L = alpha (L_s + L_c) + lambda_div L_div,    summed over levels
+
+    with L_s, L_c and L_div as in ``losses.py``; L_div is the sum over the two kinds of masks.
+
+    Taken literally the masks collapse, because a smaller mask is a smaller loss (docs/masks.md has the
+    measurements), so there are two modes:
+
+    * ``mask_gradient="paper"``: gradients flow everywhere, as the paper can be read.
+    * ``mask_gradient="detached"``: L_s and L_c see the masks as constants, L_div alone trains them, and
+      does not train the student through them.
+
+    Args:
+        student, teacher: the levels to distil.
+        alpha: weight of the masked errors.
+        lambda_div: weight of the diversity loss.
+        num_masks: M.
+        spatial_masking: name of a masking over positions, or ``""`` for none. ``"UniformMasking"`` with no
+            channel masking is plain mimicking.
+        channel_masking: name of a masking over channels, or ``""`` for none.
+        fusion: name of a fusion; ``"TeacherFusion"`` leaves the student out.
+        query: who asks in the cross-attention, ``"teacher"`` or ``"student"``.
+        mask_gradient: ``"detached"`` or ``"paper"``.
+        standardize: before the selection units, standardise every channel of the fused map over positions
+            (and its mean over channels for the channel masks). A departure from the paper.
+    """
+
+    def __init__(
+        self,
+        student: Pyramid,
+        teacher: Pyramid,
+        *,
+        alpha: float = 1.0,
+        lambda_div: float = 1.0,
+        num_masks: int = 6,
+        spatial_masking: str = "SpatialMasking",
+        channel_masking: str = "ChannelMasking",
+        fusion: str = "CrossAttentionFusion",
+        query: str = "teacher",
+        mask_gradient: str = "detached",
+        standardize: bool = False,
+    ) -> None:
+        super().__init__(student, teacher)
+        check_weights(alpha=alpha, lambda_div=lambda_div)
+        if mask_gradient not in MASK_GRADIENTS:
+            raise ValueError(
+                f"mask_gradient must be one of {MASK_GRADIENTS}, not {mask_gradient!r} (key: MASK_GRADIENT)"
+            )
+        if not spatial_masking and not channel_masking:
+            raise ValueError("there are no masks (keys: SPATIAL_MASKING, CHANNEL_MASKING; at least one is needed)")
+        self.alpha, self.lambda_div = alpha, lambda_div
+        self.mask_gradient, self.standardize = mask_gradient, standardize
+        self.align = align_levels(student, teacher)
+        self.masking = nn.ModuleDict()
+        if spatial_masking:
+            make = MASKING_REGISTRY.get(spatial_masking)
+            self.masking["spatial"] = nn.ModuleDict(
+                {level: make(spec.channels, num_masks=num_masks) for level, spec in teacher.items()}
+            )
+        if channel_masking:
+            make = MASKING_REGISTRY.get(channel_masking)
+            self.masking["channel"] = nn.ModuleDict({level: make(num_masks=num_masks) for level in teacher})
+        if not _learns(self.masking):  # no fused map is needed, and the fusion would get no gradient
+            fusion, query = "TeacherFusion", "teacher"
+        make = FUSION_REGISTRY.get(fusion)
+        self.fusion = nn.ModuleDict({level: make(spec.channels, query=query) for level, spec in teacher.items()})
+        self._last: dict[str, dict[str, _Step]] = {}
+
+    def forward(self, student: Features, teacher: Features) -> dict[str, Tensor]:
+        """Return ``loss_acam_spatial``, ``loss_acam_channel`` and ``loss_acam_diversity``, as configured."""
+        losses: dict[str, Tensor] = {}
+        self._last = {}
+        for level in self.levels:
+            aligned = self.align[level](student[level])
+            self._last[level] = {}
+            for kind, masks in self._masks(level, aligned, teacher[level]).items():
+                error, diversity = self._losses(kind, aligned, teacher[level], masks)
+                self._last[level][kind] = _Step(masks.detach(), error.detach(), diversity.detach())
+                _add(losses, f"loss_acam_{kind}", self.alpha * error)
+                if _learns(self.masking[kind]):
+                    _add(losses, "loss_acam_diversity", self.lambda_div * diversity)
+        return losses
+
+    def _masks(self, level: str, aligned: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+        if self.mask_gradient == "detached":
+            aligned = aligned.detach()
+        fused = self.fusion[level](aligned, teacher)
+        masks = {}
+        for kind, masking in self.masking.items():
+            dims = (2, 3) if kind == "spatial" else (1,)
+            if not self.standardize:
+                masks[kind] = masking[level](fused)  # type: ignore[index]
+            elif kind == "spatial":
+                masks[kind] = masking[level](_standardized(fused, dims))  # type: ignore[index]
+            else:
+                pooled = _standardized(fused.mean((2, 3), keepdim=True), dims)
+                masks[kind] = masking[level](pooled)  # type: ignore[index]
+        return masks
+
+    def _losses(self, kind: str, aligned: Tensor, teacher: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        weighing = masks.detach() if self.mask_gradient == "detached" else masks
+        return MASKED_MSE[kind](aligned, teacher, weighing), mask_diversity_loss(masks)
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Per level and kind of mask: its mean, std over positions (channels), smallest sum, Dice overlap, error."""
+        values: dict[str, Tensor] = {}
+        for level, kinds in self._last.items():
+            for kind, step in kinds.items():
+                flat = step.masks.float().flatten(2)
+                name = f"{level}/{kind}"
+                values[f"{name}_mean"] = flat.mean()
+                values[f"{name}_std"] = flat.std(2, unbiased=False).mean()
+                values[f"{name}_min_sum"] = flat.sum(2).min()
+                values[f"{name}_dice"] = step.diversity
+                values[f"{name}_mse"] = step.mse
+        return values
+
+    def warnings(self) -> list[str]:
+        """One sentence per level and kind where masks have vanished: where most are nowhere above ``VANISHED``."""
+        found = []
+        for level, kinds in self._last.items():
+            for kind, step in kinds.items():
+                largest = step.masks.float().flatten(2).amax((0, 2))  # (M,)
+                vanished = int((largest < VANISHED).sum())
+                if vanished * 2 >= len(largest):
+                    remedy = (
+                        "set MASK_GRADIENT to 'detached'"
+                        if self.mask_gradient == "paper"
+                        else "set STANDARDIZE to True, or lower LAMBDA_DIV"
+                    )
+                    found.append(
+                        f"masks collapsed: {vanished} of {len(largest)} {kind} masks of level {level} are below "
+                        f"{VANISHED} everywhere and select nothing; {remedy}"
+                    )
+        return found
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def _add(losses: dict[str, Tensor], key: str, value: Tensor) -> None:
+    losses[key] = losses[key] + value if key in losses else value
+
+
+def _standardized(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    deviation, mean = torch.std_mean(x, dims, correction=0, keepdim=True)
+    return (x - mean) / (deviation + 1e-6)

@@ -1,0 +1,41 @@
+"""Plain feature mimicking: the control that every other method has to beat."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..distiller import Distiller, align_levels, check_weights
+from ..features import Features, Pyramid
+from ..losses import mse
+from ..registry import DISTILLER_REGISTRY
+
+__all__ = ["Mimic"]
+
+
+@DISTILLER_REGISTRY.register()
+class Mimic(Distiller):
+    """The mean squared error between the aligned student and the teacher, summed over levels.
+
+    FitNets' hint loss (Romero et al., ICLR 2015) on every level of the pyramid.
+
+    Args:
+        student, teacher: the levels to distil.
+        alpha: weight.
+    """
+
+    def __init__(self, student: Pyramid, teacher: Pyramid, *, alpha: float = 1.0) -> None:
+        super().__init__(student, teacher)
+        check_weights(alpha=alpha)
+        self.alpha = alpha
+        self.align = align_levels(student, teacher)
+        self._errors: dict[str, Tensor] = {}
+
+    def forward(self, student: Features, teacher: Features) -> dict[str, Tensor]:
+        """Return ``loss_mimic_mse``."""
+        errors = {level: mse(self.align[level](student[level]), teacher[level]) for level in self.levels}
+        self._errors = {level: error.detach() for level, error in errors.items()}
+        return {"loss_mimic_mse": self.alpha * sum(errors.values())}  # type: ignore[dict-item]
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Return ``<level>/mse``."""
+        return {f"{level}/mse": error for level, error in self._errors.items()}

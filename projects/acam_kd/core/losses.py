@@ -1,0 +1,123 @@
+"""The losses of ACAM-KD as pure functions of tensors.
+
+Letters: N images, C channels, H x W positions, M masks. Every function computes in float32 at least
+(float64 stays float64), also under autocast, and returns a 0-d tensor with a graph, also for N = 0.
+
+Paper: Lan & Tian, "ACAM-KD: Adaptive and Cooperative Attention Masking for Knowledge Distillation",
+ICCV 2025, arXiv 2503.06307. The masked errors are normalised as in MasKD (ICLR 2023), whose formula they share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+
+import torch
+from torch import Tensor
+
+__all__ = ["channel_masked_mse", "mask_diversity_loss", "mse", "spatial_masked_mse"]
+
+EPS = 1e-6
+"""Added to every sum of a mask, so that a mask that vanished does not divide by zero."""
+
+
+def _full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Cast the arguments to their common type, float32 at least, and switch autocast off inside."""
+
+    @wraps(loss)
+    def wrapper(*tensors: Tensor) -> Tensor:
+        dtype = torch.float32
+        for tensor in tensors:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+        with torch.autocast(device_type=tensors[0].device.type, enabled=False):
+            return loss(*(tensor.to(dtype) for tensor in tensors))
+
+    return wrapper
+
+
+def _check(student: Tensor, teacher: Tensor, masks: Tensor | None, masked_dims: tuple[int, ...]) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape")
+    if masks is not None:
+        expected = tuple(student.shape[dim] for dim in masked_dims)
+        found = (masks.shape[0], *masks.shape[2:])
+        if found != expected:
+            raise ValueError(f"masks {tuple(masks.shape)} do not fit features {tuple(student.shape)}")
+
+
+@_full_precision
+def mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared error over images, channels and positions: plain feature mimicking.
+
+    Args:
+        student, teacher: (N, C, H, W).
+    """
+    _check(student, teacher, None, ())
+    return (student - teacher).square().sum() / max(student.numel(), 1)
+
+
+@_full_precision
+def spatial_masked_mse(student: Tensor, teacher: Tensor, masks: Tensor) -> Tensor:
+    r"""The spatially masked error of ACAM-KD, with D = teacher - student.
+
+    .. math:: L_s = \frac{1}{NM} \sum_{n,m} \frac{\lVert M_m \odot D_n \rVert^2}{C \sum_p M_{m,p}}
+
+    The (N, M, C, H, W) product is never built: with e = sum_c D^2 the numerator is (M^2) @ e.
+
+    Args:
+        student, teacher: (N, C, H, W), of equal shape.
+        masks: (N, M, H, W), in [0, 1].
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+    _check(student, teacher, masks, (0, 2, 3))
+    energy = (teacher - student).square().sum(1).flatten(1)  # (N, HW)
+    return _masked_error(energy, masks.flatten(2), averaged_over=student.shape[1])
+
+
+@_full_precision
+def channel_masked_mse(student: Tensor, teacher: Tensor, masks: Tensor) -> Tensor:
+    r"""The channel-masked error of ACAM-KD, with D = teacher - student.
+
+    .. math:: L_c = \frac{1}{NM} \sum_{n,m} \frac{\lVert M_m \odot D_n \rVert^2}{HW \sum_k M_{m,k}}
+
+    Args:
+        student, teacher: (N, C, H, W), of equal shape.
+        masks: (N, M, C), in [0, 1].
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+    _check(student, teacher, masks, (0, 1))
+    energy = (teacher - student).square().sum((2, 3))  # (N, C)
+    return _masked_error(energy, masks, averaged_over=student.shape[2] * student.shape[3])
+
+
+def _masked_error(energy: Tensor, masks: Tensor, averaged_over: int) -> Tensor:
+    """Mean over N and M of (masks^2 @ energy) / (averaged_over * sum masks); energy (N, K), masks (N, M, K)."""
+    numerator = torch.einsum("nmk,nk->nm", masks.square(), energy)
+    error = numerator / (averaged_over * (masks.sum(2) + EPS))
+    return error.sum() / max(error.numel(), 1)
+
+
+@_full_precision
+def mask_diversity_loss(masks: Tensor) -> Tensor:
+    r"""Dice overlap of the masks, averaged over ordered pairs and images; in [0, 1].
+
+    .. math:: L_{div} = \frac{1}{NM(M-1)} \sum_n \sum_{i \ne j}
+              \frac{2 \langle M_i, M_j \rangle}{\lVert M_i \rVert^2 + \lVert M_j \rVert^2}
+
+    1 for identical masks, 0 for disjoint ones, and 0 where there is no pair (M = 1). It does not
+    change when all masks shrink together, so it does not keep masks from vanishing.
+
+    Args:
+        masks: (N, M, ...), in [0, 1].
+    """
+    flat = masks.flatten(2)
+    inner = flat @ flat.transpose(1, 2)  # (N, M, M)
+    squares = flat.square().sum(2)
+    dice = 2 * inner / (squares[:, :, None] + squares[:, None, :]).clamp_min(1e-12)
+    pairs = ~torch.eye(flat.shape[1], dtype=torch.bool, device=flat.device)
+    overlap = dice.masked_fill(~pairs, 0.0).sum()
+    return overlap / max(flat.shape[0] * flat.shape[1] * (flat.shape[1] - 1), 1)

@@ -1,0 +1,111 @@
+"""The training step of distillation, for any detector that has a ``backbone`` and returns a dict of losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .distiller import Distiller
+from .features import Features, FeatureTap
+from .teacher import FrozenTeacher
+
+__all__ = ["DistillationModel"]
+
+
+class DistillationModel(nn.Module):
+    """A student, the frozen teacher that it learns from, and the method.
+
+    In evaluation this is exactly the student. In training it is the student's losses plus the distiller's,
+    which sees the student's backbone features and the teacher's features of the same batch.
+
+    The teacher is not a submodule; ``FrozenTeacher`` says why.
+
+    Args:
+        student: in training ``student(*inputs)`` returns a dict of losses and calls ``student.backbone``
+            once, on the (N, C, H, W) batch.
+        teacher: called on that batch; None if nothing is distilled.
+        distiller: the method, whose level names are the student's; None for the control without any:
+            the student alone, or with nothing but inheritance.
+        levels: student's level name -> teacher's level name, from ``match_levels``.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        teacher: FrozenTeacher | None,
+        distiller: Distiller | None,
+        levels: Mapping[str, str],
+    ) -> None:
+        super().__init__()
+        if not isinstance(getattr(student, "backbone", None), nn.Module):
+            raise ValueError(
+                f"{type(student).__name__} has no module called `backbone` whose features could be distilled"
+            )
+        self.student = student
+        self.teacher = teacher
+        self.distiller = distiller
+        self.levels = dict(levels)
+        self._tap = FeatureTap(student.backbone)  # type: ignore[arg-type]
+        self._ratio = torch.zeros(())
+
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Evaluation: the student's output. Training: the losses of student and distiller in one dict."""
+        if not self.training or self.distiller is None or self.teacher is None:
+            return self.student(*inputs, **kwargs)
+        self._tap.clear()
+        task_losses = self.student(*inputs, **kwargs)
+        batch, student_features = self._tap.pop()
+        teacher_features = self.teacher(batch)
+        distillation_losses = self.distiller(*self._paired(student_features, teacher_features))
+        self._ratio = _total(distillation_losses) / _total(task_losses)
+        return {**task_losses, **distillation_losses}
+
+    def _paired(self, student: Features, teacher: Features) -> tuple[Features, Features]:
+        for s, t in self.levels.items():
+            if student[s].shape[2:] != teacher[t].shape[2:]:
+                raise ValueError(
+                    f"level {s} of the student is {tuple(student[s].shape[2:])}, level {t} of the teacher is "
+                    f"{tuple(teacher[t].shape[2:])}, for the same batch: their strides are not what they claim"
+                )
+        return {s: student[s] for s in self.levels}, {s: teacher[t] for s, t in self.levels.items()}
+
+    def metrics(self) -> dict[str, Tensor]:
+        """The distiller's metrics of the last step, and the ratio of the distillation to the task losses."""
+        if self.distiller is None:
+            return {}
+        return {"distillation_to_task": self._ratio, **self.distiller.metrics()}
+
+    def raise_if_not_finite(self, losses: Mapping[str, Tensor], when: str) -> None:
+        """Stop before a non-finite loss reaches the weights.
+
+        Args:
+            losses: what ``forward`` returned in training.
+            when: said in the message, as "iteration 7".
+
+        Raises:
+            FloatingPointError: names the losses that are not finite, and the levels where they are not.
+        """
+        values = torch.stack([loss.detach().float().reshape(()) for loss in losses.values()])
+        if bool(values.isfinite().all()):
+            return
+        terms = [f"{name} = {value}" for name, value in zip(losses, values.tolist()) if not _finite(value)]
+        places = [name for name, value in self.metrics().items() if not _finite(float(value))]
+        where = f" (not finite there: {', '.join(places)})" if places else ""
+        raise FloatingPointError(f"{when}: loss is not finite: {', '.join(terms)}{where}")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DistillationModel:
+        if self.teacher is not None:
+            self.teacher._apply(fn)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _total(losses: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([loss.detach().float().reshape(()) for loss in losses.values()]).sum()
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0

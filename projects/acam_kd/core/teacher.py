@@ -1,0 +1,88 @@
+"""The frozen teacher, and how its images are made from the student's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .features import Features
+
+__all__ = ["FrozenTeacher", "PixelTransform"]
+
+
+class PixelTransform(nn.Module):
+    """Turns a batch normalised for the student into the same batch normalised for the teacher.
+
+    With identical statistics and channel order the batch passes through untouched, bit for bit.
+    Padding, which is 0 for the student, is the student's mean colour, and becomes whatever that
+    colour is to the teacher: 0 whenever the two mean colours agree.
+
+    Args:
+        student_mean, student_std: per channel, in the student's channel order.
+        teacher_mean, teacher_std: per channel, in the teacher's channel order.
+        reverse_channels: the two orders are each other's reverse (BGR and RGB).
+    """
+
+    def __init__(
+        self,
+        *,
+        student_mean: Sequence[float],
+        student_std: Sequence[float],
+        teacher_mean: Sequence[float],
+        teacher_std: Sequence[float],
+        reverse_channels: bool = False,
+    ) -> None:
+        super().__init__()
+        mean_s, std_s, mean_t, std_t = (
+            torch.tensor(list(x), dtype=torch.float64).view(-1, 1, 1)
+            for x in (student_mean, student_std, teacher_mean, teacher_std)
+        )
+        if reverse_channels:
+            mean_s, std_s = mean_s.flip(0), std_s.flip(0)
+        self.reverse_channels = reverse_channels
+        self.identity = not reverse_channels and torch.equal(mean_s, mean_t) and torch.equal(std_s, std_t)
+        self.scale: Tensor
+        self.shift: Tensor
+        self.register_buffer("scale", (std_s / std_t).float(), persistent=False)
+        self.register_buffer("shift", ((mean_s - mean_t) / std_t).float(), persistent=False)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """(N, C, H, W) for the student -> (N, C, H, W) for the teacher."""
+        if self.identity:
+            return batch
+        if self.reverse_channels:
+            batch = batch.flip(1)
+        return batch * self.scale + self.shift
+
+
+class FrozenTeacher:
+    """The teacher's feature extractor: always in eval mode, never trained, never saved.
+
+    On purpose this is not an ``nn.Module``. As a submodule of the model that is trained, the teacher would
+    be flipped to training mode by ``.train()`` (its batch-norm statistics then move), be handed to the
+    optimizer by ``parameters()``, more than double every checkpoint, and make stock ImageNet weights
+    fail to load, because two of its keys would match each of theirs. The price is that it must be told to
+    follow ``.to(device)``: ``DistillationModel`` forwards that through ``_apply``.
+
+    Args:
+        backbone: maps (N, C, H, W) images to ``Features``. It is frozen in place.
+        transform: applied to the student's batch first.
+    """
+
+    def __init__(self, backbone: nn.Module, transform: PixelTransform | None = None) -> None:
+        self.backbone = backbone.eval().requires_grad_(False)
+        self.transform = transform
+
+    @torch.no_grad()
+    def __call__(self, batch: Tensor) -> Features:
+        """The teacher's features of the very batch that the student's backbone received."""
+        if self.transform is not None:
+            batch = self.transform(batch)
+        return self.backbone(batch)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+        self.backbone._apply(fn)  # type: ignore[no-untyped-call]
+        if self.transform is not None:
+            self.transform._apply(fn)  # type: ignore[no-untyped-call]

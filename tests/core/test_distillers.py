@@ -1,0 +1,206 @@
+"""The contract that every registered method keeps, and what ACAM-KD and its controls do."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from acam_kd.core import DISTILLER_REGISTRY, FeatureSpec
+from acam_kd.core.distiller import align_levels
+from acam_kd.core.distillers import ACAMKD, Mimic
+from acam_kd.core.losses import mse
+
+METHODS = [name for name, _ in DISTILLER_REGISTRY]
+VARIANTS = {
+    "default": {},
+    "paper": {"mask_gradient": "paper"},
+    "standardised": {"standardize": True},
+    "spatial": {"channel_masking": ""},
+    "channel": {"spatial_masking": ""},
+    "channel standardised": {"spatial_masking": "", "standardize": True},
+    "uniform": {"spatial_masking": "UniformMasking", "channel_masking": ""},
+    "teacher": {"fusion": "TeacherFusion"},
+    "student query": {"query": "student"},
+    "one mask": {"num_masks": 1},
+    "no diversity": {"lambda_div": 0.0},
+}
+
+
+def pyramid(channels):
+    return {"p3": FeatureSpec(channels, 8), "p4": FeatureSpec(channels, 16)}
+
+
+def features(channels, n=2, size=6, grad=False, dtype=torch.float32):
+    shapes = {"p3": (n, channels, size, size + 1), "p4": (n, channels, size // 2, 1)}
+    return {name: torch.randn(shape, dtype=dtype, requires_grad=grad) for name, shape in shapes.items()}
+
+
+def check_contract(method, student, teacher):
+    losses = method(student, teacher)
+    assert losses and all(key.startswith("loss_") for key in losses)
+    assert all(loss.shape == () and loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
+    sum(losses.values()).backward()
+    assert [name for name, p in method.named_parameters() if p.grad is None] == []
+    assert all(f.grad is not None and f.grad.isfinite().all() for f in student.values())
+    assert sum(f.grad.abs().sum() for f in student.values()) > 0
+    for name, value in method.metrics().items():
+        assert value.shape == () and not value.requires_grad, name
+        assert name.split("/")[0] in ("p3", "p4"), name
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("channels", [(8, 8), (8, 12), (12, 8)])
+@pytest.mark.parametrize("n", [1, 2])
+def test_contract(name, channels, n):
+    method = DISTILLER_REGISTRY.get(name)(pyramid(channels[0]), pyramid(channels[1]))
+    check_contract(method, features(channels[0], n, grad=True), features(channels[1], n))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_contract_under_autocast(name):
+    method = DISTILLER_REGISTRY.get(name)(pyramid(8), pyramid(8))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        check_contract(method, features(8, grad=True), features(8))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_gradient_reaches_the_teachers_parameters(name):
+    """The model runs the teacher under no_grad; what the method itself is handed needs no gradient either."""
+    method = DISTILLER_REGISTRY.get(name)(pyramid(8), pyramid(8))
+    teacher = features(8)
+    sum(method(features(8, grad=True), teacher).values()).backward()
+    assert all(f.grad is None for f in teacher.values())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_arguments_are_keyword_only_with_plain_defaults(name):
+    """They become config keys."""
+    parameters = list(inspect.signature(DISTILLER_REGISTRY.get(name)).parameters.values())
+    assert [p.name for p in parameters[:2]] == ["student", "teacher"]
+    for p in parameters[2:]:
+        assert p.kind is inspect.Parameter.KEYWORD_ONLY and isinstance(p.default, (bool, int, float, str, list))
+        assert p.name in DISTILLER_REGISTRY.get(name).__doc__
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_levels_must_agree(name):
+    with pytest.raises(ValueError, match="levels differ"):
+        DISTILLER_REGISTRY.get(name)(pyramid(8), {"p3": FeatureSpec(8, 8)})
+
+
+def test_unknown_method_lists_the_known():
+    with pytest.raises(KeyError, match="ACAMKD, Mimic"):
+        DISTILLER_REGISTRY.get("ACAM")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_keep_the_contract(variant):
+    check_contract(ACAMKD(pyramid(8), pyramid(12), **VARIANTS[variant]), features(8, grad=True), features(12))
+
+
+def test_alignment_is_the_identity_where_channels_match():
+    same, other = align_levels(pyramid(6), pyramid(6)), align_levels(pyramid(6), pyramid(9))
+    x = torch.randn(1, 6, 3, 3)
+    assert torch.equal(same["p3"](x), x)
+    assert other["p4"](x).shape == (1, 9, 3, 3)
+
+
+def test_uniform_masks_are_plain_mimicking():
+    uniform = ACAMKD(pyramid(8), pyramid(8), alpha=3.0, **VARIANTS["uniform"])
+    student, teacher = features(8), features(8)
+    expected = Mimic(pyramid(8), pyramid(8), alpha=3.0)(student, teacher)["loss_mimic_mse"]
+    torch.testing.assert_close(uniform(student, teacher), {"loss_acam_spatial": expected})
+
+
+def test_acam_starts_as_strong_as_plain_mimicking():
+    """Masks start at one half, where each of L_s and L_c is half the mean squared error."""
+    student, teacher = features(8), features(8)
+    losses = ACAMKD(pyramid(8), pyramid(8))(student, teacher)
+    plain = sum(mse(student[k], teacher[k]) for k in student)
+    torch.testing.assert_close(losses["loss_acam_spatial"] + losses["loss_acam_channel"], plain, rtol=0.05, atol=0)
+
+
+def test_detached_masks_are_trained_by_diversity_alone():
+    method = ACAMKD(pyramid(8), pyramid(8))
+    student = features(8, grad=True)
+    losses = method(student, features(8))
+    (losses["loss_acam_spatial"] + losses["loss_acam_channel"]).backward(retain_graph=True)
+    mask_parameters = [p for n, p in method.named_parameters() if not n.startswith("align")]
+    assert mask_parameters and all(p.grad is None for p in mask_parameters)
+    before = [f.grad.clone() for f in student.values()]
+    losses["loss_acam_diversity"].backward()
+    assert all(p.grad is not None for p in mask_parameters)
+    assert all(torch.equal(f.grad, g) for f, g in zip(student.values(), before))
+
+
+def test_paper_masks_are_trained_by_everything():
+    method = ACAMKD(pyramid(8), pyramid(8), mask_gradient="paper")
+    losses = method(features(8), features(8))
+    (losses["loss_acam_spatial"] + losses["loss_acam_channel"]).backward()
+    assert all(p.grad is not None for p in method.parameters())
+
+
+def test_weights_scale_their_terms():
+    torch.manual_seed(1)
+    one = ACAMKD(pyramid(8), pyramid(8))
+    three = ACAMKD(pyramid(8), pyramid(8), alpha=3.0, lambda_div=0.5)
+    three.load_state_dict(one.state_dict())
+    student, teacher = features(8), features(8)
+    a, b = one(student, teacher), three(student, teacher)
+    for name, factor in (("spatial", 3), ("channel", 3), ("diversity", 0.5)):
+        torch.testing.assert_close(b[f"loss_acam_{name}"], factor * a[f"loss_acam_{name}"])
+
+
+def test_standardised_masks_do_not_depend_on_the_scale_of_the_features():
+    method = ACAMKD(pyramid(8), pyramid(8), standardize=True, fusion="TeacherFusion")
+    student, teacher = features(8), features(8)
+    metrics = []
+    for scale in (1.0, 50.0):
+        method({k: v * scale for k, v in student.items()}, {k: v * scale for k, v in teacher.items()})
+        metrics.append({k: v for k, v in method.metrics().items() if k.endswith(("mean", "std", "dice"))})
+    torch.testing.assert_close(metrics[0], metrics[1], rtol=1e-4, atol=1e-5)
+    assert metrics[0]["p3/spatial_std"] > 1e-3 and metrics[0]["p3/channel_std"] > 1e-4
+
+
+def test_metrics_are_those_of_the_masks():
+    method = ACAMKD(pyramid(8), pyramid(8), **{**VARIANTS["uniform"], "channel_masking": "ChannelMasking"})
+    method(features(8), features(8))
+    metrics = method.metrics()
+    assert metrics["p3/spatial_mean"] == 1 and metrics["p3/spatial_std"] == 0
+    assert metrics["p3/spatial_min_sum"] == 6 * 7 and metrics["p3/spatial_dice"].item() == pytest.approx(1)
+    assert 0.45 < metrics["p4/channel_mean"] < 0.55 and metrics["p4/channel_min_sum"] < 8
+
+
+def test_a_collapse_is_reported_with_level_and_key():
+    method = ACAMKD(pyramid(8), pyramid(8), fusion="TeacherFusion", mask_gradient="paper", channel_masking="")
+    student, teacher = features(8), {k: torch.rand(2, 8, *v.shape[2:]) + 1 for k, v in features(8).items()}
+    method(student, teacher)
+    assert method.warnings() == []
+    with torch.no_grad():
+        method.masking["spatial"]["p4"].units[:3].fill_(-2.0)  # sigmoid(-16) and less
+    method(student, teacher)
+    (warning,) = method.warnings()
+    assert "3 of 6 spatial masks of level p4" in warning and "MASK_GRADIENT to 'detached'" in warning
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"alpha": -1.0}, "alpha must not be negative, found -1.0"),
+        ({"lambda_div": -0.1}, "LAMBDA_DIV"),
+        ({"num_masks": 0}, "num_masks must be at least 1, not 0"),
+        ({"mask_gradient": "none"}, "'detached', 'paper'"),
+        ({"spatial_masking": "", "channel_masking": ""}, "there are no masks"),
+        ({"query": "both"}, "'teacher' or 'student'"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ACAMKD(pyramid(8), pyramid(8), **arguments)
+
+
+@pytest.mark.parametrize("key", ["fusion", "spatial_masking", "channel_masking"])
+def test_unknown_modules_list_the_known(key):
+    with pytest.raises(KeyError, match="known: "):
+        ACAMKD(pyramid(8), pyramid(8), **{key: "Nonsense"})

@@ -1,0 +1,105 @@
+"""The tap, and the pairing of levels."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from acam_kd.core import FeatureSpec, FeatureTap, match_levels
+from torch import nn
+
+
+class Backbone(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=8, padding=1)
+
+    def forward(self, batch):
+        return {"p3": self.conv(batch)}
+
+
+def pyramid(*strides, channels=256):
+    return {f"p{s.bit_length() - 1}": FeatureSpec(channels, s) for s in strides}
+
+
+def test_tap_gives_the_batch_and_the_features_once():
+    backbone, batch = Backbone(), torch.randn(1, 3, 16, 16)
+    tap = FeatureTap(backbone)
+    out = backbone(batch)
+    seen, features = tap.pop()
+    assert seen is batch and features["p3"] is out["p3"]
+    with pytest.raises(RuntimeError, match="did not run in training"):
+        tap.pop()
+
+
+def test_tap_records_in_training_only():
+    backbone = Backbone().eval()
+    tap = FeatureTap(backbone)
+    backbone(torch.randn(1, 3, 16, 16))
+    with pytest.raises(RuntimeError):
+        tap.pop()
+
+
+def test_tap_forgets_on_clear_and_stops_on_remove():
+    backbone = Backbone()
+    tap = FeatureTap(backbone)
+    backbone(torch.randn(1, 3, 16, 16))
+    tap.clear()
+    with pytest.raises(RuntimeError):
+        tap.pop()
+    tap.remove()
+    backbone(torch.randn(1, 3, 16, 16))
+    with pytest.raises(RuntimeError):
+        tap.pop()
+
+
+def test_a_deep_copy_has_its_own_tap():
+    class Owner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = Backbone()
+            self.tap = FeatureTap(self.backbone)
+
+    owner = Owner()
+    twin = copy.deepcopy(owner)
+    twin.backbone(torch.randn(1, 3, 16, 16))
+    assert twin.tap.pop()[1]["p3"].shape == (1, 4, 2, 2)
+    with pytest.raises(RuntimeError):
+        owner.tap.pop()
+
+
+def test_tap_wants_named_levels():
+    module = nn.Conv2d(3, 4, 1)
+    FeatureTap(module)
+    with pytest.raises(TypeError, match="Conv2d returned Tensor; a mapping"):
+        module(torch.randn(1, 3, 2, 2))
+
+
+def test_levels_are_paired_by_stride_whatever_their_names():
+    teacher = {"a": FeatureSpec(8, 32), "b": FeatureSpec(8, 8), "c": FeatureSpec(8, 16)}
+    assert match_levels(pyramid(8, 16, 32), teacher) == {"p3": "b", "p4": "c", "p5": "a"}
+
+
+def test_partial_overlap_pairs_what_it_can_and_levels_choose():
+    student, teacher = pyramid(8, 16, 32, 64, 128), pyramid(4, 8, 16, 32, 64)
+    assert list(match_levels(student, teacher)) == ["p3", "p4", "p5", "p6"]
+    assert match_levels(student, teacher, ["p4"]) == {"p4": "p4"}
+
+
+def test_pyramids_that_do_not_match_are_both_printed():
+    with pytest.raises(
+        ValueError, match=r"share no stride.*student: p3 \(stride 8, 256 channels\).*teacher: p4 \(stride 16"
+    ):
+        match_levels(pyramid(8), pyramid(16))
+    with pytest.raises(ValueError, match="teacher has no level for p7.*stride 128.*teacher: p2"):
+        match_levels(pyramid(8, 128), pyramid(4, 8), ["p3", "p7"])
+    with pytest.raises(ValueError, match="two levels of the teacher have stride 8"):
+        match_levels(pyramid(8), {"a": FeatureSpec(1, 8), "b": FeatureSpec(1, 8)})
+    with pytest.raises(ValueError, match="two levels of the student"):
+        match_levels({"a": FeatureSpec(1, 8), "b": FeatureSpec(1, 8)}, pyramid(8))
+
+
+def test_unknown_level_lists_the_known():
+    with pytest.raises(KeyError, match="unknown level 'p9'; the student has: p3, p4"):
+        match_levels(pyramid(8, 16), pyramid(8, 16), ["p9"])

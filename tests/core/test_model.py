@@ -1,0 +1,196 @@
+"""The training step, with a detector of a few lines: what is trained, saved, moved, seen by whom, refused."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from acam_kd.core import DistillationModel, FeatureSpec, FrozenTeacher, PixelTransform, inherit
+from acam_kd.core.distillers import ACAMKD, Mimic
+from torch import nn
+
+
+class Backbone(nn.Module):
+    def __init__(self, channels=4):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, channels, 3, stride=8, padding=1), nn.BatchNorm2d(channels)
+
+    def forward(self, batch):
+        return {"p3": self.norm(self.conv(batch))}
+
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head = Backbone(), nn.Conv2d(4, 2, 1)
+
+    def forward(self, batch):
+        out = self.head(self.backbone(batch)["p3"])
+        return {"loss_cls": out.square().mean()} if self.training else out
+
+
+def build(method=Mimic, **arguments):
+    levels = {"p3": FeatureSpec(4, 8)}
+    return DistillationModel(
+        student=Detector(),
+        teacher=FrozenTeacher(Backbone()),
+        distiller=method(levels, {"p3": FeatureSpec(4, 8)}, **arguments),
+        levels={"p3": "p3"},
+    )
+
+
+@pytest.fixture
+def batch():
+    return torch.randn(2, 3, 16, 16)
+
+
+def test_evaluation_is_exactly_the_student(batch):
+    model = build().eval()
+    assert torch.equal(model(batch), model.student(batch))
+
+
+def test_training_adds_the_losses_and_their_gradients_stay_out_of_the_teacher(batch):
+    model = build(ACAMKD)
+    losses = model(batch)
+    assert set(losses) == {"loss_cls", "loss_acam_spatial", "loss_acam_channel", "loss_acam_diversity"}
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert all(p.grad is None for p in model.teacher.backbone.parameters())
+
+
+def test_distillation_reaches_the_students_backbone(batch):
+    model = build()
+    model(batch)["loss_mimic_mse"].backward()
+    assert model.student.backbone.conv.weight.grad.abs().sum() > 0
+    assert model.student.head.weight.grad is None
+
+
+def test_the_teacher_is_nobodys_submodule(batch):
+    model = build()
+    teacher = {id(p) for p in model.teacher.backbone.parameters()}
+    assert not teacher & {id(p) for p in model.parameters()}
+    assert not [name for name in model.state_dict() if "teacher" in name]
+    assert not [name for name, _ in model.named_modules() if "teacher" in name]
+
+
+def test_the_teacher_never_trains(batch):
+    model = build().train()
+    before = {k: v.clone() for k, v in model.teacher.backbone.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, weight_decay=0.1)
+    for _ in range(2):
+        sum(model(batch).values()).backward()
+        optimizer.step()
+    assert not model.teacher.backbone.training
+    assert all(torch.equal(v, before[k]) for k, v in model.teacher.backbone.state_dict().items())
+    assert not model.teacher(batch)["p3"].requires_grad
+
+
+def test_the_teacher_follows_the_model(batch):
+    model = build().to(torch.float64)
+    assert model.teacher.backbone.conv.weight.dtype == torch.float64
+    model(batch.double())
+    assert next(build().to("meta").teacher.backbone.parameters()).device.type == "meta"
+
+
+def test_the_teacher_gets_the_very_batch_of_the_student(batch):
+    model, seen = build(), []
+    model.teacher.backbone.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    model.student.backbone.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    model(batch)
+    assert seen[0] is seen[1] is batch
+
+
+def test_a_deep_copy_distils_on_its_own(batch):
+    model = build()
+    twin = copy.deepcopy(model)
+    first = {k: v.item() for k, v in twin(batch).items()}
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    assert {k: v.item() for k, v in twin(batch).items()} == pytest.approx(first, rel=1e-3)
+    assert twin.teacher is not model.teacher
+
+
+def test_nothing_to_distil_is_the_student_alone(batch):
+    model = DistillationModel(student=Detector(), teacher=None, distiller=None, levels={})
+    assert set(model(batch)) == {"loss_cls"} and model.metrics() == {}
+
+
+def test_a_student_whose_backbone_does_not_run_is_an_error(batch):
+    class Bypass(Detector):
+        def forward(self, batch):
+            return {"loss_cls": self.head(self.backbone.forward(batch)["p3"]).mean()}  # hooks do not fire
+
+    model = build()
+    model = DistillationModel(student=Bypass(), teacher=model.teacher, distiller=model.distiller, levels=model.levels)
+    with pytest.raises(RuntimeError, match="nothing to distil"):
+        model(batch)
+
+
+def test_a_student_without_backbone_is_an_error():
+    with pytest.raises(ValueError, match="Conv2d has no module called `backbone`"):
+        DistillationModel(student=nn.Conv2d(1, 1, 1), teacher=None, distiller=None, levels={})
+
+
+def test_maps_of_other_sizes_are_an_error(batch):
+    model = build()
+    model.teacher.backbone.conv.stride = (4, 4)
+    with pytest.raises(ValueError, match=r"level p3 of the student is \(2, 2\), level p3 of the teacher is \(4, 4\)"):
+        model(batch)
+
+
+def test_non_finite_losses_are_named_with_term_level_and_time(batch):
+    model = build(ACAMKD)
+    model.raise_if_not_finite(model(batch), when="iteration 6")
+    with torch.no_grad():
+        model.teacher.backbone.norm.running_mean.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"iteration 7: .*loss_acam_spatial = nan.*p3/spatial_mse"):
+        model.raise_if_not_finite(model(batch), when="iteration 7")
+
+
+def test_ratio_of_distillation_to_task(batch):
+    model = build(alpha=2.0)
+    losses = model(batch)
+    assert model.metrics()["distillation_to_task"].item() == pytest.approx(
+        (losses["loss_mimic_mse"] / losses["loss_cls"]).item()
+    )
+
+
+BGR = {"student_mean": [103.5, 116.3, 123.7], "student_std": [1.0, 1.0, 1.0]}
+RGB = {"teacher_mean": [123.7, 116.3, 103.5], "teacher_std": [58.4, 57.1, 57.4]}
+
+
+def test_an_image_of_the_mean_colour_is_zero_to_the_teacher():
+    transform = PixelTransform(**BGR, **RGB, reverse_channels=True)
+    torch.testing.assert_close(transform(torch.zeros(1, 3, 2, 2)), torch.zeros(1, 3, 2, 2))
+
+
+def test_pixels_are_what_the_teacher_would_have_made_of_them():
+    bgr = torch.rand(1, 3, 4, 4) * 255
+    student = (bgr - torch.tensor(BGR["student_mean"]).view(3, 1, 1)) / torch.tensor([2.0, 3.0, 4.0]).view(3, 1, 1)
+    mean, std = (torch.tensor(RGB[k]).view(3, 1, 1) for k in ("teacher_mean", "teacher_std"))
+    transform = PixelTransform(
+        student_mean=BGR["student_mean"], student_std=[2.0, 3.0, 4.0], **RGB, reverse_channels=True
+    )
+    torch.testing.assert_close(transform(student), (bgr.flip(1) - mean) / std, rtol=1e-4, atol=1e-4)
+
+
+def test_equal_statistics_leave_the_batch_alone(batch):
+    same = {"teacher_mean": BGR["student_mean"], "teacher_std": BGR["student_std"]}
+    assert PixelTransform(**BGR, **same)(batch) is batch
+
+
+def test_inheritance_copies_what_fits_and_reports_the_rest():
+    student, teacher = Detector(), Detector()
+    student.extra = nn.Linear(2, 2)
+    teacher.head = nn.Conv2d(4, 3, 1)
+    teacher.neck, student.neck = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+    own = student.backbone.conv.weight.clone()
+    report = inherit(student, teacher, exclude=["backbone."])
+    assert sorted(report.copied) == ["neck.bias", "neck.weight"]
+    assert torch.equal(student.neck.weight, teacher.neck.weight)
+    assert torch.equal(student.backbone.conv.weight, own)
+    assert report.skipped["head.bias"] == "(2,) here, (3,) in the teacher"
+    assert report.skipped["extra.weight"] == "the teacher has no tensor of that name"
+    assert "inherited 2 tensors" in str(report) and "skipped 4" in str(report)
