@@ -1,0 +1,129 @@
+"""A COCO-format detection dataset made on the spot: textured shapes on noise, from small to large.
+
+Six classes: disc, square and triangle, each plain or with a bar across it, so that telling a class takes the
+outline and an inner part. Everything is determined by the seed and the image's index.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+__all__ = ["CLASSES", "SPLITS", "make_shapes"]
+
+OUTLINES = ("disc", "square", "triangle")
+CLASSES = tuple(f"{mark} {outline}" for outline in OUTLINES for mark in ("plain", "barred"))
+SPLITS = {"train": 600, "val": 200}
+"""Images per split."""
+
+Array = np.ndarray[Any, Any]
+
+
+def make_shapes(root: str | Path, *, size: int = 160, seed: int = 0) -> Path:
+    """Write the dataset below ``root``, unless it is there already.
+
+    Nothing half-written is ever found under the final name, also with several processes at it.
+
+    Args:
+        root: gets a folder ``shapes_<size>_<seed>`` with ``train.json``, ``val.json`` and their image
+            folders ``train``, ``val``.
+        size: height and width of the images, in pixels.
+        seed: the same seed gives the same files.
+
+    Returns:
+        The folder made.
+    """
+    folder = Path(root) / f"shapes_{size}_{seed}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(dir=folder.parent))
+    for number, (split, count) in enumerate(SPLITS.items()):
+        _write_split(building, split, count, size, (seed, number))
+    try:
+        os.rename(building, folder)
+    except OSError:  # another process was faster
+        shutil.rmtree(building)
+    return folder
+
+
+def _write_split(folder: Path, split: str, count: int, size: int, seed: tuple[int, int]) -> None:
+    (folder / split).mkdir()
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in range(count):
+        pixels, shapes = draw(np.random.default_rng((*seed, index)), size)
+        name = f"{index:05d}.png"
+        cv2.imwrite(str(folder / split / name), pixels)
+        images.append({"id": index + 1, "file_name": name, "height": size, "width": size})
+        for category, polygon in shapes:
+            annotations.append(_annotation(len(annotations) + 1, index + 1, category, polygon))
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
+    content = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+    (folder / f"{split}.json").write_text(json.dumps(content))
+
+
+def _annotation(number: int, image: int, category: int, polygon: Array) -> dict[str, Any]:
+    (x0, y0), (x1, y1) = polygon.min(0).tolist(), polygon.max(0).tolist()
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": category + 1,
+        "bbox": [x0, y0, x1 - x0 + 1, y1 - y0 + 1],
+        "area": float(cv2.contourArea(polygon)),
+        "segmentation": [polygon.reshape(-1).tolist()],
+        "iscrowd": 0,
+    }
+
+
+def draw(rng: np.random.Generator, size: int) -> tuple[Array, list[tuple[int, Array]]]:
+    """Draw one image.
+
+    Returns:
+        BGR (size, size, 3), and (class index, outline (K, 2) as x, y) of every shape, back to front.
+    """
+    canvas = _texture(rng, size)
+    shapes: list[tuple[int, Array]] = []
+    boxes: list[tuple[float, float, float]] = []
+    for _ in range(int(rng.integers(2, 8))):
+        radius = float(np.exp(rng.uniform(np.log(6), np.log(size * 0.3))))
+        x, y = rng.uniform(radius, size - radius, 2)
+        if any(np.hypot(x - u, y - v) < 0.8 * max(radius, r) for u, v, r in boxes):
+            continue  # shapes may overlap, but none hides another
+        boxes.append((x, y, radius))
+        category = int(rng.integers(len(CLASSES)))
+        shapes.append((category, _draw_shape(canvas, rng, category, x, y, radius)))
+    noisy = canvas + rng.normal(0, 12, canvas.shape)
+    return noisy.clip(0, 255).astype(np.uint8), shapes
+
+
+def _draw_shape(canvas: Any, rng: np.random.Generator, category: int, x: float, y: float, radius: float) -> Array:
+    sides = {"disc": 24, "square": 4, "triangle": 3}[OUTLINES[category // 2]]
+    turn = rng.uniform(0, 2 * np.pi)
+    angles = turn + 2 * np.pi * np.arange(sides) / sides
+    points = np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], 1)
+    polygon = points.round().clip(0, canvas.shape[0] - 1).astype(np.int32)
+    mask = np.zeros(canvas.shape[:2], np.uint8)
+    cv2.fillPoly(mask, [polygon], 1)
+    colour = rng.uniform(40, 215, 3)
+    filled = colour + rng.normal(0, 20, (canvas.shape[0], canvas.shape[1], 1))
+    canvas[mask > 0] = filled[mask > 0]
+    if category % 2:  # the bar
+        along = radius * 0.55 * np.array([np.cos(turn), np.sin(turn)])
+        ends = [tuple((np.array([x, y]) + sign * along).round().astype(int).tolist()) for sign in (-1, 1)]
+        contrast = np.where(colour > 127, colour - 90, colour + 90).tolist()
+        cv2.line(canvas, ends[0], ends[1], contrast, max(1, round(radius / 4)))
+    return polygon
+
+
+def _texture(rng: np.random.Generator, size: int) -> Any:
+    coarse = rng.uniform(60, 195, (5, 5, 3)).astype(np.float32)
+    fine = rng.normal(0, 15, (size // 4, size // 4, 3)).astype(np.float32)
+    return np.ascontiguousarray(sum(cv2.resize(x, (size, size), interpolation=cv2.INTER_CUBIC) for x in (coarse, fine)))
