@@ -1,0 +1,178 @@
+"""The meta-architecture: reads the config, once, and builds student, teacher and method from it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from ..core import (
+    DISTILLER_REGISTRY,
+    DistillationModel,
+    Distiller,
+    FeatureSpec,
+    FrozenTeacher,
+    PixelTransform,
+    inherit,
+    match_levels,
+)
+from ..core.features import describe
+from .config import INHERIT, META_ARCHITECTURE, method_arguments, student_config
+from .teacher import build_teacher
+
+__all__ = ["DistillationMetaArch"]
+
+logger = logging.getLogger("detectron2.acam_kd")
+
+
+@META_ARCH_REGISTRY.register()
+class DistillationMetaArch(DistillationModel):
+    """Distils any registered meta-architecture that has a ``backbone`` from a frozen teacher.
+
+    ``state_dict`` and ``load_state_dict`` are those of the plain student, so the ``model`` entry of every
+    checkpoint that any of Detectron2's tools writes loads in stock Detectron2 under the student's own
+    config, and ``MODEL.WEIGHTS`` works as it does for the student. What the distiller has learnt is
+    kept beside it by ``checkpoint_distiller(trainer)``.
+
+    Args:
+        student, teacher, distiller, levels: see ``DistillationModel``.
+        log_period: iterations between two records of the metrics.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        teacher: FrozenTeacher | None,
+        distiller: Distiller | None,
+        levels: Mapping[str, str],
+        log_period: int = 20,
+    ) -> None:
+        super().__init__(student=student, teacher=teacher, distiller=distiller, levels=levels)
+        self.log_period = log_period
+        self._warned: set[str] = set()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Build everything; the student first, so that a seed gives it the same start under every method."""
+        if cfg.DISTILL.STUDENT_META_ARCHITECTURE == META_ARCHITECTURE:
+            raise ValueError(f"DISTILL.STUDENT_META_ARCHITECTURE is {META_ARCHITECTURE}; name the student's own")
+        if cfg.DISTILL.INHERIT not in INHERIT:
+            raise ValueError(f"DISTILL.INHERIT must be one of {INHERIT}, not {cfg.DISTILL.INHERIT!r}")
+        if cfg.DISTILL.LOG_PERIOD < 1:
+            raise ValueError(f"DISTILL.LOG_PERIOD must be at least 1, not {cfg.DISTILL.LOG_PERIOD}")
+        student = build_model(student_config(cfg))
+        built: dict[str, Any] = {"student": student, "teacher": None, "distiller": None, "levels": {}}
+        built["log_period"] = cfg.DISTILL.LOG_PERIOD
+        if not cfg.DISTILL.METHOD and cfg.DISTILL.INHERIT == "never":
+            logger.info("student alone: DISTILL.METHOD is empty and DISTILL.INHERIT is 'never'")
+            return built
+        detector, teacher_cfg = build_teacher(cfg)
+        _inherit(cfg, student, teacher_cfg, detector)
+        if cfg.DISTILL.METHOD:
+            built |= _build_distillation(cfg, student, teacher_cfg, detector)
+        return built
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """As the student; in training the dict of losses has the distiller's too."""
+        output = super().forward(batched_inputs)
+        if self.training and self.distiller is not None:
+            iteration = get_event_storage().iter
+            self.raise_if_not_finite(output, when=f"iteration {iteration}")
+            if (iteration + 1) % self.log_period == 0:
+                self._log()
+        return output
+
+    def _log(self) -> None:
+        values = {name: float(value) for name, value in self.metrics().items()}
+        get_event_storage().put_scalars(smoothing_hint=False, **{f"distill/{k}": v for k, v in values.items()})
+        by_level: dict[str, list[str]] = {}
+        for name, value in values.items():
+            level, _, quantity = name.rpartition("/")
+            by_level.setdefault(level, []).append(f"{quantity} {value:.4g}")
+        logger.info("\n".join(f"{level or 'distill'}: {'  '.join(v)}" for level, v in by_level.items()))
+        assert self.distiller is not None
+        for warning in self.distiller.warnings():
+            if warning not in self._warned:
+                self._warned.add(warning)
+                logger.warning("%s (under DISTILL.%s)", warning, type(self.distiller).__name__.upper())
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The student's."""
+        return self.student.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Into the student."""
+        return self.student.load_state_dict(*args, **kwargs)
+
+
+def _build_distillation(cfg: CfgNode, student: nn.Module, teacher_cfg: CfgNode, detector: nn.Module) -> dict[str, Any]:
+    method = DISTILLER_REGISTRY.get(cfg.DISTILL.METHOD)
+    node = cfg.DISTILL[cfg.DISTILL.METHOD.upper()]
+    arguments = {name: node[name.upper()] for name in method_arguments(method)}
+    student_pyramid, teacher_pyramid = _pyramid(student), _pyramid(detector)
+    levels = match_levels(student_pyramid, teacher_pyramid, cfg.DISTILL.LEVELS)
+    logger.info("distilling with %s on %s", cfg.DISTILL.METHOD, ", ".join(f"{s} <- {t}" for s, t in levels.items()))
+    if not cfg.DISTILL.LEVELS and len(levels) < len(student_pyramid):
+        logger.warning(
+            "not every level of the student has a partner of its stride. student: %s; teacher: %s",
+            describe(student_pyramid),
+            describe(teacher_pyramid),
+        )
+    distiller = method(
+        {s: student_pyramid[s] for s in levels}, {s: teacher_pyramid[t] for s, t in levels.items()}, **arguments
+    )
+    teacher = FrozenTeacher(_backbone(detector), _pixel_transform(cfg, teacher_cfg))
+    return {"teacher": teacher, "distiller": distiller, "levels": levels}
+
+
+def _backbone(detector: nn.Module) -> nn.Module:
+    backbone = getattr(detector, "backbone", None)
+    if not isinstance(backbone, nn.Module):
+        raise ValueError(f"{type(detector).__name__} has no `backbone`, so its features cannot be reached")
+    return backbone
+
+
+def _pyramid(detector: nn.Module) -> dict[str, FeatureSpec]:
+    shapes: dict[str, ShapeSpec] = _backbone(detector).output_shape()  # type: ignore[operator]
+    return {name: FeatureSpec(channels=s.channels, stride=s.stride) for name, s in shapes.items()}
+
+
+def _pixel_transform(cfg: CfgNode, teacher_cfg: CfgNode) -> PixelTransform:
+    formats = (cfg.INPUT.FORMAT, teacher_cfg.INPUT.FORMAT)
+    if formats[0] != formats[1] and set(formats) != {"BGR", "RGB"}:
+        raise ValueError(
+            f"INPUT.FORMAT is {formats[0]} for the student, {formats[1]} for the teacher: no way between them"
+        )
+    return PixelTransform(
+        student_mean=cfg.MODEL.PIXEL_MEAN,
+        student_std=cfg.MODEL.PIXEL_STD,
+        teacher_mean=teacher_cfg.MODEL.PIXEL_MEAN,
+        teacher_std=teacher_cfg.MODEL.PIXEL_STD,
+        reverse_channels=formats[0] != formats[1],
+    )
+
+
+def _kind(meta_architecture: str, cfg: CfgNode) -> tuple[str, str]:
+    heads = cfg.MODEL.ROI_HEADS.NAME if meta_architecture in ("GeneralizedRCNN", "PanopticFPN") else ""
+    return meta_architecture, heads
+
+
+def _inherit(cfg: CfgNode, student: nn.Module, teacher_cfg: CfgNode, detector: nn.Module) -> None:
+    """Neck and head from the teacher, all but the backbone proper; MODEL.WEIGHTS is loaded later and wins."""
+    kinds = _kind(cfg.DISTILL.STUDENT_META_ARCHITECTURE, cfg), _kind(teacher_cfg.MODEL.META_ARCHITECTURE, teacher_cfg)
+    if cfg.DISTILL.INHERIT == "never":
+        logger.info("nothing is inherited from the teacher: DISTILL.INHERIT is 'never'")
+        return
+    if cfg.DISTILL.INHERIT == "auto" and kinds[0] != kinds[1]:
+        logger.info("nothing is inherited: the student is %s, the teacher %s (DISTILL.INHERIT)", *kinds)
+        return
+    proper = "backbone.bottom_up." if hasattr(_backbone(student), "bottom_up") else "backbone."
+    logger.info("%s", inherit(student, detector, exclude=[proper]))

@@ -1,0 +1,101 @@
+"""Tiny detectors in real Detectron2, and the files around them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from acam_kd.d2 import add_distillation_config
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))  # train_net
+
+TINY = [
+    "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.RESNETS.NORM", "BN",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "8",
+    "MODEL.RESNETS.WIDTH_PER_GROUP", "4", "MODEL.RETINANET.NUM_CLASSES", "3", "MODEL.ROI_HEADS.NUM_CLASSES", "3",
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN", "20", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "10",
+    "MODEL.RPN.PRE_NMS_TOPK_TEST", "20", "MODEL.RPN.POST_NMS_TOPK_TEST", "10",
+    "MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.ROI_MASK_HEAD.CONV_DIM", "8",
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16", "MODEL.RETINANET.NUM_CONVS", "1",
+    "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "DATALOADER.NUM_WORKERS", "0",
+]  # fmt: skip
+NARROW = ["MODEL.FPN.OUT_CHANNELS", "16"]
+
+
+def detector_config(base: str, *opts: object) -> CfgNode:
+    """A tiny detector of Detectron2's own; ``base`` is a file of configs/."""
+    cfg = get_cfg()
+    cfg.merge_from_file(str(ROOT / "configs" / base))
+    cfg.merge_from_list([*TINY, *NARROW, *opts])
+    return cfg
+
+
+def save_config(cfg: CfgNode, path: Path) -> str:
+    path.write_text(cfg.dump())
+    return str(path)
+
+
+def save_weights(cfg: CfgNode, path: Path, seed: int = 7) -> str:
+    torch.manual_seed(seed)
+    torch.save({"model": build_model(cfg).state_dict()}, path)
+    return str(path)
+
+
+def distillation_config(student: CfgNode, teacher: str, *opts: object, weights: str = "random") -> CfgNode:
+    """A distillation config around a student's; ``teacher`` is a config file."""
+    cfg = get_cfg()
+    add_distillation_config(cfg)
+    cfg.merge_from_other_cfg(CfgNode(student))
+    cfg.DISTILL.STUDENT_META_ARCHITECTURE = cfg.MODEL.META_ARCHITECTURE
+    cfg.MODEL.META_ARCHITECTURE = "DistillationMetaArch"
+    cfg.DISTILL.TEACHER.CONFIG_FILE = teacher
+    cfg.DISTILL.TEACHER.WEIGHTS = weights
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def inputs(n: int = 2, size: tuple[int, int] = (64, 96), boxes: bool = True) -> list[dict]:
+    """What Detectron2's mapper gives a detector."""
+    draw = torch.Generator().manual_seed(1)
+    out = []
+    for _ in range(n):
+        instances = Instances(size)
+        corners = torch.tensor([[4.0, 4.0, 40.0, 40.0], [20.0, 10.0, 60.0, 50.0]])
+        instances.gt_boxes = Boxes(corners if boxes else corners[:0])
+        instances.gt_classes = torch.tensor([0, 2]) if boxes else torch.zeros(0, dtype=torch.int64)
+        image = torch.randint(0, 256, (3, *size), generator=draw, dtype=torch.uint8)
+        out.append({"image": image, "instances": instances, "height": size[0], "width": size[1]})
+    return out
+
+
+@pytest.fixture
+def storage():
+    with EventStorage(0) as events:
+        yield events
+
+
+@pytest.fixture
+def retinanet():
+    return detector_config("Base-RetinaNet.yaml")
+
+
+@pytest.fixture
+def rcnn():
+    return detector_config("Base-RCNN-FPN.yaml")
+
+
+@pytest.fixture
+def retinanet_teacher(retinanet, tmp_path):
+    return save_config(retinanet, tmp_path / "teacher.yaml")
+
+
+@pytest.fixture
+def rcnn_teacher(rcnn, tmp_path):
+    return save_config(rcnn, tmp_path / "rcnn_teacher.yaml")

@@ -1,0 +1,92 @@
+"""Every YAML builds; the keys are the methods' arguments."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+import torch
+from acam_kd.core import DISTILLER_REGISTRY
+from acam_kd.core.distillers import ACAMKD
+from acam_kd.d2 import add_distillation_config, merge_config_file
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
+from .conftest import ROOT
+
+CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.name != "rows.yaml")
+LEAVES = [p for p in CONFIGS if not p.name.startswith("Base-")]
+
+
+def load(path):
+    cfg = get_cfg()
+    add_distillation_config(cfg)
+    merge_config_file(cfg, str(path))
+    return cfg
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT / "configs")))
+def test_it_builds(path):
+    """On the meta device, where nothing is computed and nothing is allocated."""
+    cfg = load(path)
+    cfg.MODEL.DEVICE = "meta"
+    cfg.DISTILL.TEACHER.WEIGHTS = "random"
+    if path.name == "Base-ACAM.yaml":
+        cfg.DISTILL.METHOD, cfg.DISTILL.INHERIT = "", "never"
+    with torch.device("meta"):
+        model = build_model(cfg)
+    if cfg.MODEL.META_ARCHITECTURE == "DistillationMetaArch" and cfg.DISTILL.METHOD:
+        assert len(model.levels) >= 4
+        assert type(model.distiller).__name__ == cfg.DISTILL.METHOD
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=lambda p: str(p.relative_to(ROOT / "configs")))
+def test_it_opens_with_a_comment_and_its_true_command(path):
+    text = path.read_text()
+    assert text.startswith("# ")
+    for named in re.findall(r"--config-file (\S+)", text):
+        assert (ROOT / named) == path
+
+
+@pytest.mark.parametrize("name", [name for name, _ in DISTILLER_REGISTRY])
+def test_keys_and_defaults_are_the_constructors(name):
+    cfg = get_cfg()
+    add_distillation_config(cfg)
+    parameters = inspect.signature(DISTILLER_REGISTRY.get(name)).parameters
+    expected = {p.upper(): v.default for p, v in parameters.items() if v.kind is inspect.Parameter.KEYWORD_ONLY}
+    assert dict(cfg.DISTILL[name.upper()]) == expected
+
+
+def test_every_key_of_a_method_reaches_it():
+    cfg = load(ROOT / "configs/quick_schedules/acam_instant.yaml")
+    cfg.DISTILL.ACAMKD.merge_from_list(
+        [
+            "ALPHA",
+            2.0,
+            "LAMBDA_DIV",
+            0.5,
+            "NUM_MASKS",
+            3,
+            "MASK_GRADIENT",
+            "paper",
+            "STANDARDIZE",
+            True,
+            "QUERY",
+            "student",
+        ]
+    )
+    method = build_model(cfg).distiller
+    assert isinstance(method, ACAMKD)
+    assert (method.alpha, method.lambda_div, method.mask_gradient, method.standardize) == (2.0, 0.5, "paper", True)
+    assert method.masking["spatial"]["p3"].units.shape[0] == 3 and method.fusion["p3"].query_from == "student"
+
+
+def test_the_flagship_is_the_papers_schedule():
+    cfg = load(ROOT / "configs/acam_r50_r101.yaml")
+    epochs = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH / 117266
+    steps = [s * cfg.SOLVER.IMS_PER_BATCH / 117266 for s in cfg.SOLVER.STEPS]
+    assert round(epochs, 2) == 24 and [round(s, 2) for s in steps] == [16, 22]
+    assert (cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.BASE_LR) == (0.9, 1e-4, 0.02)
+    assert cfg.DISTILL.MAX_GRADIENT_NORM == 35 and cfg.DISTILL.ACAMKD.NUM_MASKS == 6
+    assert load(ROOT / "configs/acam_retinanet_r50_r101.yaml").SOLVER.BASE_LR == 0.01

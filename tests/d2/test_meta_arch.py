@@ -1,0 +1,266 @@
+"""The meta-architecture in real Detectron2: pairs, losses, logging, what is trained and what is saved."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+
+import pytest
+import torch
+from acam_kd.d2 import DistillationMetaArch, student_config
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
+from .conftest import ROOT, detector_config, distillation_config, inputs, save_config, save_weights
+
+PAIRS = {
+    "retinanet": ("Base-RetinaNet.yaml", "Base-RetinaNet.yaml", []),
+    "faster rcnn": ("Base-RCNN-FPN.yaml", "Base-RCNN-FPN.yaml", []),
+    "retinanet from faster rcnn": ("Base-RetinaNet.yaml", "Base-RCNN-FPN.yaml", []),
+    "faster rcnn from retinanet": ("Base-RCNN-FPN.yaml", "Base-RetinaNet.yaml", []),
+    "proposal network": ("Base-RCNN-FPN.yaml", "Base-RCNN-FPN.yaml", ["MODEL.META_ARCHITECTURE", "ProposalNetwork"]),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("boxes", [True, False])
+def test_pairs_train_every_parameter(pair, boxes, storage, tmp_path):
+    student, teacher, opts = PAIRS[pair]
+    wide = detector_config(teacher, "MODEL.FPN.OUT_CHANNELS", 24, "MODEL.RESNETS.DEPTH", 101)
+    cfg = distillation_config(detector_config(student, *opts), save_config(wide, tmp_path / "t.yaml"))
+    model = build_model(cfg).train()
+    losses = model(inputs(boxes=boxes))
+    assert {"loss_acam_spatial", "loss_acam_channel", "loss_acam_diversity"} < set(losses)
+    sum(losses.values()).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    out = model.eval()(inputs())
+    assert len(out) == 2 and ("instances" in out[0] or "proposals" in out[0])
+
+
+def test_panoptic_fpn_is_a_student(storage, rcnn_teacher):
+    student = detector_config(
+        "Base-RCNN-FPN.yaml", "MODEL.META_ARCHITECTURE", "PanopticFPN", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4,
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32,
+    )  # fmt: skip
+    model = build_model(distillation_config(student, rcnn_teacher)).train()
+    batch = [{**x, "sem_seg": torch.zeros(64, 96, dtype=torch.int64)} for x in inputs()]
+    assert {"loss_sem_seg", "loss_acam_spatial"} < set(model(batch))
+
+
+def test_evaluation_is_the_plain_student(retinanet, retinanet_teacher):
+    model = build_model(distillation_config(retinanet, retinanet_teacher)).eval()
+    plain = build_model(retinanet).eval()
+    plain.load_state_dict(model.state_dict())
+    got, want = model(inputs())[0]["instances"], plain(inputs())[0]["instances"]
+    assert torch.equal(got.pred_boxes.tensor, want.pred_boxes.tensor) and torch.equal(got.scores, want.scores)
+
+
+def test_the_student_starts_alike_under_every_method(retinanet, retinanet_teacher):
+    starts = []
+    for method in ("", "Mimic", "ACAMKD"):
+        torch.manual_seed(5)
+        opts = ["DISTILL.METHOD", method, "DISTILL.INHERIT", "never"]
+        starts.append(build_model(distillation_config(retinanet, retinanet_teacher, *opts)).state_dict())
+    for other in starts[1:]:
+        assert all(torch.equal(v, starts[0][k]) for k, v in other.items())
+
+
+def test_no_teacher_is_built_for_the_student_alone(retinanet, storage):
+    cfg = distillation_config(retinanet, "nowhere.yaml", "DISTILL.METHOD", "", "DISTILL.INHERIT", "never")
+    model = build_model(cfg).train()
+    assert set(model(inputs())) == {"loss_cls", "loss_box_reg"} and model.teacher is None
+
+
+def test_state_is_the_plain_students(retinanet, retinanet_teacher):
+    model = build_model(distillation_config(retinanet, retinanet_teacher))
+    assert set(model.state_dict()) == set(build_model(retinanet).state_dict())
+    assert {n.split(".")[0] for n, _ in model.named_parameters()} == {"student", "distiller"}
+
+
+def test_stock_imagenet_weights_load_through_the_wrapper(retinanet, retinanet_teacher, tmp_path):
+    """In a peer with the teacher as a submodule this stops with "Cannot match one checkpoint key to multiple keys"."""
+    model = build_model(distillation_config(retinanet, retinanet_teacher, "DISTILL.INHERIT", "never"))
+    bottom_up = copy.deepcopy(model.student.backbone.bottom_up)
+    weights = {
+        k: torch.randn_like(v).numpy() if v.dtype.is_floating_point else v.numpy()
+        for k, v in bottom_up.state_dict().items()
+    }
+    with open(tmp_path / "R-50.pkl", "wb") as file:
+        pickle.dump({"model": weights, "__author__": "test", "matching_heuristics": True}, file)
+    DetectionCheckpointer(model).load(str(tmp_path / "R-50.pkl"))
+    loaded = model.student.backbone.bottom_up.state_dict()
+    assert all((loaded[k].numpy() == v).all() for k, v in weights.items())
+
+
+def test_levels_can_be_chosen_and_a_wrong_one_lists_the_known(retinanet, retinanet_teacher):
+    model = build_model(distillation_config(retinanet, retinanet_teacher, "DISTILL.LEVELS", "['p4', 'p5']"))
+    assert list(model.distiller.levels) == ["p4", "p5"]
+    with pytest.raises(KeyError, match="unknown level 'p2'; the student has: p3, p4, p5, p6, p7"):
+        build_model(distillation_config(retinanet, retinanet_teacher, "DISTILL.LEVELS", "['p2']"))
+
+
+def test_pyramids_without_a_common_stride_are_both_printed(retinanet, tmp_path):
+    c4 = detector_config(
+        "Base-RCNN-FPN.yaml", "MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES", "['res2']",
+        "MODEL.META_ARCHITECTURE", "ProposalNetwork", "MODEL.RPN.IN_FEATURES", "['res2']",
+        "MODEL.ANCHOR_GENERATOR.SIZES", "[[32]]",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"student: p3 \(stride 8.*teacher: res2 \(stride 4, 8 channels\)"):
+        build_model(distillation_config(retinanet, save_config(c4, tmp_path / "c4.yaml")))
+
+
+@pytest.mark.parametrize(
+    ("opts", "error", "message"),
+    [
+        (["DISTILL.METHOD", "ACAM"], KeyError, "no distiller is called 'ACAM'; known: ACAMKD, Mimic"),
+        (["DISTILL.ACAMKD.FUSION", "Sum"], KeyError, "no fusion is called 'Sum'"),
+        (["DISTILL.ACAMKD.SPATIAL_MASKING", "Soft"], KeyError, "no masking is called 'Soft'"),
+        (["DISTILL.ACAMKD.NUM_MASKS", 0], ValueError, "num_masks must be at least 1"),
+        (["DISTILL.ACAMKD.ALPHA", -1.0], ValueError, "alpha must not be negative"),
+        (["DISTILL.INHERIT", "yes"], ValueError, "auto.*always.*never.*'yes'"),
+        (["DISTILL.LOG_PERIOD", 0], ValueError, "LOG_PERIOD must be at least 1"),
+        (["INPUT.FORMAT", "L"], ValueError, "INPUT.FORMAT is L for the student, BGR for the teacher"),
+    ],
+)
+def test_bad_values_are_named(retinanet, retinanet_teacher, opts, error, message):
+    with pytest.raises(error, match=message):
+        build_model(distillation_config(retinanet, retinanet_teacher, *opts))
+
+
+def test_channel_order_and_statistics_are_the_teachers(retinanet, tmp_path, storage):
+    """An image of the mean colour is zero to the student and must be zero to the teacher, whose order is RGB."""
+    rgb = detector_config(
+        "Base-RetinaNet.yaml", "INPUT.FORMAT", "RGB", "MODEL.PIXEL_MEAN", "[30.0, 20.0, 10.0]",
+        "MODEL.PIXEL_STD", "[58.0, 57.0, 56.0]",
+    )  # fmt: skip
+    retinanet.MODEL.PIXEL_MEAN = [10.0, 20.0, 30.0]
+    model = build_model(distillation_config(retinanet, save_config(rgb, tmp_path / "rgb.yaml"))).train()
+    seen = []
+    model.teacher.backbone.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    batch = inputs()
+    for x in batch:
+        x["image"] = torch.tensor([10, 20, 30], dtype=torch.uint8).view(3, 1, 1).expand(3, 64, 96)
+    model(batch)
+    assert seen[0].abs().max() < 1e-5
+    for x in batch:  # one unit more of blue, which is first in BGR
+        x["image"] = torch.tensor([11, 20, 30], dtype=torch.uint8).view(3, 1, 1).expand(3, 64, 96)
+    model(batch)
+    torch.testing.assert_close(seen[1][0, :, 0, 0], torch.tensor([0, 0, 1 / 56.0]), atol=1e-5, rtol=1e-4)
+
+
+def test_inheritance_is_automatic_for_one_type_and_reported(
+    retinanet, retinanet_teacher, rcnn_teacher, tmp_path, caplog
+):
+    weights = save_weights(retinanet, tmp_path / "t.pth")
+    source = torch.load(weights)["model"]
+    with caplog.at_level(logging.INFO, logger="detectron2.acam_kd"):
+        student = build_model(distillation_config(retinanet, retinanet_teacher, weights=weights)).student.state_dict()
+    for name, value in student.items():
+        same = torch.equal(value, source[name])
+        if not name.startswith("backbone.bottom_up."):
+            assert same, name
+    assert not torch.equal(
+        student["backbone.bottom_up.stem.conv1.weight"], source["backbone.bottom_up.stem.conv1.weight"]
+    )
+    assert "inherited" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="detectron2.acam_kd"):
+        build_model(distillation_config(retinanet, rcnn_teacher))
+    assert "nothing is inherited: the student is ('RetinaNet', '')" in caplog.text
+
+
+def test_other_numbers_of_classes_are_skipped_with_the_reason(retinanet, tmp_path, caplog):
+    teacher = save_config(
+        detector_config("Base-RetinaNet.yaml", "MODEL.RETINANET.NUM_CLASSES", 5), tmp_path / "five.yaml"
+    )
+    with caplog.at_level(logging.INFO, logger="detectron2.acam_kd"):
+        build_model(distillation_config(retinanet, teacher))
+    assert "head.cls_score.bias: (27,) here, (45,) in the teacher" in caplog.text
+
+
+def test_a_cascade_teacher_is_another_type(rcnn, tmp_path, caplog):
+    cascade = detector_config(
+        "Base-RCNN-FPN.yaml",
+        "MODEL.ROI_HEADS.NAME",
+        "CascadeROIHeads",
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+        True,
+    )
+    teacher = save_config(cascade, tmp_path / "cascade.yaml")
+    with caplog.at_level(logging.INFO, logger="detectron2.acam_kd"):
+        build_model(distillation_config(rcnn, teacher))
+        build_model(distillation_config(rcnn, teacher, "DISTILL.INHERIT", "always"))
+    assert "nothing is inherited" in caplog.text and "inherited" in caplog.records[-2].getMessage()
+
+
+def test_metrics_go_to_the_storage_and_the_log(retinanet, retinanet_teacher, storage, caplog):
+    model = build_model(distillation_config(retinanet, retinanet_teacher, "DISTILL.LOG_PERIOD", 2)).train()
+    with caplog.at_level(logging.INFO, logger="detectron2.acam_kd"):
+        model(inputs())
+        assert not storage.latest()
+        storage.step()
+        model(inputs())
+    written = storage.latest()
+    assert written["distill/distillation_to_task"][0] > 0
+    for level in ("p3", "p4", "p5", "p6", "p7"):
+        for kind in ("spatial", "channel"):
+            for quantity in ("mean", "std", "min_sum", "dice", "mse"):
+                assert f"distill/{level}/{kind}_{quantity}" in written
+    assert "p7: spatial_mean" in caplog.text
+
+
+def test_a_collapse_warns_once_with_level_and_key(retinanet, retinanet_teacher, storage, caplog):
+    opts = ["DISTILL.LOG_PERIOD", 1, "DISTILL.ACAMKD.MASK_GRADIENT", "paper"]
+    model = build_model(distillation_config(retinanet, retinanet_teacher, *opts)).train()
+    with torch.no_grad():  # the sum over channels of |fused| is positive wherever there is anything
+        model.distiller.masking["channel"]["p5"].units.fill_(float("-inf"))
+        model.distiller.fusion["p5"].value.weight.copy_(torch.eye(16)[:, :, None, None])
+        model.distiller.align["p5"].weight.zero_()
+        model.distiller.align["p5"].bias.fill_(1.0)
+    with caplog.at_level(logging.WARNING, logger="detectron2.acam_kd"):
+        for _ in range(2):
+            model(inputs())
+            storage.step()
+    assert caplog.text.count("6 of 6 channel masks of level p5") == 1
+    assert "MASK_GRADIENT to 'detached' (under DISTILL.ACAMKD)" in caplog.text
+
+
+def test_non_finite_losses_name_term_level_and_iteration(retinanet, retinanet_teacher, storage):
+    model = build_model(distillation_config(retinanet, retinanet_teacher)).train()
+    storage.iter = 41
+    with torch.no_grad():
+        next(model.teacher.backbone.fpn_output4.parameters()).fill_(float("inf"))
+    with pytest.raises(FloatingPointError, match=r"iteration 41: .*loss_acam_spatial.*p4/spatial_mse"):
+        model(inputs())
+
+
+def test_amp_trains_teacher_and_student_under_one_autocast(retinanet, retinanet_teacher, storage):
+    model = build_model(distillation_config(retinanet, retinanet_teacher)).train()
+    dtypes = []
+    model.teacher.backbone.fpn_output4.register_forward_hook(lambda m, a, out: dtypes.append(out.dtype))
+    model.student.backbone.fpn_output4.register_forward_hook(lambda m, a, out: dtypes.append(out.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(inputs())
+    assert dtypes == [torch.bfloat16] * 2
+    assert all(losses[k].dtype == torch.float32 for k in losses if "acam" in k)
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_students_config_loads_in_stock_detectron2(retinanet, retinanet_teacher, tmp_path):
+    cfg = distillation_config(retinanet, retinanet_teacher)
+    path = save_config(student_config(cfg), tmp_path / "student.yaml")
+    stock = get_cfg()
+    stock.merge_from_file(path)
+    plain = build_model(stock)
+    missing, unexpected = plain.load_state_dict(build_model(cfg).state_dict(), strict=False)
+    assert missing == [] and unexpected == [] and stock.MODEL.META_ARCHITECTURE == "RetinaNet"
+
+
+def test_it_is_registered_by_import():
+    from detectron2.modeling import META_ARCH_REGISTRY
+
+    assert META_ARCH_REGISTRY.get("DistillationMetaArch") is DistillationMetaArch
+    assert (ROOT / "train_net.py").is_file()

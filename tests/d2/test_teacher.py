@@ -1,0 +1,155 @@
+"""Was my teacher loaded? Its config is found, its weights are complete, or there is an error."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+from acam_kd.d2 import add_distillation_config, merge_config_file
+from acam_kd.d2.teacher import build_teacher, teacher_config
+from detectron2.config import CfgNode, get_cfg
+
+from .conftest import detector_config, distillation_config, save_config, save_weights
+
+ZOO = "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml"
+
+
+def test_weights_are_loaded_and_their_hash_is_logged(retinanet, retinanet_teacher, tmp_path, caplog):
+    weights = save_weights(retinanet, tmp_path / "t.pth")
+    with caplog.at_level(logging.INFO, logger="detectron2.acam_kd.teacher"):
+        detector, _ = build_teacher(distillation_config(retinanet, retinanet_teacher, weights=weights))
+    source = torch.load(weights)["model"]
+    assert all(torch.equal(v, source[k]) for k, v in detector.state_dict().items())
+    assert f"all {len(source)} tensors" in caplog.text and "sha256 " in caplog.text and not detector.training
+
+
+def test_missing_and_mismatched_tensors_are_an_error_that_lists_them(retinanet, retinanet_teacher, tmp_path):
+    weights = save_weights(retinanet, tmp_path / "t.pth")
+    content = torch.load(weights)
+    del content["model"]["backbone.fpn_output4.weight"]
+    content["model"]["head.cls_score.bias"] = torch.zeros(5)
+    torch.save(content, weights)
+    with pytest.raises(ValueError, match="2 tensors would stay random") as error:
+        build_teacher(distillation_config(retinanet, retinanet_teacher, weights=weights))
+    assert "backbone.fpn_output4.weight: missing in the file" in str(error.value)
+    assert "head.cls_score.bias: (5,) in the file, (27,) in the teacher" in str(error.value)
+    assert "DISTILL.TEACHER.WEIGHTS" in str(error.value)
+
+
+def test_backbone_weights_alone_are_not_a_teacher(retinanet, retinanet_teacher, tmp_path):
+    """What happens to peers when MODEL.WEIGHTS of the teacher's file, an ImageNet backbone, is used."""
+    weights = save_weights(retinanet, tmp_path / "t.pth")
+    content = torch.load(weights)["model"]
+    torch.save({"model": {k: v for k, v in content.items() if k.startswith("backbone.bottom_up")}}, weights)
+    with pytest.raises(ValueError, match="would stay random"):
+        build_teacher(distillation_config(retinanet, retinanet_teacher, weights=weights))
+
+
+def test_no_weights_is_an_error_unless_random_is_asked_for(retinanet, retinanet_teacher, caplog):
+    with pytest.raises(ValueError, match="DISTILL.TEACHER.WEIGHTS is empty.*'random'"):
+        build_teacher(distillation_config(retinanet, retinanet_teacher, weights=""))
+    with caplog.at_level(logging.WARNING, logger="detectron2.acam_kd.teacher"):
+        first, _ = build_teacher(distillation_config(retinanet, retinanet_teacher))
+        second, _ = build_teacher(distillation_config(retinanet, retinanet_teacher))
+    assert "RANDOM" in caplog.text
+    pairs = zip(first.state_dict().values(), second.state_dict().values())
+    assert all(torch.equal(a, b) for a, b in pairs)  # every process builds the same
+
+
+def test_files_that_do_not_exist_name_the_path_tried(retinanet, retinanet_teacher, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"tried {tmp_path}/gone.pth.*DISTILL.TEACHER.WEIGHTS"):
+        build_teacher(distillation_config(retinanet, retinanet_teacher, weights=str(tmp_path / "gone.pth")))
+    with pytest.raises(FileNotFoundError, match="tried .*gone.yaml and the model zoo.*DISTILL.TEACHER.CONFIG_FILE"):
+        build_teacher(distillation_config(retinanet, str(tmp_path / "gone.yaml")))
+    with pytest.raises(ValueError, match="no teacher is named"):
+        build_teacher(distillation_config(retinanet, ""))
+    with pytest.raises(ValueError, match="LazyConfig"):
+        build_teacher(distillation_config(retinanet, "teacher.py"))
+
+
+def test_zoo_names_bring_their_weights(retinanet):
+    teacher = teacher_config(distillation_config(retinanet, ZOO, weights=""))
+    assert teacher.MODEL.WEIGHTS.endswith("137851257/model_final_f6e8b1.pkl") and teacher.MODEL.RESNETS.DEPTH == 101
+    mine = teacher_config(distillation_config(retinanet, ZOO, weights="mine.pth"))
+    assert mine.MODEL.WEIGHTS == "mine.pth"
+
+
+def test_overrides_reach_the_teacher_alone(retinanet, retinanet_teacher):
+    cfg = distillation_config(
+        retinanet,
+        retinanet_teacher,
+        "DISTILL.TEACHER.OPTS",
+        "['MODEL.RETINANET.NUM_CLASSES', 7, 'INPUT.FORMAT', 'RGB']",
+    )
+    teacher = teacher_config(cfg)
+    assert teacher.MODEL.RETINANET.NUM_CLASSES == 7 and teacher.INPUT.FORMAT == "RGB"
+    assert cfg.MODEL.RETINANET.NUM_CLASSES == 3 and cfg.INPUT.FORMAT == "BGR"
+
+
+def test_the_teachers_config_starts_from_todays_defaults(retinanet, retinanet_teacher, monkeypatch):
+    """A key that Detectron2 adds tomorrow must not break it, as it broke the peers that copied the tree."""
+    from detectron2.config import defaults
+
+    fresh = defaults._C.clone()
+    fresh.MODEL.NEW_IN_DETECTRON2 = 5
+    monkeypatch.setattr(defaults, "_C", fresh)
+    assert teacher_config(distillation_config(retinanet, retinanet_teacher)).MODEL.NEW_IN_DETECTRON2 == 5
+
+
+def test_keys_of_other_projects_are_known_to_the_teacher(retinanet, tmp_path):
+    with_key = retinanet.clone()
+    with_key.MY_PROJECT = CfgNode({"WIDTH": 3})
+    path = save_config(with_key, tmp_path / "t.yaml")
+    cfg = distillation_config(retinanet, path)
+    cfg.MY_PROJECT = CfgNode({"WIDTH": 1})
+    assert teacher_config(cfg).MY_PROJECT.WIDTH == 3
+
+
+def test_the_teachers_file_is_relative_to_the_file_that_names_it(retinanet, tmp_path, monkeypatch):
+    (tmp_path / "bases").mkdir()
+    (tmp_path / "leaves").mkdir()
+    teacher = save_config(retinanet, tmp_path / "bases" / "t.yaml")
+    (tmp_path / "bases" / "b.yaml").write_text("DISTILL: {TEACHER: {CONFIG_FILE: t.yaml}}\nVERSION: 2\n")
+    (tmp_path / "leaves" / "l.yaml").write_text("_BASE_: [../bases/b.yaml]\nDISTILL: {METHOD: Mimic}\n")
+    (tmp_path / "leaves" / "zoo.yaml").write_text(
+        f"_BASE_: ../bases/b.yaml\nDISTILL: {{TEACHER: {{CONFIG_FILE: {ZOO}}}}}\n"
+    )
+    (tmp_path / "leaves" / "none.yaml").write_text("MODEL: {META_ARCHITECTURE: RetinaNet}\nVERSION: 2\n")
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    for name in ("l", "zoo", "none"):
+        cfg = get_cfg()
+        add_distillation_config(cfg)
+        merge_config_file(cfg, f"leaves/{name}.yaml")
+        found[name] = cfg.DISTILL.TEACHER.CONFIG_FILE
+    assert found == {"l": teacher, "zoo": ZOO, "none": ""}
+    with pytest.raises(FileNotFoundError, match="no config file .*gone.yaml"):
+        merge_config_file(cfg, "gone.yaml")
+
+
+def test_importing_does_not_open_the_zoo():
+    """detectron2.model_zoo needs pkg_resources, which new setuptools no longer ship."""
+    code = "import sys; sys.modules['pkg_resources'] = None; import acam_kd.d2; print('detectron2.model_zoo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_zoo_that_cannot_be_opened_is_named(retinanet, monkeypatch):
+    monkeypatch.delitem(sys.modules, "detectron2.model_zoo", raising=False)
+    monkeypatch.delitem(sys.modules, "detectron2.model_zoo.model_zoo", raising=False)
+    monkeypatch.setitem(sys.modules, "pkg_resources", None)
+    import detectron2
+
+    monkeypatch.delattr(detectron2, "model_zoo", raising=False)
+    with pytest.raises(FileNotFoundError, match="zoo itself cannot be opened.*setuptools < 81"):
+        teacher_config(distillation_config(retinanet, ZOO))
+
+
+def test_a_teacher_with_a_coarser_grid_of_sizes_is_no_surprise(retinanet, tmp_path):
+    """Both backbones pad to multiples of 32, so the batch of one fits the other."""
+    wide = save_config(detector_config("Base-RCNN-FPN.yaml"), tmp_path / "t.yaml")
+    detector, _ = build_teacher(distillation_config(retinanet, wide))
+    assert detector.backbone.size_divisibility == 32

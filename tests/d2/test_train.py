@@ -1,0 +1,270 @@
+"""train_net.py as a user runs it: training, resuming, evaluating, several processes, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from acam_kd.data import shapes
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+
+import train_net
+
+from .conftest import ROOT, detector_config, distillation_config, inputs, save_config
+
+OWN = ["own_train", "own_val"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """An own dataset: six images of shapes."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(shapes, "SPLITS", {"train": 6, "val": 3})
+    folder = shapes.make_shapes(tmp_path_factory.mktemp("data"), size=64)
+    patch.undo()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def forget_datasets():
+    yield
+    for name in OWN:
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def arguments(data, tmp_path):
+    """Makes the command line of a tiny run; more KEY VALUE pairs as arguments."""
+    save_config(detector_config("Base-RetinaNet.yaml", "MODEL.RETINANET.NUM_CLASSES", 6), tmp_path / "teacher.yaml")
+    student = detector_config("Base-RetinaNet.yaml", "MODEL.RETINANET.NUM_CLASSES", 6)
+    cfg = distillation_config(
+        student, "teacher.yaml", "DATASETS.TRAIN", "('own_train',)", "DATASETS.TEST", "('own_val',)",
+        "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 4, "SOLVER.STEPS", "(3,)", "SOLVER.BASE_LR", 0.001,
+        "SOLVER.CHECKPOINT_PERIOD", 2, "DISTILL.LOG_PERIOD", 2, "SEED", 3,
+    )  # fmt: skip
+    path = save_config(cfg, tmp_path / "run.yaml")
+    return lambda *opts, flags=(): [
+        "--config-file", path, "--dataset", "own_train", str(data / "train.json"), str(data / "train"),
+        "--dataset", "own_val", str(data / "val.json"), str(data / "val"), *flags, *map(str, opts),
+    ]  # fmt: skip
+
+
+def run(command):
+    return train_net.main(train_net.parser().parse_args(command))
+
+
+class FixedOrder:
+    """The same batch, and the same random numbers, at the same iteration, whenever the run was started."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def __iter__(self):
+        while True:
+            torch.manual_seed(self.trainer.iter)
+            batch = inputs()
+            for x in batch:
+                x["image"] = (x["image"] + self.trainer.iter).to(torch.uint8)
+            yield batch
+
+
+def train(command, until=None):
+    args = train_net.parser().parse_args(command)
+    cfg = train_net.setup(args)
+    trainer = train_net.Trainer(cfg)
+    trainer._trainer.data_loader = FixedOrder(trainer)
+    trainer.resume_or_load(resume=args.resume)
+    if until:  # killed there, after the checkpoint
+        trainer.max_iter = until
+    trainer._hooks = [h for h in trainer._hooks if type(h).__name__ != "EvalHook"]
+    trainer.train()
+    return trainer
+
+
+def test_two_and_two_iterations_equal_four(arguments, tmp_path):
+    whole = train(arguments("OUTPUT_DIR", tmp_path / "whole"))
+    train(arguments("OUTPUT_DIR", tmp_path / "parts"), until=2)
+    parts = train(arguments("OUTPUT_DIR", tmp_path / "parts", flags=["--resume"]))
+    assert parts.start_iter == 2
+    names = dict(whole.model.named_parameters())
+    assert any(name.startswith("distiller.fusion") for name in names)
+    for name, value in parts.model.named_parameters():
+        assert torch.equal(value, names[name]), name
+    buffers = dict(whole.model.named_buffers())
+    assert all(torch.equal(v, buffers[k]) for k, v in parts.model.named_buffers())
+    a, b = (torch.load(tmp_path / x / "model_final.pth", weights_only=False) for x in ("whole", "parts"))
+    assert all(torch.equal(v, b["distiller"][k]) for k, v in a["distiller"].items())
+    momenta = [s["momentum_buffer"] for s in a["trainer"]["_trainer"]["optimizer"]["state"].values()]
+    others = [s["momentum_buffer"] for s in b["trainer"]["_trainer"]["optimizer"]["state"].values()]
+    assert all(torch.equal(x, y) for x, y in zip(momenta, others))
+
+
+def test_every_checkpoint_is_the_plain_student(arguments, tmp_path):
+    """Also that of a killed run; under the student's own config, as train_net wrote it, in stock Detectron2."""
+    train(arguments("OUTPUT_DIR", tmp_path / "run"), until=2)
+    stock = get_cfg()
+    stock.merge_from_file(str(tmp_path / "run" / "student_config.yaml"))
+    checkpoint = torch.load(tmp_path / "run" / "model_0000001.pth", weights_only=False)
+    missing, unexpected = build_model(stock).load_state_dict(checkpoint["model"], strict=False)
+    assert missing == [] and unexpected == []
+    assert not [k for part in ("model", "distiller") for k in checkpoint[part] if "teacher" in k]
+
+
+def test_train_then_evaluate_without_a_teacher(arguments, tmp_path):
+    out = tmp_path / "run"
+    results = run(arguments("OUTPUT_DIR", out))
+    assert "AP" in results["bbox"]
+    os.remove(tmp_path / "teacher.yaml")
+    again = run(arguments("OUTPUT_DIR", out, "MODEL.WEIGHTS", out / "model_final.pth", flags=["--eval-only"]))
+    assert again["bbox"] == pytest.approx(results["bbox"], nan_ok=True)
+    logged = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+    assert any("distill/p3/spatial_dice" in line and "loss_acam_spatial" in line for line in logged)
+    assert [f for f in os.listdir(out) if f.startswith("events.out.tfevents")]
+
+
+@pytest.mark.slow
+def test_test_time_augmentation(arguments, rcnn, tmp_path):
+    student = rcnn.clone()
+    student.MODEL.ROI_HEADS.NUM_CLASSES = 6
+    teacher = save_config(student, tmp_path / "t.yaml")
+    path = save_config(distillation_config(student, teacher), tmp_path / "run.yaml")
+    command = arguments(
+        "OUTPUT_DIR",
+        tmp_path / "run",
+        "TEST.AUG.ENABLED",
+        True,
+        "TEST.AUG.MIN_SIZES",
+        "(64,)",
+        "SOLVER.MAX_ITER",
+        1,
+        "SOLVER.STEPS",
+        "()",
+    )
+    command[1] = path
+    command += ["DATASETS.TRAIN", "('own_train',)", "DATASETS.TEST", "('own_val',)", "SOLVER.IMS_PER_BATCH", "2"]
+    run(command)
+    results = run([*command[:2], "--eval-only", *command[2:], "MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth")])
+    assert "bbox_TTA" in results and "bbox" in results
+
+
+def test_gradients_are_clipped_over_the_whole_model(arguments, tmp_path):
+    trainer = train(arguments("OUTPUT_DIR", tmp_path / "a", "DISTILL.MAX_GRADIENT_NORM", 1e-3), until=1)
+    grads = [p.grad for p in trainer.model.parameters()]
+    assert torch.stack(torch._foreach_norm(grads)).norm().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(arguments, tmp_path):
+    args = train_net.parser().parse_args(arguments("OUTPUT_DIR", tmp_path / "a"))
+    trainer = train_net.Trainer(train_net.setup(args))
+    weight = trainer.model.student.head.cls_score.weight
+    before = weight.clone()
+    trainer._trainer.data_loader = FixedOrder(trainer)
+    weight.register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(
+        FloatingPointError, match="iteration 0: the gradient is not finite in student.head.cls_score.weight"
+    ):
+        trainer.train()
+    assert torch.equal(weight, before) and not (tmp_path / "a" / "last_checkpoint").exists()
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(arguments, tmp_path):
+    out = tmp_path / "a"
+    train(arguments("OUTPUT_DIR", out), until=2)
+    saved = (out / "model_0000001.pth").read_bytes()
+    args = train_net.parser().parse_args(arguments("OUTPUT_DIR", out, flags=["--resume"]))
+    trainer = train_net.Trainer(train_net.setup(args))
+    trainer.resume_or_load(resume=True)
+    with torch.no_grad():
+        next(trainer.model.teacher.backbone.fpn_output3.parameters()).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="iteration 2: .*loss_acam_spatial = nan.*p3/"):
+        trainer.train()
+    assert (out / "model_0000001.pth").read_bytes() == saved
+    assert (out / "last_checkpoint").read_text() == "model_0000001.pth"
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["DISTILL.METHOD", "KD"], "no distiller is called 'KD'; known: ACAMKD, Mimic"),
+        (["DISTILL.LEVELS", "['p2']"], "unknown level 'p2'"),
+        (["DISTILL.TEACHER.CONFIG_FILE", "gone.yaml"], "no teacher config gone.yaml: tried "),
+        (["DISTILL.TEACHER.WEIGHTS", "gone.pth"], "gone.pth (key: DISTILL.TEACHER.WEIGHTS)"),
+        (
+            ["MODEL.RETINANET.NUM_CLASSES", 5],
+            "has 6 classes (plain disc, barred disc, plain square, barred square, plain triangle, ...), but MODEL.RETINANET.NUM_CLASSES is 5",
+        ),
+        (["DATASETS.TRAIN", "('nowhere',)"], "unknown dataset 'nowhere'"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, tmp_path, opts, message):
+    with pytest.raises(SystemExit) as stop:
+        run(arguments("OUTPUT_DIR", tmp_path / "run", *opts))
+    assert str(stop.value).startswith("train_net.py: ") and message in str(stop.value)
+
+
+def test_a_mistake_in_our_code_keeps_its_traceback(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_net.Trainer, "__init__", lambda self, cfg: int("x"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        run(arguments("OUTPUT_DIR", tmp_path / "run"))
+
+
+def worker(command, out):
+    """One of two processes: DDP on CPU, where Detectron2 would ask for a GPU's index."""
+    from detectron2.engine import defaults
+    from torch.nn.parallel import DistributedDataParallel
+
+    defaults.create_ddp_model = lambda model, **kwargs: DistributedDataParallel(model, **kwargs)
+    trainer = train_net.Trainer(train_net.setup(train_net.parser().parse_args(command)))
+    trainer.resume_or_load(resume=False)
+    trainer._hooks = [h for h in trainer._hooks if type(h).__name__ != "EvalHook"]
+    trainer.train()
+    flat = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    both = comm.all_gather(flat)
+    if comm.is_main_process():
+        torch.save([torch.equal(both[0], both[1]), comm.get_world_size()], out)
+
+
+@pytest.mark.slow
+def test_two_processes_stay_in_step(arguments, tmp_path):
+    """DistributedDataParallel without find_unused_parameters, over gloo."""
+    command = arguments("OUTPUT_DIR", tmp_path / "run")
+    code = (
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}]\n"
+        "from detectron2.engine import launch\nfrom tests.d2.test_train import worker\n"
+        f"launch(worker, 2, dist_url='auto', args=({command!r}, {str(tmp_path / 'out')!r}))"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+    script = tmp_path / "two.py"
+    script.write_text(code.replace("\nlaunch(", "\nif __name__ == '__main__':\n    launch("))
+    done = subprocess.run([sys.executable, str(script)], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert torch.load(tmp_path / "out") == [True, 2]
+    checkpoint = torch.load(tmp_path / "run/model_final.pth", weights_only=False)
+    assert not [k for k in (*checkpoint["model"], *checkpoint["distiller"]) if k.startswith("module.")]
+
+
+@pytest.mark.slow
+def test_the_instant_config_as_a_command(tmp_path):
+    """The README's first command: from nothing to a COCO table."""
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path / "datasets")}
+    command = [sys.executable, "train_net.py", "--config-file", "configs/quick_schedules/acam_instant.yaml"]
+    done = subprocess.run(
+        [*command, "OUTPUT_DIR", str(tmp_path / "out")], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "copypaste: AP,AP50,AP75,APs,APm,APl" in done.stdout + done.stderr
+
+
+def test_help_names_the_dataset_option(capsys):
+    with pytest.raises(SystemExit):
+        train_net.parser().parse_args(["--help"])
+    assert "NAME JSON IMAGES" in capsys.readouterr().out

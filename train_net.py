@@ -1,0 +1,141 @@
+#!/usr/bin/env python
+"""Train or evaluate a distilled detector with Detectron2.
+
+    python train_net.py --config-file configs/acam_r50_r101.yaml --num-gpus 8
+    python train_net.py --config-file configs/acam_r50_r101.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
+
+It is Detectron2's DefaultTrainer, with all of its options, and a model that happens to hold a teacher.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections import OrderedDict
+from typing import Any
+
+import acam_kd
+import torch
+from acam_kd.d2 import (
+    DistillationMetaArch,
+    add_distillation_config,
+    build_evaluator,
+    check_num_classes,
+    checkpoint_distiller,
+    guard_gradients,
+    merge_config_file,
+    register_coco_datasets,
+    student_config,
+)
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, hooks, launch
+from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.utils import comm
+from torch import nn
+
+
+class Trainer(DefaultTrainer):
+    """DefaultTrainer that keeps the distiller in its checkpoints, and bad gradients out of them."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__(cfg)
+        checkpoint_distiller(self)
+        if cfg.TEST.AUG.ENABLED:
+            self.register_hooks([hooks.EvalHook(0, lambda: self.test_with_tta(cfg, self.model))])
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Detectron2's, with clipping over the whole model."""
+        optimizer = super().build_optimizer(cfg, model)
+        guard_gradients(optimizer, model, cfg.DISTILL.MAX_GRADIENT_NORM)
+        return optimizer
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
+        """The evaluators for a dataset, by its metadata."""
+        return build_evaluator(dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+    @classmethod
+    def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Evaluate with test-time augmentation, which Detectron2 has for R-CNNs."""
+        model = getattr(model, "module", model)
+        student = model.student if isinstance(model, DistillationMetaArch) else model
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(student_config(cfg), student), evaluators)
+        return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Build the config, register the datasets it names, write it and the student's own to the output folder."""
+    cfg = get_cfg()
+    add_distillation_config(cfg)
+    merge_config_file(cfg, args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.DATASETS.COCO_FORMAT = [*cfg.DATASETS.COCO_FORMAT, *(args.dataset or [])]
+    cfg.freeze()
+    register_coco_datasets(cfg.DATASETS.COCO_FORMAT)
+    student = student_config(cfg)
+    check_num_classes(student)
+    default_setup(cfg, args)
+    if comm.is_main_process():
+        with open(os.path.join(cfg.OUTPUT_DIR, "student_config.yaml"), "w") as file:
+            file.write(student.dump())
+    return cfg
+
+
+def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
+    """Evaluate the student's weights; no teacher is needed."""
+    model = Trainer.build_model(student_config(cfg))
+    DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    results: dict[str, Any] = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_tta(cfg, model))
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def main(args: argparse.Namespace) -> Any:
+    """What every process runs."""
+    try:
+        cfg = setup(args)
+        if args.eval_only:
+            return evaluate(cfg, args.resume)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+        if not raised_in.startswith(os.path.dirname(acam_kd.__file__)):
+            raise
+        sys.exit(f"train_net.py: {error.args[0]}")  # what the user can mend, without the traceback
+    return trainer.train()
+
+
+def parser() -> argparse.ArgumentParser:
+    """Detectron2's options and ``--dataset``."""
+    built: argparse.ArgumentParser = default_argument_parser()
+    built.add_argument(
+        "--dataset",
+        nargs=3,
+        action="append",
+        metavar=("NAME", "JSON", "IMAGES"),
+        help="register a COCO-format dataset under NAME, for DATASETS.TRAIN and DATASETS.TEST; may be repeated",
+    )
+    return built
+
+
+if __name__ == "__main__":
+    arguments = parser().parse_args()
+    launch(
+        main,
+        arguments.num_gpus,
+        num_machines=arguments.num_machines,
+        machine_rank=arguments.machine_rank,
+        dist_url=arguments.dist_url,
+        args=(arguments,),
+    )
