@@ -18,7 +18,7 @@ setup(
     package_data={"acam_kd": ["py.typed"]},
     python_requires=">=3.10",
     install_requires=[
-        "torch>=2.4,!=2.13.0",
+        "torch>=2.6,!=2.13.0",
         "torchvision",
         "fvcore",
         "iopath",

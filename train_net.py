@@ -16,8 +16,16 @@ import traceback
 from collections import OrderedDict
 from typing import Any
 
-import acam_kd
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, hooks, launch
+from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.utils import comm
+from torch import nn
+
+import acam_kd
 from acam_kd.d2 import (
     DistillationMetaArch,
     add_distillation_config,
@@ -29,13 +37,6 @@ from acam_kd.d2 import (
     register_coco_datasets,
     student_config,
 )
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, hooks, launch
-from detectron2.evaluation import DatasetEvaluator, verify_results
-from detectron2.modeling import GeneralizedRCNNWithTTA
-from detectron2.utils import comm
-from torch import nn
 
 
 class Trainer(DefaultTrainer):

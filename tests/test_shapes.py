@@ -7,8 +7,9 @@ import json
 import cv2
 import numpy as np
 import pytest
-from acam_kd.data import shapes
 from pycocotools.coco import COCO
+
+from acam_kd.data import shapes
 
 
 @pytest.fixture

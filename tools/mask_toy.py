@@ -13,9 +13,10 @@ import argparse
 import statistics
 
 import torch
+from torch import Tensor, nn
+
 from acam_kd.core import DISTILLER_REGISTRY, FeatureSpec
 from acam_kd.core.losses import mse
-from torch import Tensor, nn
 
 ROWS: dict[str, dict[str, object]] = {
     "all masks 1 (mimicking)": {"spatial_masking": "UniformMasking", "channel_masking": ""},

@@ -6,6 +6,7 @@ import inspect
 
 import pytest
 import torch
+
 from acam_kd.core import DISTILLER_REGISTRY, FeatureSpec
 from acam_kd.core.distiller import align_levels
 from acam_kd.core.distillers import ACAMKD, Mimic

@@ -6,8 +6,9 @@ import copy
 
 import pytest
 import torch
-from acam_kd.core import FeatureSpec, FeatureTap, match_levels
 from torch import nn
+
+from acam_kd.core import FeatureSpec, FeatureTap, match_levels
 
 
 class Backbone(nn.Module):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+
 from acam_kd.core import FUSION_REGISTRY
 from acam_kd.core.fusion import CrossAttentionFusion, TeacherFusion, cross_attention
 

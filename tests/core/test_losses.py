@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from acam_kd.core.losses import EPS, channel_masked_mse, mask_diversity_loss, mse, spatial_masked_mse
 from torch import Tensor
+
+from acam_kd.core.losses import EPS, channel_masked_mse, mask_diversity_loss, mse, spatial_masked_mse
 
 N, C, H, W, M = 2, 3, 4, 5, 6
 

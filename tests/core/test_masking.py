@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from acam_kd.core import MASKING_REGISTRY
 from acam_kd.core.masking import ChannelMasking, SpatialMasking, UniformMasking
 

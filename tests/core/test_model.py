@@ -6,9 +6,10 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+
 from acam_kd.core import DistillationModel, FeatureSpec, FrozenTeacher, PixelTransform, inherit
 from acam_kd.core.distillers import ACAMKD, Mimic
-from torch import nn
 
 
 class Backbone(nn.Module):

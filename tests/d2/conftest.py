@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from acam_kd.d2 import add_distillation_config
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+
+from acam_kd.d2 import add_distillation_config
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))  # train_net

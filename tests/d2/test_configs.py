@@ -7,11 +7,12 @@ import re
 
 import pytest
 import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
 from acam_kd.core import DISTILLER_REGISTRY
 from acam_kd.core.distillers import ACAMKD
 from acam_kd.d2 import add_distillation_config, merge_config_file
-from detectron2.config import get_cfg
-from detectron2.modeling import build_model
 
 from .conftest import ROOT
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from acam_kd.d2 import build_evaluator, check_num_classes, register_coco_datasets
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
+
+from acam_kd.d2 import build_evaluator, check_num_classes, register_coco_datasets
 
 GOOD = {
     "images": [{"id": 1, "file_name": "a.jpg", "height": 8, "width": 8}],
@@ -32,14 +33,16 @@ def files(tmp_path):
         MetadataCatalog.remove("mine")
 
 
-def test_a_registered_dataset_is_detectron2s(files):
+def test_a_registered_dataset_is_detectron2s(files, tmp_path):
     entry = files()
     register_coco_datasets([entry])
     assert MetadataCatalog.get("mine").thing_classes == ["first", "second"]  # by category id, as Detectron2 orders them
     assert DatasetCatalog.get("mine")[0]["annotations"][0]["category_id"] == 1
     register_coco_datasets([entry])  # the same again is no error
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(GOOD))
     with pytest.raises(ValueError, match="there is a dataset called 'mine' already"):
-        register_coco_datasets([["mine", str(files()[1]) + "/../d.json", entry[2]]])
+        register_coco_datasets([["mine", str(other), entry[2]]])
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import sys
 
 import pytest
 import torch
+from detectron2.config import CfgNode, get_cfg
+
 from acam_kd.d2 import add_distillation_config, merge_config_file
 from acam_kd.d2.teacher import build_teacher, teacher_config
-from detectron2.config import CfgNode, get_cfg
 
 from .conftest import detector_config, distillation_config, save_config, save_weights
 

@@ -35,18 +35,16 @@ class PixelTransform(nn.Module):
         reverse_channels: bool = False,
     ) -> None:
         super().__init__()
-        mean_s, std_s, mean_t, std_t = (
-            torch.tensor(list(x), dtype=torch.float64).view(-1, 1, 1)
-            for x in (student_mean, student_std, teacher_mean, teacher_std)
-        )
-        if reverse_channels:
-            mean_s, std_s = mean_s.flip(0), std_s.flip(0)
+        step = -1 if reverse_channels else 1
+        mean_s, std_s = list(student_mean)[::step], list(student_std)[::step]
+        scale = [s / t for s, t in zip(std_s, teacher_std)]
+        shift = [(s - t) / std for s, t, std in zip(mean_s, teacher_mean, teacher_std)]
         self.reverse_channels = reverse_channels
-        self.identity = not reverse_channels and torch.equal(mean_s, mean_t) and torch.equal(std_s, std_t)
+        self.identity = not reverse_channels and set(scale) == {1} and set(shift) == {0}
         self.scale: Tensor
         self.shift: Tensor
-        self.register_buffer("scale", (std_s / std_t).float(), persistent=False)
-        self.register_buffer("shift", ((mean_s - mean_t) / std_t).float(), persistent=False)
+        self.register_buffer("scale", torch.tensor(scale).view(-1, 1, 1), persistent=False)
+        self.register_buffer("shift", torch.tensor(shift).view(-1, 1, 1), persistent=False)
 
     def forward(self, batch: Tensor) -> Tensor:
         """(N, C, H, W) for the student -> (N, C, H, W) for the teacher."""

@@ -56,9 +56,9 @@ def _check(name: str, json_file: str, image_root: str) -> list[str]:
     for part in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
             raise ValueError(f"dataset {name}: {json_file} is not in COCO format: it has no list {part!r}")
-    for part in ("images", "categories"):
+    for part, things in (("images", "images"), ("annotations", "boxes"), ("categories", "categories")):
         if not content[part]:
-            raise ValueError(f"dataset {name}: {json_file} has no {part}")
+            raise ValueError(f"dataset {name}: {json_file} has no {things} {KEY}")
     for image in content["images"]:
         path = os.path.join(image_root, image["file_name"])
         if not os.path.isfile(path):

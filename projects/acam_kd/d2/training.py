@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from detectron2.engine import DefaultTrainer
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from .meta_arch import DistillationMetaArch
 
@@ -18,17 +18,36 @@ __all__ = ["checkpoint_distiller", "guard_gradients"]
 
 
 def checkpoint_distiller(trainer: DefaultTrainer) -> None:
-    """Save and resume the distiller beside the student in every checkpoint of this trainer.
+    """Save and resume, beside the student in every checkpoint of this trainer, what else a run has learnt.
 
-    Call it between building the trainer and ``resume_or_load``. Without it checkpoints hold the student and the
-    optimizer only, and a resumed run would start with a new distiller. It does nothing for a model that
-    distils nothing.
+    That is the distiller, and the running loss normaliser of Detectron2's dense detectors, which Detectron2
+    itself forgets. Call it between building the trainer and ``resume_or_load``. Without it checkpoints hold the
+    student and the optimizer only, and a resumed run would start with a new distiller.
     """
     model = trainer.model
     if isinstance(model, DistributedDataParallel):
         model = model.module
-    if isinstance(model, DistillationMetaArch) and model.distiller is not None:
-        trainer.checkpointer.add_checkpointable("distiller", model.distiller)
+    if isinstance(model, DistillationMetaArch):
+        if model.distiller is not None:
+            trainer.checkpointer.add_checkpointable("distiller", model.distiller)
+        model = model.student
+    if isinstance(model, DenseDetector):
+        trainer.checkpointer.add_checkpointable("loss_normalizer", _LossNormalizer(model))
+
+
+class _LossNormalizer:
+    """The moving average by which RetinaNet and FCOS divide their losses: a plain attribute, in no state_dict."""
+
+    def __init__(self, detector: DenseDetector) -> None:
+        self.detector = detector
+
+    def state_dict(self) -> dict[str, float]:
+        value = getattr(self.detector, "loss_normalizer", None)  # made by the first training step
+        return {} if value is None else {"loss_normalizer": float(value)}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        for name, value in state.items():
+            setattr(self.detector, name, value)
 
 
 def guard_gradients(optimizer: torch.optim.Optimizer, model: nn.Module, max_norm: float = 0.0) -> None:
@@ -49,10 +68,12 @@ def guard_gradients(optimizer: torch.optim.Optimizer, model: nn.Module, max_norm
 
     def before_step(*_: Any) -> None:
         named = [(name, p) for name, p in model.named_parameters() if p.grad is not None]
-        norm = clip_grad_norm_([p for _, p in named], max_norm or math.inf)
+        norm = get_total_norm([p.grad for _, p in named if p.grad is not None])
         if not bool(norm.isfinite()):
             bad = [name for name, p in named if p.grad is not None and not bool(p.grad.isfinite().all())]
             shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
             raise FloatingPointError(f"iteration {get_event_storage().iter}: the gradient is not finite in {shown}")
+        if max_norm:
+            clip_grads_with_norm_([p for _, p in named], max_norm, norm)
 
     optimizer.register_step_pre_hook(before_step)

@@ -1,0 +1,130 @@
+#!/usr/bin/env python
+"""What a distillation step costs: time and peak memory of the plain student, with the teacher, with the method.
+
+    python tools/benchmark.py --config-file configs/acam_retinanet_r50_r101.yaml --size 320 480 MODEL.DEVICE cpu
+
+The variants take turns in one process, so their ratios hold even where the machine's speed drifts; memory is
+measured in a process of its own per variant. Weights are random and images are noise, which costs the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import Tensor
+
+from acam_kd.core import Distiller, FeatureSpec
+from acam_kd.core.features import Features
+from acam_kd.d2 import add_distillation_config, merge_config_file
+
+
+class TeacherForward(Distiller):
+    """Looks at nothing: the cost of the teacher alone."""
+
+    def forward(self, student: Features, teacher: Features) -> dict[str, Tensor]:
+        """Return a loss of 0."""
+        return {"loss_none": next(iter(student.values())).sum() * 0}
+
+
+VARIANTS = ("plain student", "student + teacher forward", "mimicking", "the config's method")
+
+
+def build(variant: str, args: argparse.Namespace) -> Callable[[], None]:
+    """Build a variant; returns its training step, without the optimizer's."""
+    torch.manual_seed(0)
+    cfg = get_cfg()
+    add_distillation_config(cfg)
+    merge_config_file(cfg, args.config_file)
+    cfg.merge_from_list(["DISTILL.TEACHER.WEIGHTS", "random", "DISTILL.LOG_PERIOD", "1000000000", *args.opts])
+    if variant == "plain student":
+        cfg.DISTILL.METHOD, cfg.DISTILL.INHERIT = "", "never"
+    elif variant != "the config's method":
+        cfg.DISTILL.METHOD = "Mimic"
+    model = build_model(cfg).train()
+    if variant == "student + teacher forward":
+        levels = dict.fromkeys(model.levels, FeatureSpec(channels=1, stride=1))
+        model.distiller = TeacherForward(levels, levels)
+    height, width = args.size
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(torch.tensor([[10.0, 10.0, 100.0, 100.0], [50.0, 50.0, 200.0, 200.0]]))
+    instances.gt_classes = torch.tensor([0, 1])
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    batch = [{"image": image, "instances": instances} for _ in range(args.batch)]
+
+    def step() -> None:
+        losses = model(batch)
+        model.zero_grad()
+        sum(losses.values()).backward()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return step
+
+
+def peak_memory(variant: str, args: argparse.Namespace, queue: Any) -> None:
+    """Put the GiB that two steps of a variant reach: of the GPU where there is one, else of the process."""
+    with EventStorage(0):
+        step = build(variant, args)
+        step()
+        step()
+    if torch.cuda.is_available():
+        queue.put(torch.cuda.max_memory_allocated() / 2**30)
+    else:
+        queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+
+
+def main() -> None:
+    """Measure and print a Markdown table; the raw seconds go to --json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--size", type=int, nargs=2, default=[320, 480], metavar=("H", "W"))
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", help="file for the raw figures")
+    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs for the config")
+    args = parser.parse_args()
+    memory = {}
+    for variant in VARIANTS:
+        queue = multiprocessing.get_context("spawn").Queue()
+        process = multiprocessing.get_context("spawn").Process(target=peak_memory, args=(variant, args, queue))
+        process.start()
+        memory[variant] = queue.get()
+        process.join()
+    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    with EventStorage(0):
+        steps = {variant: build(variant, args) for variant in VARIANTS}
+        for repeat in range(args.repeats + 1):
+            for variant, step in steps.items():
+                start = time.perf_counter()
+                step()
+                if repeat:  # the first one warms up
+                    seconds[variant].append(time.perf_counter() - start)
+    median = {variant: statistics.median(values) for variant, values in seconds.items()}
+    plain = VARIANTS[0]
+    print(f"{args.config_file}, {args.size[0]}x{args.size[1]}, batch {args.batch}, torch {torch.__version__}")
+    print("| step | seconds, median (range) | ratio | peak memory, GiB | ratio |\n|---|---|---|---|---|")
+    for variant in VARIANTS:
+        low, high = min(seconds[variant]), max(seconds[variant])
+        print(
+            f"| {variant} | {median[variant]:.3f} ({low:.3f}-{high:.3f}) | {median[variant] / median[plain]:.2f} | "
+            f"{memory[variant]:.2f} | {memory[variant] / memory[plain]:.2f} |"
+        )
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump({"seconds": seconds, "peak_memory_gib": memory}, file)
+
+
+if __name__ == "__main__":
+    main()
