@@ -6,13 +6,11 @@ BIN = $(VENV)/bin
 
 .PHONY: install test test-fast lint
 
-install: $(VENV)/.installed
-
-$(VENV)/.installed: setup.py constraints.txt
+# setuptools < 81 has the pkg_resources that Detectron2's model zoo imports.
+install:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt wheel "setuptools<81"
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
-	touch $@
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[dev]"
 
 test: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
