@@ -17,6 +17,7 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
+import yacs
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, hooks, launch
@@ -24,16 +25,17 @@ from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
+from torch.multiprocessing.spawn import ProcessExitedException
 
 import acam_kd
 from acam_kd.d2 import (
     DistillationMetaArch,
     add_distillation_config,
     build_evaluator,
-    check_num_classes,
+    check_datasets,
+    check_student,
     checkpoint_distiller,
     guard_gradients,
-    merge_config_file,
     register_coco_datasets,
     student_config,
 )
@@ -72,16 +74,18 @@ class Trainer(DefaultTrainer):
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Build the config, register the datasets it names, write it and the student's own to the output folder."""
+    """Build and check the config, register its datasets, write it and the student's own to the output folder."""
     cfg = get_cfg()
     add_distillation_config(cfg)
-    merge_config_file(cfg, args.config_file)
+    cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
     cfg.DATASETS.COCO_FORMAT = [*cfg.DATASETS.COCO_FORMAT, *(args.dataset or [])]
     cfg.freeze()
-    register_coco_datasets(cfg.DATASETS.COCO_FORMAT)
     student = student_config(cfg)
-    check_num_classes(student)
+    wanted = (*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN))
+    register_coco_datasets([entry for entry in cfg.DATASETS.COCO_FORMAT if entry[0] in wanted])
+    check_datasets(student, training=not args.eval_only)
+    check_student(student)
     default_setup(cfg, args)
     if comm.is_main_process():
         with open(os.path.join(cfg.OUTPUT_DIR, "student_config.yaml"), "w") as file:
@@ -109,11 +113,12 @@ def main(args: argparse.Namespace) -> Any:
             return evaluate(cfg, args.resume)
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
-    except (ValueError, KeyError, FileNotFoundError) as error:
+    except (ValueError, KeyError, FileNotFoundError, AssertionError) as error:
+        # What the user can mend comes without the traceback; yacs is where unknown keys and wrong types end.
         raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-        if not raised_in.startswith(os.path.dirname(acam_kd.__file__)):
+        if not raised_in.startswith((os.path.dirname(acam_kd.__file__), os.path.dirname(yacs.__file__))):
             raise
-        sys.exit(f"train_net.py: {error.args[0]}")  # what the user can mend, without the traceback
+        sys.exit(f"train_net.py: {error.args[0]}")
     return trainer.train()
 
 
@@ -132,11 +137,14 @@ def parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     arguments = parser().parse_args()
-    launch(
-        main,
-        arguments.num_gpus,
-        num_machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        dist_url=arguments.dist_url,
-        args=(arguments,),
-    )
+    try:
+        launch(
+            main,
+            arguments.num_gpus,
+            num_machines=arguments.num_machines,
+            machine_rank=arguments.machine_rank,
+            dist_url=arguments.dist_url,
+            args=(arguments,),
+        )
+    except ProcessExitedException as error:  # the process has said why
+        sys.exit(error.exit_code)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
-HAS_D2 = importlib.util.find_spec("detectron2") is not None
+try:
+    import detectron2.modeling  # noqa: F401
+
+    HAS_D2 = True
+except ImportError:
+    HAS_D2 = False
 REQUIRE_D2 = os.environ.get("ACAM_KD_REQUIRE_D2") == "1"
 SKIPPED = "Detectron2 is not installed: tests/d2 was skipped (README.md, Set-up, says how to install it)"
 

@@ -70,4 +70,4 @@ def test_sizes_run_from_small_to_large():
     for index in range(60):
         _, drawn = shapes.draw(np.random.default_rng((0, index)), 160)
         areas += [cv2.contourArea(polygon) for _, polygon in drawn]
-    assert min(areas) < 20**2 and max(areas) > 64**2 and len({c for c, _ in drawn}) >= 1
+    assert min(areas) < 20**2 and max(areas) > 64**2

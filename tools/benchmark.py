@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from acam_kd.core import Distiller, FeatureSpec
 from acam_kd.core.features import Features
-from acam_kd.d2 import add_distillation_config, merge_config_file
+from acam_kd.d2 import add_distillation_config
 
 
 class TeacherForward(Distiller):
@@ -46,7 +47,7 @@ def build(variant: str, args: argparse.Namespace) -> Callable[[], None]:
     torch.manual_seed(0)
     cfg = get_cfg()
     add_distillation_config(cfg)
-    merge_config_file(cfg, args.config_file)
+    cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(["DISTILL.TEACHER.WEIGHTS", "random", "DISTILL.LOG_PERIOD", "1000000000", *args.opts])
     if variant == "plain student":
         cfg.DISTILL.METHOD, cfg.DISTILL.INHERIT = "", "never"
@@ -60,6 +61,7 @@ def build(variant: str, args: argparse.Namespace) -> Callable[[], None]:
     instances = Instances((height, width))
     instances.gt_boxes = Boxes(torch.tensor([[10.0, 10.0, 100.0, 100.0], [50.0, 50.0, 200.0, 200.0]]))
     instances.gt_classes = torch.tensor([0, 1])
+    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
     batch = [{"image": image, "instances": instances} for _ in range(args.batch)]
 
@@ -67,7 +69,7 @@ def build(variant: str, args: argparse.Namespace) -> Callable[[], None]:
         losses = model(batch)
         model.zero_grad()
         sum(losses.values()).backward()
-        if torch.cuda.is_available():
+        if on_gpu:
             torch.cuda.synchronize()
 
     return step
@@ -79,10 +81,8 @@ def peak_memory(variant: str, args: argparse.Namespace, queue: Any) -> None:
         step = build(variant, args)
         step()
         step()
-    if torch.cuda.is_available():
-        queue.put(torch.cuda.max_memory_allocated() / 2**30)
-    else:
-        queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    on_gpu = torch.cuda.is_available() and torch.cuda.max_memory_allocated()
+    queue.put(on_gpu / 2**30 if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 
 def main() -> None:
@@ -100,8 +100,10 @@ def main() -> None:
         queue = multiprocessing.get_context("spawn").Queue()
         process = multiprocessing.get_context("spawn").Process(target=peak_memory, args=(variant, args, queue))
         process.start()
-        memory[variant] = queue.get()
         process.join()
+        if process.exitcode:
+            sys.exit(f"measuring the memory of {variant!r} failed with exit code {process.exitcode}")
+        memory[variant] = queue.get()
     seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     with EventStorage(0):
         steps = {variant: build(variant, args) for variant in VARIANTS}

@@ -26,9 +26,14 @@ import yaml
 TRAIN_NET = Path(__file__).resolve().parent.parent / "train_net.py"
 
 
+def slug(name: str) -> str:
+    """The name of a row as a part of a path."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
 def run(name: str, seed: int, overrides: list[str], args: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate one row with one seed; returns its results."""
-    folder = args.output / f"{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}_seed{seed}"
+    folder = args.output / f"{slug(name)}_seed{seed}"
     command = [sys.executable, str(TRAIN_NET), "--config-file", str(args.config_file), "--resume"]
     for dataset in args.dataset or []:
         command += ["--dataset", *dataset]
@@ -42,7 +47,13 @@ def run(name: str, seed: int, overrides: list[str], args: argparse.Namespace) ->
     metrics: dict[str, Any] = {}
     for line in (folder / "metrics.json").read_text().splitlines():
         metrics.update(json.loads(line))
-    return {"row": name, "seed": seed, "peak_rss_gib": usage.ru_maxrss / 2**20, "metrics": metrics}
+    return {
+        "row": name,
+        "seed": seed,
+        "overrides": overrides,
+        "peak_rss_gib": usage.ru_maxrss / 2**20,
+        "metrics": metrics,
+    }
 
 
 def table(results: list[dict[str, Any]], rows: list[str], metrics: list[str]) -> str:
@@ -69,6 +80,8 @@ def main() -> None:
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs for all rows")
     args = parser.parse_args()
     rows: dict[str, list[str]] = yaml.safe_load(args.rows.read_text())
+    if len({slug(name) for name in rows}) < len(rows):
+        sys.exit(f"compare.py: two rows of {args.rows} would share a folder: {', '.join(map(slug, rows))}")
     args.output.mkdir(parents=True, exist_ok=True)
     record = args.output / "results.jsonl"
     results = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []

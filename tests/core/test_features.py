@@ -70,6 +70,17 @@ def test_a_deep_copy_has_its_own_tap():
         owner.tap.pop()
 
 
+def test_a_module_that_runs_twice_is_an_error_once():
+    backbone, batch = Backbone(), torch.randn(1, 3, 16, 16)
+    tap = FeatureTap(backbone)
+    backbone(batch)
+    backbone(batch)
+    with pytest.raises(RuntimeError, match="ran 2 times in one step"):
+        tap.pop()
+    backbone(batch)
+    assert tap.pop()[0] is batch
+
+
 def test_tap_wants_named_levels():
     module = nn.Conv2d(3, 4, 1)
     FeatureTap(module)
@@ -95,8 +106,13 @@ def test_pyramids_that_do_not_match_are_both_printed():
         match_levels(pyramid(8), pyramid(16))
     with pytest.raises(ValueError, match="teacher has no level for p7.*stride 128.*teacher: p2"):
         match_levels(pyramid(8, 128), pyramid(4, 8), ["p3", "p7"])
+    with pytest.raises(ValueError, match="most levels of the student have no partner.*teacher: p4"):
+        match_levels(pyramid(8, 16, 32), pyramid(16))
+    assert match_levels(pyramid(8, 16, 32), pyramid(16), ["p4"]) == {"p4": "p4"}
     with pytest.raises(ValueError, match="two levels of the teacher have stride 8"):
         match_levels(pyramid(8), {"a": FeatureSpec(1, 8), "b": FeatureSpec(1, 8)})
+    double = {"a": FeatureSpec(1, 8), "b": FeatureSpec(1, 8), "c": FeatureSpec(1, 16)}
+    assert match_levels(pyramid(8, 16), double, ["p4"]) == {"p4": "c"}
     with pytest.raises(ValueError, match="two levels of the student"):
         match_levels({"a": FeatureSpec(1, 8), "b": FeatureSpec(1, 8)}, pyramid(8))
 

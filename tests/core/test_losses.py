@@ -63,6 +63,14 @@ def test_masks_of_one_give_the_mean_squared_error(maps):
         torch.testing.assert_close(loss(student, teacher, torch.ones_like(masks)), expected, rtol=1e-6, atol=0)
 
 
+def test_arguments_can_be_named(maps):
+    student, teacher, spatial, channel = maps
+    by_name = spatial_masked_mse(masks=spatial, student=student, teacher=teacher)
+    assert by_name == spatial_masked_mse(student, teacher, spatial)
+    assert channel_masked_mse(student, teacher, masks=channel) == channel_masked_mse(student, teacher, channel)
+    assert mask_diversity_loss(masks=spatial) == mask_diversity_loss(spatial)
+
+
 def test_equal_features_give_zero(maps):
     student, _, spatial, channel = maps
     assert mse(student, student) == 0

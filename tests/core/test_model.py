@@ -22,11 +22,16 @@ class Backbone(nn.Module):
 
 
 class Detector(nn.Module):
+    """Resizes its input at random in training, inside, as torchvision's detectors do."""
+
     def __init__(self):
         super().__init__()
         self.backbone, self.head = Backbone(), nn.Conv2d(4, 2, 1)
+        self.sizes = [16]
 
     def forward(self, batch):
+        size = self.sizes[int(torch.randint(len(self.sizes), ()))]
+        batch = nn.functional.interpolate(batch, (size, size)) if size != batch.shape[-1] else batch
         out = self.head(self.backbone(batch)["p3"])
         return {"loss_cls": out.square().mean()} if self.training else out
 
@@ -91,15 +96,19 @@ def test_the_teacher_follows_the_model(batch):
     model = build().to(torch.float64)
     assert model.teacher.backbone.conv.weight.dtype == torch.float64
     model(batch.double())
-    assert next(build().to("meta").teacher.backbone.parameters()).device.type == "meta"
+    model.teacher.transform = PixelTransform(**BGR, **RGB)
+    model.to("meta")
+    assert next(model.teacher.backbone.parameters()).device.type == "meta"
+    assert model.teacher.transform.scale.device.type == "meta"
 
 
 def test_the_teacher_gets_the_very_batch_of_the_student(batch):
     model, seen = build(), []
+    model.student.sizes = [32, 48]
     model.teacher.backbone.register_forward_hook(lambda module, args, out: seen.append(args[0]))
     model.student.backbone.register_forward_hook(lambda module, args, out: seen.append(args[0]))
     model(batch)
-    assert seen[0] is seen[1] is batch
+    assert seen[0] is seen[1] and seen[0].shape[-1] in (32, 48)
 
 
 def test_a_deep_copy_distils_on_its_own(batch):
@@ -116,6 +125,18 @@ def test_a_deep_copy_distils_on_its_own(batch):
 def test_nothing_to_distil_is_the_student_alone(batch):
     model = DistillationModel(student=Detector(), teacher=None, distiller=None, levels={})
     assert set(model(batch)) == {"loss_cls"} and model.metrics() == {}
+    copy.deepcopy(model)  # no feature map is kept
+    with pytest.raises(ValueError, match="a teacher needs a distiller"):
+        DistillationModel(student=Detector(), teacher=None, distiller=build().distiller, levels={})
+
+
+def test_a_backbone_without_gradient_is_an_error(batch):
+    model = build()
+    model.student.backbone.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="frozen, or checkpointed"):
+        model(batch)
+    with torch.no_grad():  # as PreciseBN calls it
+        model(batch)
 
 
 def test_a_student_whose_backbone_does_not_run_is_an_error(batch):

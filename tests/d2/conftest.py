@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -74,6 +75,12 @@ def inputs(n: int = 2, size: tuple[int, int] = (64, 96), boxes: bool = True) -> 
         image = torch.randint(0, 256, (3, *size), generator=draw, dtype=torch.uint8)
         out.append({"image": image, "instances": instances, "height": size[0], "width": size[1]})
     return out
+
+
+@pytest.fixture(autouse=True)
+def logs_reach_pytest(monkeypatch):
+    """Detectron2's setup_logger keeps them from it."""
+    monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)
 
 
 @pytest.fixture

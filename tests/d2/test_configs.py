@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 
 from acam_kd.core import DISTILLER_REGISTRY
 from acam_kd.core.distillers import ACAMKD
-from acam_kd.d2 import add_distillation_config, merge_config_file
+from acam_kd.d2 import add_distillation_config
 
 from .conftest import ROOT
 
@@ -23,7 +23,7 @@ LEAVES = [p for p in CONFIGS if not p.name.startswith("Base-")]
 def load(path):
     cfg = get_cfg()
     add_distillation_config(cfg)
-    merge_config_file(cfg, str(path))
+    cfg.merge_from_file(str(path))
     return cfg
 
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 
-from acam_kd.d2 import build_evaluator, check_num_classes, register_coco_datasets
+from acam_kd.d2 import build_evaluator, check_datasets, register_coco_datasets
 
 GOOD = {
     "images": [{"id": 1, "file_name": "a.jpg", "height": 8, "width": 8}],
     "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [0, 0, 4, 4], "area": 16, "iscrowd": 0}],
     "categories": [{"id": 7, "name": "second"}, {"id": 2, "name": "first"}],
 }
+
+
+def broken(part, **changes):
+    """GOOD with the first item of a part changed; None takes the key out."""
+    content = copy.deepcopy(GOOD)
+    content[part][0].update(changes)
+    for key in [key for key, value in changes.items() if value is None]:
+        del content[part][0][key]
+    return content
 
 
 @pytest.fixture
@@ -52,7 +62,15 @@ def test_a_registered_dataset_is_detectron2s(files, tmp_path):
         ({"images": [], "annotations": []}, "it has no list 'categories'"),
         ({**GOOD, "images": []}, "has no images"),
         ({**GOOD, "categories": []}, "has no categories"),
-        ({**GOOD, "annotations": []}, "has no boxes"),
+        ({**GOOD, "annotations": []}, "has no annotations"),
+        (broken("annotations", iscrowd=1), "has no boxes that are not crowds"),
+        (broken("annotations", category_id=9), "category_id 9 is no category"),
+        (broken("annotations", image_id=9), "image_id 9 is no image"),
+        (broken("annotations", bbox=[1, 2]), "bbox has 2 numbers"),
+        (broken("annotations", id=0), "id is 0"),
+        (broken("annotations", area=None), "annotations\\[0\\] has no 'area'"),
+        (broken("images", file_name=None), "images\\[0\\] has no 'file_name'"),
+        (broken("categories", name=None), "categories\\[0\\] has no 'name'"),
     ],
 )
 def test_files_that_are_not_coco(files, content, message):
@@ -80,9 +98,22 @@ def test_other_numbers_of_classes_are_named(files, retinanet, rcnn):
     for cfg, key in ((retinanet, "MODEL.RETINANET.NUM_CLASSES"), (rcnn, "MODEL.ROI_HEADS.NUM_CLASSES")):
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("mine",), ()
         with pytest.raises(ValueError, match=f"mine has 2 classes \\(first, second\\), but {key} is 3"):
-            check_num_classes(cfg)
+            check_datasets(cfg, training=True)
+        check_datasets(cfg, training=False)
         cfg.merge_from_list([key, 2])
-        check_num_classes(cfg)
+        check_datasets(cfg, training=True)
+
+
+def test_datasets_that_are_not_there_are_named(retinanet):
+    retinanet.DATASETS.TRAIN, retinanet.DATASETS.TEST = (), ("lvis_v1_val",)
+    with pytest.raises(ValueError, match="nothing to train on"):
+        check_datasets(retinanet, training=True)
+    retinanet.MODEL.RETINANET.NUM_CLASSES = 1203
+    with pytest.raises(FileNotFoundError, match="dataset lvis_v1_val: no .*lvis_v1_val.json.*DETECTRON2_DATASETS"):
+        check_datasets(retinanet, training=False)
+    retinanet.DATASETS.TEST = ("acam_shapes_val",)  # drawn when it is asked for
+    retinanet.MODEL.RETINANET.NUM_CLASSES = 6
+    check_datasets(retinanet, training=False)
 
 
 def test_evaluators_follow_the_metadata(files, tmp_path):

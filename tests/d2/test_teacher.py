@@ -10,10 +10,10 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 
-from acam_kd.d2 import add_distillation_config, merge_config_file
+from acam_kd.d2 import add_distillation_config
 from acam_kd.d2.teacher import build_teacher, teacher_config
 
-from .conftest import detector_config, distillation_config, save_config, save_weights
+from .conftest import distillation_config, save_config, save_weights
 
 ZOO = "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml"
 
@@ -94,10 +94,11 @@ def test_the_teachers_config_starts_from_todays_defaults(retinanet, retinanet_te
     """A key that Detectron2 adds tomorrow must not break it, as it broke the peers that copied the tree."""
     from detectron2.config import defaults
 
+    cfg = distillation_config(retinanet, retinanet_teacher)
     fresh = defaults._C.clone()
     fresh.MODEL.NEW_IN_DETECTRON2 = 5
     monkeypatch.setattr(defaults, "_C", fresh)
-    assert teacher_config(distillation_config(retinanet, retinanet_teacher)).MODEL.NEW_IN_DETECTRON2 == 5
+    assert teacher_config(cfg).MODEL.NEW_IN_DETECTRON2 == 5
 
 
 def test_keys_of_other_projects_are_known_to_the_teacher(retinanet, tmp_path):
@@ -124,11 +125,12 @@ def test_the_teachers_file_is_relative_to_the_file_that_names_it(retinanet, tmp_
     for name in ("l", "zoo", "none"):
         cfg = get_cfg()
         add_distillation_config(cfg)
-        merge_config_file(cfg, f"leaves/{name}.yaml")
+        cfg.clone().merge_from_file("leaves/zoo.yaml")  # a clone's is its own
+        cfg.merge_from_file(f"leaves/{name}.yaml")
         found[name] = cfg.DISTILL.TEACHER.CONFIG_FILE
     assert found == {"l": teacher, "zoo": ZOO, "none": ""}
     with pytest.raises(FileNotFoundError, match="no config file .*gone.yaml"):
-        merge_config_file(cfg, "gone.yaml")
+        cfg.merge_from_file("gone.yaml")
 
 
 def test_importing_does_not_open_the_zoo():
@@ -149,8 +151,24 @@ def test_a_zoo_that_cannot_be_opened_is_named(retinanet, monkeypatch):
         teacher_config(distillation_config(retinanet, ZOO))
 
 
-def test_a_teacher_with_a_coarser_grid_of_sizes_is_no_surprise(retinanet, tmp_path):
-    """Both backbones pad to multiples of 32, so the batch of one fits the other."""
-    wide = save_config(detector_config("Base-RCNN-FPN.yaml"), tmp_path / "t.yaml")
-    detector, _ = build_teacher(distillation_config(retinanet, wide))
-    assert detector.backbone.size_divisibility == 32
+def test_a_distilled_student_can_teach(retinanet, retinanet_teacher, tmp_path):
+    """Its run's config.yaml, with our keys in it, is a teacher's config."""
+    first = distillation_config(retinanet, retinanet_teacher)
+    path = save_config(first, tmp_path / "config.yaml")
+    detector, cfg = build_teacher(distillation_config(retinanet, path))
+    assert type(detector).__name__ == cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
+
+
+def test_unusable_files_are_named(retinanet, retinanet_teacher, tmp_path):
+    (tmp_path / "odd.yaml").write_text("MODEL: {FOO: 1}\nVERSION: 2\n")
+    with pytest.raises(ValueError, match="odd.yaml cannot be read: .*MODEL.FOO.*DISTILL.TEACHER.CONFIG_FILE"):
+        build_teacher(distillation_config(retinanet, str(tmp_path / "odd.yaml")))
+    with pytest.raises(ValueError, match="cannot be read: .*NOPE"):
+        build_teacher(distillation_config(retinanet, retinanet_teacher, "DISTILL.TEACHER.OPTS", "['NOPE', 1]"))
+    with pytest.raises(ValueError, match="set DISTILL.TEACHER.WEIGHTS"):
+        build_teacher(
+            distillation_config(retinanet, retinanet_teacher, "DISTILL.TEACHER.OPTS", "['MODEL.WEIGHTS', 'x']")
+        )
+    (tmp_path / "odd.pth").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match="odd.pth are no checkpoint: .*DISTILL.TEACHER.WEIGHTS"):
+        build_teacher(distillation_config(retinanet, retinanet_teacher, weights=str(tmp_path / "odd.pth")))

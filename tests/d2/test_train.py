@@ -134,11 +134,18 @@ def test_every_checkpoint_is_the_plain_student(arguments, tmp_path):
     assert not [k for part in ("model", "distiller") for k in checkpoint[part] if "teacher" in k]
 
 
-def test_train_then_evaluate_without_a_teacher(arguments, tmp_path):
+def test_train_then_evaluate_without_a_teacher(arguments, tmp_path, monkeypatch):
     out = tmp_path / "run"
     run(arguments("OUTPUT_DIR", out))
     os.remove(tmp_path / "teacher.yaml")
-    again = run(arguments("OUTPUT_DIR", out, "MODEL.WEIGHTS", out / "model_final.pth", flags=["--eval-only"]))
+    evaluated = []
+    test = train_net.Trainer.test
+    monkeypatch.setattr(train_net.Trainer, "test", lambda cfg, model: evaluated.append(model) or test(cfg, model))
+    command = arguments("OUTPUT_DIR", out, "MODEL.WEIGHTS", out / "model_final.pth", flags=["--eval-only"])
+    del command[2:6]  # nor the training set
+    again = run(command)
+    saved = torch.load(out / "model_final.pth", weights_only=False)["model"]
+    assert all(torch.equal(v, saved[k]) for k, v in evaluated[0].state_dict().items())
     logged = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
     assert logged[-1]["bbox/AP"] == pytest.approx(again["bbox"]["AP"], nan_ok=True)
     assert any("distill/p3/spatial_dice" in line and "loss_acam_spatial" in line for line in logged)
@@ -217,6 +224,11 @@ def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(arguments, tmp_pat
             "has 6 classes (plain disc, barred disc, plain square, barred square, plain triangle, ...), but MODEL.RETINANET.NUM_CLASSES is 5",
         ),
         (["DATASETS.TRAIN", "('nowhere',)"], "unknown dataset 'nowhere'"),
+        (["MODEL.WEIGHTS", "gone.pth"], "gone.pth (key: MODEL.WEIGHTS)"),
+        (["TEST.AUG.ENABLED", True], "no test-time augmentation for RetinaNet"),
+        (["DISTILL.MAX_GRADIENT_NORM", -1.0], "MAX_GRADIENT_NORM must not be negative"),
+        (["DISTILL.ACAMKD.ALPHA", 2], "DISTILL.ACAMKD.ALPHA"),
+        (["DISTILL.NOPE", 1], "NOPE"),
     ],
 )
 def test_bad_input_is_one_line(arguments, tmp_path, opts, message):

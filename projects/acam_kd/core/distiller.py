@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 from .features import Features, Pyramid
@@ -41,9 +43,12 @@ class Distiller(nn.Module):
         """Diagnostics of the last step, 0-d and detached, under ``<level>/<quantity>``."""
         return {}
 
-    def warnings(self) -> list[str]:
-        """What went wrong by the last step's metrics: plain sentences that name the level and the key to change."""
-        return []
+    def warnings(self) -> dict[str, str]:
+        """What is going wrong by the last step, place -> a plain sentence that names the level and the key to change.
+
+        A place is reported once a run.
+        """
+        return {}
 
 
 def align_levels(student: Pyramid, teacher: Pyramid) -> nn.ModuleDict:
@@ -62,7 +67,7 @@ def align_levels(student: Pyramid, teacher: Pyramid) -> nn.ModuleDict:
 
 
 def check_weights(**weights: float) -> None:
-    """Raise ValueError for a loss weight below 0."""
+    """Raise ValueError for a loss weight that is negative or not finite."""
     for name, weight in weights.items():
-        if weight < 0:
-            raise ValueError(f"{name} must not be negative, found {weight} (key: {name.upper()})")
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"{name} must be finite and not negative, found {weight} (key: {name.upper()})")

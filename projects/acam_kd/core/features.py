@@ -47,24 +47,29 @@ def match_levels(student: Pyramid, teacher: Pyramid, levels: Sequence[str] = ())
 
     Raises:
         KeyError: a name in ``levels`` is not a level of the student.
-        ValueError: two levels of one pyramid share a stride, no strides are shared, or a level asked
-            for has no partner. The message prints both pyramids.
+        ValueError: two levels of one pyramid share a stride, no strides are shared, a level asked for has
+            no partner, or, where none was asked for, most have none. The message prints both pyramids.
     """
     both = f"student: {describe(student)}; teacher: {describe(teacher)}"
-    by_stride: dict[int, str] = {}
-    for name, spec in teacher.items():
-        if spec.stride in by_stride:
-            raise ValueError(f"two levels of the teacher have stride {spec.stride}, so levels cannot be paired. {both}")
-        by_stride[spec.stride] = name
     unknown = [name for name in levels if name not in student]
     if unknown:
         raise KeyError(f"unknown level {unknown[0]!r}; the student has: {', '.join(student)} (key: DISTILL.LEVELS)")
     wanted = [name for name in student if not levels or name in levels]
-    if len({student[name].stride for name in wanted}) < len(wanted):
+    strides = [student[name].stride for name in wanted]
+    if len(set(strides)) < len(strides):
         raise ValueError(f"two levels of the student have the same stride; choose with DISTILL.LEVELS. {both}")
+    by_stride: dict[int, str] = {}
+    for name, spec in teacher.items():
+        if spec.stride in by_stride and spec.stride in strides:
+            raise ValueError(
+                f"two levels of the teacher have stride {spec.stride}; leave that level out of DISTILL.LEVELS. {both}"
+            )
+        by_stride[spec.stride] = name
     pairs = {name: by_stride[student[name].stride] for name in wanted if student[name].stride in by_stride}
     if not pairs:
         raise ValueError(f"student and teacher share no stride, so there is nothing to distil. {both}")
+    if not levels and 2 * len(pairs) < len(wanted):
+        raise ValueError(f"most levels of the student have no partner; name those to distil in DISTILL.LEVELS. {both}")
     if levels and len(pairs) < len(wanted):
         alone = [name for name in wanted if name not in pairs]
         raise ValueError(f"the teacher has no level for {', '.join(alone)} (key: DISTILL.LEVELS). {both}")
@@ -84,6 +89,7 @@ class FeatureTap:
 
     def __init__(self, module: nn.Module) -> None:
         self._recorded: tuple[Tensor, Features] | None = None
+        self._times = 0
         self._handle = module.register_forward_hook(self._record)
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -95,25 +101,29 @@ class FeatureTap:
                 "feature map is needed"
             )
         self._recorded = (args[0], output)
+        self._times += 1
 
     def pop(self) -> tuple[Tensor, Features]:
         """Return ``(batch, features)`` of the last training forward, and forget them.
 
         Raises:
-            RuntimeError: nothing was recorded since the last call: the tapped module did not run, or
-                ran in evaluation mode.
+            RuntimeError: nothing was recorded since the last call, because the tapped module did not run or
+                ran in evaluation mode; or it ran more than once, and which features are meant is unknown.
         """
         if self._recorded is None:
             raise RuntimeError(
                 "the tapped module gave no features since they were last read: it did not run in training "
                 "mode, so there is nothing to distil. Does the student call its `backbone` as a module?"
             )
-        recorded, self._recorded = self._recorded, None
+        recorded, times = self._recorded, self._times
+        self.clear()
+        if times > 1:
+            raise RuntimeError(f"the tapped module ran {times} times in one step; only one run can be distilled")
         return recorded
 
     def clear(self) -> None:
         """Forget what a training forward that failed half-way may have left."""
-        self._recorded = None
+        self._recorded, self._times = None, 0
 
     def remove(self) -> None:
         """Take the hook off the module."""

@@ -14,9 +14,9 @@ def cross_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Single-head attention from the positions of one map to those of another.
 
     The positions-by-positions matrix is never materialised. Torch's fused kernels need equal widths and
-    a contiguous last dimension, and fall back to materialising it otherwise, on CPU above all. So
-    the narrower of (query, key) and value is padded with zeros, which changes no product, and the scale is
-    that of the true width.
+    a contiguous last dimension, and on a GPU a width that is a multiple of 8, and fall back to materialising it
+    otherwise. So all three are padded with zeros to such a width, which changes no product, and the
+    scale is that of the true width.
 
     Args:
         query: (N, E, Hq, Wq).
@@ -26,7 +26,7 @@ def cross_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Returns:
         (N, C, Hq, Wq): for every query position the values weighted by softmax(q k / sqrt(E)).
     """
-    width = max(query.shape[1], value.shape[1])
+    width = -(-max(query.shape[1], value.shape[1]) // 8) * 8
 
     def positions_first(x: Tensor) -> Tensor:  # (N, E, H, W) -> (N, 1, HW, width), contiguous
         x = x.flatten(2).transpose(1, 2).unsqueeze(1)

@@ -25,12 +25,12 @@ def _full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Cast the arguments to their common type, float32 at least, and switch autocast off inside."""
 
     @wraps(loss)
-    def wrapper(*tensors: Tensor) -> Tensor:
-        dtype = torch.float32
-        for tensor in tensors:
-            dtype = torch.promote_types(dtype, tensor.dtype)
-        with torch.autocast(device_type=tensors[0].device.type, enabled=False):
-            return loss(*(tensor.to(dtype) for tensor in tensors))
+    def wrapper(*args: Tensor, **named: Tensor) -> Tensor:
+        dtype, device = torch.float32, "cpu"
+        for tensor in (*args, *named.values()):
+            dtype, device = torch.promote_types(dtype, tensor.dtype), tensor.device.type
+        with torch.autocast(device_type=device, enabled=False):
+            return loss(*(x.to(dtype) for x in args), **{name: x.to(dtype) for name, x in named.items()})
 
     return wrapper
 

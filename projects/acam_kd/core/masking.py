@@ -31,6 +31,8 @@ class SpatialMasking(nn.Module):
         num_masks: M; 6 for detection, the number of classes for segmentation.
     """
 
+    kind = "spatial"
+
     def __init__(self, channels: int, *, num_masks: int) -> None:
         super().__init__()
         self.units = _units(num_masks, channels)
@@ -50,6 +52,8 @@ class ChannelMasking(nn.Module):
         num_masks: M.
     """
 
+    kind = "channel"
+
     def __init__(self, *, num_masks: int) -> None:
         super().__init__()
         self.units = _units(num_masks, 1)
@@ -67,6 +71,8 @@ class UniformMasking(nn.Module):
         channels: C of the fused map (not used).
         num_masks: M.
     """
+
+    kind = "spatial"
 
     def __init__(self, channels: int, *, num_masks: int) -> None:
         super().__init__()

@@ -49,12 +49,14 @@ class DistillationModel(nn.Module):
         self.teacher = teacher
         self.distiller = distiller
         self.levels = dict(levels)
-        self._tap = FeatureTap(student.backbone)  # type: ignore[arg-type]
+        if (teacher is None) != (distiller is None):
+            raise ValueError("a teacher needs a distiller and a distiller a teacher; one of them is None")
+        self._tap = FeatureTap(student.backbone) if distiller is not None else None  # type: ignore[arg-type]
         self._ratio = torch.zeros(())
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Evaluation: the student's output. Training: the losses of student and distiller in one dict."""
-        if not self.training or self.distiller is None or self.teacher is None:
+        if not self.training or self._tap is None or self.teacher is None or self.distiller is None:
             return self.student(*inputs, **kwargs)
         self._tap.clear()
         task_losses = self.student(*inputs, **kwargs)
@@ -65,6 +67,11 @@ class DistillationModel(nn.Module):
         return {**task_losses, **distillation_losses}
 
     def _paired(self, student: Features, teacher: Features) -> tuple[Features, Features]:
+        if torch.is_grad_enabled() and not any(student[s].requires_grad for s in self.levels):
+            raise RuntimeError(
+                "the student's features have no gradient, so nothing can be distilled into them: is its backbone "
+                "frozen, or checkpointed with use_reentrant=True?"
+            )
         for s, t in self.levels.items():
             if student[s].shape[2:] != teacher[t].shape[2:]:
                 raise ValueError(

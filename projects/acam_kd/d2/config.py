@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import os
+from types import MethodType
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.utils.file_io import PathManager
 
 from ..core import DISTILLER_REGISTRY
 
-__all__ = ["META_ARCHITECTURE", "add_distillation_config", "merge_config_file", "method_arguments", "student_config"]
+__all__ = ["META_ARCHITECTURE", "add_distillation_config", "check_student", "method_arguments", "student_config"]
 
 META_ARCHITECTURE = "DistillationMetaArch"
 INHERIT = ("auto", "always", "never")
@@ -31,21 +33,20 @@ class _TeacherPaths(CfgNode):
         return loaded
 
 
-def merge_config_file(cfg: CfgNode, path: str) -> None:
-    """``cfg.merge_from_file(path)``, with the teacher's config file relative to the file that names it.
+def _merge_from_file(self: CfgNode, cfg_filename: str, allow_unsafe: bool = True) -> None:
+    """Detectron2's ``merge_from_file``, with the teacher's config file relative to the file that names it.
 
-    Detectron2 resolves ``_BASE_`` in this way, but after a plain ``merge_from_file`` nobody knows which file a
-    value came from, and a relative teacher is then looked for in the working directory.
+    Detectron2 resolves ``_BASE_`` in this way, but after a merge nobody knows which file a value came from.
 
     Raises:
         FileNotFoundError: no such file.
     """
-    if not PathManager.isfile(path):
-        raise FileNotFoundError(f"no config file {os.path.abspath(path)} (option: --config-file)")
-    cfg.merge_from_file(path)
-    loaded = _TeacherPaths.load_yaml_with_base(path, allow_unsafe=True)
+    if not PathManager.isfile(cfg_filename):
+        raise FileNotFoundError(f"no config file {os.path.abspath(cfg_filename)} (option: --config-file)")
+    CfgNode.merge_from_file(self, cfg_filename, allow_unsafe)
+    loaded = _TeacherPaths.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe)
     teacher = (loaded.get("DISTILL") or {}).get("TEACHER") or {}
-    cfg.DISTILL.TEACHER.CONFIG_FILE = teacher.get("CONFIG_FILE", cfg.DISTILL.TEACHER.CONFIG_FILE)
+    self.DISTILL.TEACHER.CONFIG_FILE = teacher.get("CONFIG_FILE", self.DISTILL.TEACHER.CONFIG_FILE)
 
 
 def add_distillation_config(cfg: CfgNode) -> None:
@@ -53,7 +54,11 @@ def add_distillation_config(cfg: CfgNode) -> None:
 
     Every registered method has a node ``DISTILL.<NAME>`` whose keys and defaults are the arguments of its
     constructor, so a method of your own has one too if it is registered before this is called.
+
+    From here on ``cfg.merge_from_file`` finds the teacher's config file relative to the file that names it. (A
+    subclass of the config node would be the cleaner way, but yacs refuses to merge two types of node.)
     """
+    cfg.__dict__["merge_from_file"] = MethodType(_merge_from_file, cfg)
     cfg.DISTILL = CfgNode()
     # What the student is; MODEL.META_ARCHITECTURE is "DistillationMetaArch".
     cfg.DISTILL.STUDENT_META_ARCHITECTURE = "GeneralizedRCNN"
@@ -94,9 +99,29 @@ def method_arguments(method: type) -> dict[str, Any]:
 def student_config(cfg: CfgNode) -> CfgNode:
     """The config of the student alone, which stock Detectron2 loads: no key of ours is left in it."""
     student = cfg.clone()
+    student.__dict__.pop("merge_from_file", None)
     student.defrost()
     if student.MODEL.META_ARCHITECTURE == META_ARCHITECTURE:
         student.MODEL.META_ARCHITECTURE = cfg.DISTILL.STUDENT_META_ARCHITECTURE
     del student["DISTILL"]
     del student.DATASETS["COCO_FORMAT"]
     return student
+
+
+def check_student(cfg: CfgNode) -> None:
+    """Raise for what a student's config can get wrong that Detectron2 would say late, and deep inside.
+
+    Raises:
+        FileNotFoundError: MODEL.WEIGHTS is a local file that does not exist.
+        ValueError: test-time augmentation is on for a detector that Detectron2 has none for.
+    """
+    weights = cfg.MODEL.WEIGHTS.split("?")[0]
+    if weights and "://" not in weights and not os.path.isfile(weights):
+        raise FileNotFoundError(
+            f"the student's weights do not exist: tried {os.path.abspath(weights)} (key: MODEL.WEIGHTS)"
+        )
+    name = cfg.MODEL.META_ARCHITECTURE
+    if cfg.TEST.AUG.ENABLED and name in META_ARCH_REGISTRY:
+        architecture = META_ARCH_REGISTRY.get(name)
+        if isinstance(architecture, type) and not issubclass(architecture, GeneralizedRCNN):
+            raise ValueError(f"Detectron2 has no test-time augmentation for {name} (key: TEST.AUG.ENABLED)")

@@ -1,4 +1,4 @@
-"""Own datasets without writing Python: COCO-format files named in the config."""
+"""Own datasets without writing Python, and a look at all datasets before a run starts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,20 @@ from detectron2.data.datasets import load_coco_json, register_coco_instances
 
 from ..data.shapes import CLASSES, SPLITS, make_shapes
 
-__all__ = ["check_num_classes", "register_coco_datasets"]
+__all__ = ["check_datasets", "register_coco_datasets"]
 
 KEY = "(key: DATASETS.COCO_FORMAT, or --dataset)"
+REQUIRED = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
+    "categories": ("id", "name"),
+}
+NUM_CLASSES = {
+    "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
+    "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
+    "PanopticFPN": "MODEL.ROI_HEADS.NUM_CLASSES",
+}
+"""Where the known heads are told the number of classes."""
 
 
 def register_coco_datasets(datasets: Sequence[Sequence[str]]) -> None:
@@ -27,73 +38,116 @@ def register_coco_datasets(datasets: Sequence[Sequence[str]]) -> None:
 
     Raises:
         FileNotFoundError: the json or the folder does not exist, or an image of the json does not.
-        ValueError: an entry is malformed, the json is not COCO, or it has no images or categories.
+        ValueError: an entry is malformed, its name is taken, or the json is not what pycocotools needs.
     """
     for entry in datasets:
         if isinstance(entry, str) or len(entry) != 3:
             raise ValueError(f"a dataset is [name, json file, image folder], found {entry!r} {KEY}")
         name, json_file, image_root = (os.path.expanduser(str(value)) for value in entry)
-        classes = _check(name, json_file, image_root)
+        classes = _check_files(f"dataset {name}", json_file, image_root)
         if name in DatasetCatalog.list():
-            if MetadataCatalog.get(name).get("json_file") != json_file:
+            known = MetadataCatalog.get(name)
+            if (known.get("json_file"), known.get("image_root")) != (json_file, image_root):
                 raise ValueError(f"there is a dataset called {name!r} already; choose another name {KEY}")
             continue
         register_coco_instances(name, {}, json_file, image_root)
         MetadataCatalog.get(name).thing_classes = classes
 
 
-def _check(name: str, json_file: str, image_root: str) -> list[str]:
+def _check_files(dataset: str, json_file: str, image_root: str) -> list[str]:
     """Raise if the files cannot be a COCO dataset; returns the class names in Detectron2's order."""
     if not os.path.isfile(json_file):
-        raise FileNotFoundError(f"dataset {name}: no file {os.path.abspath(json_file)} {KEY}")
+        raise FileNotFoundError(f"{dataset}: no file {os.path.abspath(json_file)} {KEY}")
     if not os.path.isdir(image_root):
-        raise FileNotFoundError(f"dataset {name}: no folder {os.path.abspath(image_root)} {KEY}")
+        raise FileNotFoundError(f"{dataset}: no folder {os.path.abspath(image_root)} {KEY}")
     try:
         with open(json_file) as file:
             content = json.load(file)
     except ValueError as error:
-        raise ValueError(f"dataset {name}: {json_file} is not json: {error}") from error
-    for part in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(part), list):
-            raise ValueError(f"dataset {name}: {json_file} is not in COCO format: it has no list {part!r}")
-    for part, things in (("images", "images"), ("annotations", "boxes"), ("categories", "categories")):
-        if not content[part]:
-            raise ValueError(f"dataset {name}: {json_file} has no {things} {KEY}")
+        raise ValueError(f"{dataset}: {json_file} is not json: {error}") from error
+    _check_content(f"{dataset}: {json_file}", content)
     for image in content["images"]:
         path = os.path.join(image_root, image["file_name"])
         if not os.path.isfile(path):
-            raise FileNotFoundError(f"dataset {name}: image {os.path.abspath(path)} of {json_file} does not exist")
+            raise FileNotFoundError(f"{dataset}: image {os.path.abspath(path)} of {json_file} does not exist")
     return [category["name"] for category in sorted(content["categories"], key=lambda c: c["id"])]
 
 
-def check_num_classes(cfg: CfgNode) -> None:
-    """Raise ValueError if a dataset of a student's config has another number of classes than its head.
+def _check_content(where: str, content: Any) -> None:
+    """Raise for what would otherwise fail deep inside pycocotools, partly only after training."""
+    for part in REQUIRED:
+        if not isinstance(content, dict) or not isinstance(content.get(part), list):
+            raise ValueError(f"{where} is not in COCO format: it has no list {part!r}")
+    for part, keys in REQUIRED.items():
+        if not content[part]:
+            raise ValueError(f"{where} has no {part} {KEY}")
+        for number, item in enumerate(content[part]):
+            missing = [key for key in keys if key not in item]
+            if missing:
+                raise ValueError(f"{where}: {part}[{number}] has no {missing[0]!r}")
+    images, categories = ({item["id"] for item in content[part]} for part in ("images", "categories"))
+    for number, item in enumerate(content["annotations"]):
+        problem = ""
+        if item["image_id"] not in images:
+            problem = f"image_id {item['image_id']} is no image"
+        elif item["category_id"] not in categories:
+            problem = f"category_id {item['category_id']} is no category"
+        elif len(item["bbox"]) != 4:
+            problem = f"bbox has {len(item['bbox'])} numbers; [x, y, width, height] is needed"
+        elif item["id"] == 0:
+            problem = "id is 0, which COCO evaluation takes for 'no match'; start at 1"
+        if problem:
+            raise ValueError(f"{where}: annotations[{number}]: {problem}")
+    if all(item["iscrowd"] for item in content["annotations"]):
+        raise ValueError(f"{where} has no boxes that are not crowds {KEY}")
 
-    Only for the heads whose key is known; without this Detectron2 fails on an index, deep inside.
+
+def check_datasets(cfg: CfgNode, *, training: bool) -> None:
+    """Look whether the datasets of a student's config are there and have as many classes as its head.
+
+    Without this Detectron2 fails deep inside, after the model was built, and partly only on an index.
+
+    Raises:
+        FileNotFoundError: a file or folder of a registered dataset does not exist.
+        ValueError: a name is unknown, nothing is named to train on, or the numbers of classes differ.
     """
-    meta_architecture = cfg.MODEL.META_ARCHITECTURE
-    if meta_architecture == "RetinaNet":
-        key, expected = "MODEL.RETINANET.NUM_CLASSES", cfg.MODEL.RETINANET.NUM_CLASSES
-    elif meta_architecture in ("GeneralizedRCNN", "PanopticFPN"):
-        key, expected = "MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    else:
-        return
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+    if training and not cfg.DATASETS.TRAIN:
+        raise ValueError("there is nothing to train on (key: DATASETS.TRAIN)")
+    key = NUM_CLASSES.get(cfg.MODEL.META_ARCHITECTURE, "")
+    for name in (*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST):
         if name not in DatasetCatalog.list():
             raise ValueError(
                 f"unknown dataset {name!r} (keys: DATASETS.TRAIN, DATASETS.TEST); register it with --dataset"
             )
-        classes = MetadataCatalog.get(name).get("thing_classes", None)
-        if classes is not None and len(classes) != expected:
+        metadata = MetadataCatalog.get(name)
+        for place in ("json_file", "image_root", "dirname"):
+            path = metadata.get(place, None)
+            if path and "://" not in path and not os.path.exists(path) and name not in SHAPES:
+                raise FileNotFoundError(
+                    f"dataset {name}: no {os.path.abspath(path)} (Detectron2 looks for its datasets below "
+                    "$DETECTRON2_DATASETS)"
+                )
+        classes = metadata.get("thing_classes", None)
+        expected = key and _value(cfg, key)
+        if classes is not None and key and len(classes) != expected:
             shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
             raise ValueError(f"dataset {name} has {len(classes)} classes ({shown}), but {key} is {expected}")
 
 
+def _value(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+SHAPES = tuple(f"acam_shapes_{split}" for split in SPLITS)
+
+
 def _register_shapes() -> None:
-    """Register ``shapes_train`` and ``shapes_val``, made below $DETECTRON2_DATASETS when first asked for."""
-    folder = Path(os.getenv("DETECTRON2_DATASETS", "datasets")) / "shapes_160_0"
-    for split in SPLITS:
-        name, json_file, images = f"shapes_{split}", str(folder / f"{split}.json"), str(folder / split)
+    """Register ``acam_shapes_train`` and ``_val``, drawn below $DETECTRON2_DATASETS when first asked for."""
+    folder = Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))) / "shapes_160_0"
+    for name, split in zip(SHAPES, SPLITS):
+        json_file, images = str(folder / f"{split}.json"), str(folder / split)
 
         def load(name: str = name, json_file: str = json_file, images: str = images) -> list[dict[str, Any]]:
             make_shapes(folder.parent)

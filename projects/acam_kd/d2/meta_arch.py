@@ -58,12 +58,20 @@ class DistillationMetaArch(DistillationModel):
         super().__init__(student=student, teacher=teacher, distiller=distiller, levels=levels)
         self.log_period = log_period
         self._warned: set[str] = set()
+        self._new = True  # the distiller, until it was loaded or used
+        if distiller is not None:
+            distiller.register_load_state_dict_post_hook(self._not_new)  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build everything; the student first, so that a seed gives it the same start under every method."""
         if cfg.DISTILL.STUDENT_META_ARCHITECTURE == META_ARCHITECTURE:
             raise ValueError(f"DISTILL.STUDENT_META_ARCHITECTURE is {META_ARCHITECTURE}; name the student's own")
+        if cfg.DISTILL.STUDENT_META_ARCHITECTURE not in META_ARCH_REGISTRY:
+            raise KeyError(
+                f"no meta-architecture is called {cfg.DISTILL.STUDENT_META_ARCHITECTURE!r}; known: "
+                f"{', '.join(sorted(name for name, _ in META_ARCH_REGISTRY))} (key: DISTILL.STUDENT_META_ARCHITECTURE)"
+            )
         if cfg.DISTILL.INHERIT not in INHERIT:
             raise ValueError(f"DISTILL.INHERIT must be one of {INHERIT}, not {cfg.DISTILL.INHERIT!r}")
         if cfg.DISTILL.LOG_PERIOD < 1:
@@ -83,12 +91,26 @@ class DistillationMetaArch(DistillationModel):
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """As the student; in training the dict of losses has the distiller's too."""
         output = super().forward(batched_inputs)
-        if self.training and self.distiller is not None:
+        if self.training:
             iteration = get_event_storage().iter
             self.raise_if_not_finite(output, when=f"iteration {iteration}")
-            if (iteration + 1) % self.log_period == 0:
-                self._log()
+            if self.distiller is not None:
+                self._warn_if_forgotten(iteration)
+                if (iteration + 1) % self.log_period == 0:
+                    self._log()
         return output
+
+    def _warn_if_forgotten(self, iteration: int) -> None:
+        if self._new and iteration > 0:
+            logger.warning(
+                "training goes on at iteration %d with a NEW distiller: the checkpoint has none, or the trainer "
+                "did not load it (call checkpoint_distiller(trainer) before resume_or_load)",
+                iteration,
+            )
+        self._new = False
+
+    def _not_new(self, *_: Any) -> None:
+        self._new = False
 
     def _log(self) -> None:
         values = {name: float(value) for name, value in self.metrics().items()}
@@ -99,10 +121,19 @@ class DistillationMetaArch(DistillationModel):
             by_level.setdefault(level, []).append(f"{quantity} {value:.4g}")
         logger.info("\n".join(f"{level or 'distill'}: {'  '.join(v)}" for level, v in by_level.items()))
         assert self.distiller is not None
-        for warning in self.distiller.warnings():
-            if warning not in self._warned:
-                self._warned.add(warning)
+        for place, warning in self.distiller.warnings().items():
+            if place not in self._warned:
+                self._warned.add(place)
                 logger.warning("%s (under DISTILL.%s)", warning, type(self.distiller).__name__.upper())
+
+    def __getattr__(self, name: str) -> Any:
+        """What is not ours is the student's: Detectron2's tools look modules up by the names in ``state_dict``."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "student":
+                raise
+            return getattr(self.student, name)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The student's."""
@@ -112,12 +143,21 @@ class DistillationMetaArch(DistillationModel):
         """Into the student."""
         return self.student.load_state_dict(*args, **kwargs)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """As a part of another module, whose ``load_state_dict`` does not call ours."""
+        for name in [name for name in state_dict if name.startswith(prefix)]:
+            state_dict[f"{prefix}student.{name.removeprefix(prefix)}"] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
 
 def _build_distillation(cfg: CfgNode, student: nn.Module, teacher_cfg: CfgNode, detector: nn.Module) -> dict[str, Any]:
     method = DISTILLER_REGISTRY.get(cfg.DISTILL.METHOD)
+    if cfg.DISTILL.METHOD.upper() not in cfg.DISTILL:
+        raise KeyError(f"{cfg.DISTILL.METHOD} was registered after add_distillation_config(cfg); import it before")
     node = cfg.DISTILL[cfg.DISTILL.METHOD.upper()]
     arguments = {name: node[name.upper()] for name in method_arguments(method)}
     student_pyramid, teacher_pyramid = _pyramid(student), _pyramid(detector)
+    _check_divisibility(student, detector)
     levels = match_levels(student_pyramid, teacher_pyramid, cfg.DISTILL.LEVELS)
     logger.info("distilling with %s on %s", cfg.DISTILL.METHOD, ", ".join(f"{s} <- {t}" for s, t in levels.items()))
     if not cfg.DISTILL.LEVELS and len(levels) < len(student_pyramid):
@@ -143,6 +183,16 @@ def _backbone(detector: nn.Module) -> nn.Module:
 def _pyramid(detector: nn.Module) -> dict[str, FeatureSpec]:
     shapes: dict[str, ShapeSpec] = _backbone(detector).output_shape()  # type: ignore[operator]
     return {name: FeatureSpec(channels=s.channels, stride=s.stride) for name, s in shapes.items()}
+
+
+def _check_divisibility(student: nn.Module, detector: nn.Module) -> None:
+    """The teacher sees the student's batch, so the student's padding has to do for it."""
+    own, needed = (getattr(_backbone(x), "size_divisibility", 0) or 1 for x in (student, detector))
+    if own % needed:
+        raise ValueError(
+            f"the teacher's backbone needs sides that are multiples of {needed}, the student's batches are padded to "
+            f"multiples of {own}: choose a teacher (DISTILL.TEACHER.CONFIG_FILE) with a backbone like the student's"
+        )
 
 
 def _pixel_transform(cfg: CfgNode, teacher_cfg: CfgNode) -> PixelTransform:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import pickle
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from torch import nn
+
+from .config import META_ARCHITECTURE
 
 __all__ = ["build_teacher", "teacher_config"]
 
@@ -35,8 +38,18 @@ def teacher_config(cfg: CfgNode) -> CfgNode:
     path, weights = _locate(node.CONFIG_FILE)
     teacher = get_cfg()
     _add_unknown_keys(teacher, cfg)
-    teacher.merge_from_file(path)
-    teacher.merge_from_list(list(node.OPTS))
+    if "MODEL.WEIGHTS" in node.OPTS:
+        raise ValueError("MODEL.WEIGHTS in DISTILL.TEACHER.OPTS would not be used; set DISTILL.TEACHER.WEIGHTS")
+    try:
+        teacher.merge_from_file(path)
+        teacher.merge_from_list(list(node.OPTS))
+    except (KeyError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"the teacher's config {path} cannot be read: {error} (keys: DISTILL.TEACHER.CONFIG_FILE, "
+            "DISTILL.TEACHER.OPTS; keys of another project must be added to the config before)"
+        ) from error
+    if teacher.MODEL.META_ARCHITECTURE == META_ARCHITECTURE:  # a student that was distilled itself
+        teacher.MODEL.META_ARCHITECTURE = teacher.DISTILL.STUDENT_META_ARCHITECTURE
     teacher.MODEL.DEVICE = cfg.MODEL.DEVICE
     teacher.MODEL.WEIGHTS = node.WEIGHTS or weights
     if not teacher.MODEL.WEIGHTS:
@@ -60,7 +73,7 @@ def build_teacher(cfg: CfgNode) -> tuple[nn.Module, CfgNode]:
     teacher_cfg = teacher_config(cfg)
     if teacher_cfg.MODEL.WEIGHTS == RANDOM:
         with torch.random.fork_rng(devices=[]):  # the same one in every process
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             detector = build_model(teacher_cfg)
         logger.warning("the teacher has RANDOM weights, as DISTILL.TEACHER.WEIGHTS asks: nothing can be learnt from it")
     else:
@@ -124,7 +137,12 @@ def _load(detector: nn.Module, weights: str) -> None:
     if not found:
         raise FileNotFoundError(f"the teacher's weights do not exist: tried {os.path.abspath(path)} {key}")
     checkpointer = _StrictCheckpointer(detector)
-    checkpointer.load(weights)
+    try:
+        checkpointer.load(weights)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"the teacher's weights {weights} are no checkpoint: {str(error).splitlines()[0]} {key}"
+        ) from error
     incompatible = checkpointer.incompatible
     wrong = [
         f"{name}: {there} in the file, {here} in the teacher" for name, there, here in incompatible.incorrect_shapes

@@ -36,7 +36,10 @@ def checkpoint_distiller(trainer: DefaultTrainer) -> None:
 
 
 class _LossNormalizer:
-    """The moving average by which RetinaNet and FCOS divide their losses: a plain attribute, in no state_dict."""
+    """The moving average by which RetinaNet and FCOS divide their losses: a plain attribute, in no state_dict.
+
+    Every process has its own; the checkpoint keeps that of the first.
+    """
 
     def __init__(self, detector: DenseDetector) -> None:
         self.detector = detector
@@ -65,6 +68,8 @@ def guard_gradients(optimizer: torch.optim.Optimizer, model: nn.Module, max_norm
     Raises:
         FloatingPointError: at a step whose gradient is not finite, with the parameters concerned.
     """
+    if max_norm < 0:
+        raise ValueError(f"DISTILL.MAX_GRADIENT_NORM must not be negative, found {max_norm}")
 
     def before_step(*_: Any) -> None:
         named = [(name, p) for name, p in model.named_parameters() if p.grad is not None]

@@ -47,10 +47,13 @@ def make_shapes(root: str | Path, *, size: int = 160, seed: int = 0) -> Path:
     building = Path(tempfile.mkdtemp(dir=folder.parent))
     for number, (split, count) in enumerate(SPLITS.items()):
         _write_split(building, split, count, size, (seed, number))
+    building.chmod(0o755)
     try:
         os.rename(building, folder)
-    except OSError:  # another process was faster
+    except OSError:
         shutil.rmtree(building)
+        if not folder.is_dir():  # otherwise another process was faster
+            raise
     return folder
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..distiller import Distiller, align_levels, check_weights
 from ..features import Features, Pyramid
+from ..fusion import TeacherFusion
 from ..losses import channel_masked_mse, mask_diversity_loss, spatial_masked_mse
 from ..registry import DISTILLER_REGISTRY, FUSION_REGISTRY, MASKING_REGISTRY
 
 __all__ = ["ACAMKD"]
 
-MASK_GRADIENTS = ("detached", "paper")
-VANISHED = 0.05
-"""A mask that is nowhere above this selects nothing."""
+MASK_GRADIENTS = ("detached", "paper", "frozen")
+VANISHED = 0.01
+"""A mask with a mean below this selects next to nothing."""
 
 MASKED_MSE = {"spatial": spatial_masked_mse, "channel": channel_masked_mse}
 
@@ -43,11 +45,12 @@ class ACAMKD(Distiller):
     with L_s, L_c and L_div as in ``losses.py``; L_div is the sum over the two kinds of masks.
 
     Taken literally the masks collapse, because a smaller mask is a smaller loss (docs/masks.md has the
-    measurements), so there are two modes:
+    measurements), so there are three modes:
 
     * ``mask_gradient="paper"``: gradients flow everywhere, as the paper can be read.
     * ``mask_gradient="detached"``: L_s and L_c see the masks as constants, L_div alone trains them, and
       does not train the student through them.
+    * ``mask_gradient="frozen"``: nothing trains fusion and units; a control.
 
     Args:
         student, teacher: the levels to distil.
@@ -59,7 +62,7 @@ class ACAMKD(Distiller):
         channel_masking: name of a masking over channels, or ``""`` for none.
         fusion: name of a fusion; ``"TeacherFusion"`` leaves the student out.
         query: who asks in the cross-attention, ``"teacher"`` or ``"student"``.
-        mask_gradient: ``"detached"`` or ``"paper"``.
+        mask_gradient: ``"detached"``, ``"paper"`` or ``"frozen"``.
         standardize: before the selection units, standardise every channel of the fused map over positions
             (and its mean over channels for the channel masks). A departure from the paper.
     """
@@ -92,17 +95,20 @@ class ACAMKD(Distiller):
         self.align = align_levels(student, teacher)
         self.masking = nn.ModuleDict()
         if spatial_masking:
-            make = MASKING_REGISTRY.get(spatial_masking)
+            make = _masking("spatial", spatial_masking)
             self.masking["spatial"] = nn.ModuleDict(
                 {level: make(spec.channels, num_masks=num_masks) for level, spec in teacher.items()}
             )
         if channel_masking:
-            make = MASKING_REGISTRY.get(channel_masking)
+            make = _masking("channel", channel_masking)
             self.masking["channel"] = nn.ModuleDict({level: make(num_masks=num_masks) for level in teacher})
-        if not _learns(self.masking):  # no fused map is needed, and the fusion would get no gradient
-            fusion, query = "TeacherFusion", "teacher"
         make = FUSION_REGISTRY.get(fusion)
         self.fusion = nn.ModuleDict({level: make(spec.channels, query=query) for level, spec in teacher.items()})
+        if not any(True for _ in self.masking.parameters()):  # no fused map is needed
+            self.fusion = nn.ModuleDict({level: TeacherFusion(spec.channels) for level, spec in teacher.items()})
+        if mask_gradient == "frozen":
+            self.masking.requires_grad_(False)
+            self.fusion.requires_grad_(False)
         self._last: dict[str, dict[str, _Step]] = {}
 
     def forward(self, student: Features, teacher: Features) -> dict[str, Tensor]:
@@ -110,10 +116,10 @@ class ACAMKD(Distiller):
         losses: dict[str, Tensor] = {}
         self._last = {}
         for level in self.levels:
-            aligned = self.align[level](student[level])
+            aligned, target = self.align[level](student[level]), teacher[level].detach()
             self._last[level] = {}
-            for kind, masks in self._masks(level, aligned, teacher[level]).items():
-                error, diversity = self._losses(kind, aligned, teacher[level], masks)
+            for kind, masks in self._masks(level, aligned, target).items():
+                error, diversity = self._losses(kind, aligned, target, masks)
                 self._last[level][kind] = _Step(masks.detach(), error.detach(), diversity.detach())
                 _add(losses, f"loss_acam_{kind}", self.alpha * error)
                 if _learns(self.masking[kind]):
@@ -121,7 +127,7 @@ class ACAMKD(Distiller):
         return losses
 
     def _masks(self, level: str, aligned: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        if self.mask_gradient == "detached":
+        if self.mask_gradient != "paper":
             aligned = aligned.detach()
         fused = self.fusion[level](aligned, teacher)
         masks = {}
@@ -137,7 +143,7 @@ class ACAMKD(Distiller):
         return masks
 
     def _losses(self, kind: str, aligned: Tensor, teacher: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        weighing = masks.detach() if self.mask_gradient == "detached" else masks
+        weighing = masks if self.mask_gradient == "paper" else masks.detach()
         return MASKED_MSE[kind](aligned, teacher, weighing), mask_diversity_loss(masks)
 
     def metrics(self) -> dict[str, Tensor]:
@@ -146,6 +152,8 @@ class ACAMKD(Distiller):
         for level, kinds in self._last.items():
             for kind, step in kinds.items():
                 flat = step.masks.float().flatten(2)
+                if not flat.numel():
+                    continue
                 name = f"{level}/{kind}"
                 values[f"{name}_mean"] = flat.mean()
                 values[f"{name}_std"] = flat.std(2, unbiased=False).mean()
@@ -154,28 +162,35 @@ class ACAMKD(Distiller):
                 values[f"{name}_mse"] = step.mse
         return values
 
-    def warnings(self) -> list[str]:
-        """One sentence per level and kind where masks have vanished: where most are nowhere above ``VANISHED``."""
-        found = []
+    def warnings(self) -> dict[str, str]:
+        """Every level and kind of which at least half the masks have vanished: have a mean below ``VANISHED``."""
+        found = {}
         for level, kinds in self._last.items():
             for kind, step in kinds.items():
-                largest = step.masks.float().flatten(2).amax((0, 2))  # (M,)
-                vanished = int((largest < VANISHED).sum())
-                if vanished * 2 >= len(largest):
+                means = step.masks.float().flatten(2).mean((0, 2))  # (M,)
+                vanished = int((means < VANISHED).sum())
+                if vanished * 2 >= len(means):
                     remedy = (
                         "set MASK_GRADIENT to 'detached'"
                         if self.mask_gradient == "paper"
                         else "set STANDARDIZE to True, or lower LAMBDA_DIV"
                     )
-                    found.append(
-                        f"masks collapsed: {vanished} of {len(largest)} {kind} masks of level {level} are below "
-                        f"{VANISHED} everywhere and select nothing; {remedy}"
+                    found[f"{level}/{kind}"] = (
+                        f"masks collapsed: {vanished} of {len(means)} {kind} masks of level {level} have a mean below "
+                        f"{VANISHED} and select next to nothing; {remedy}"
                     )
         return found
 
 
 def _learns(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters())
+    return any(p.requires_grad for p in module.parameters())
+
+
+def _masking(kind: str, name: str) -> Any:
+    masking = MASKING_REGISTRY.get(name)
+    if masking.kind != kind:
+        raise ValueError(f"{name} makes {masking.kind} masks, not {kind} ones (key: {kind.upper()}_MASKING)")
+    return masking
 
 
 def _add(losses: dict[str, Tensor], key: str, value: Tensor) -> None:

@@ -32,7 +32,7 @@ class Mimic(Distiller):
 
     def forward(self, student: Features, teacher: Features) -> dict[str, Tensor]:
         """Return ``loss_mimic_mse``."""
-        errors = {level: mse(self.align[level](student[level]), teacher[level]) for level in self.levels}
+        errors = {level: mse(self.align[level](student[level]), teacher[level].detach()) for level in self.levels}
         self._errors = {level: error.detach() for level, error in errors.items()}
         return {"loss_mimic_mse": self.alpha * sum(errors.values())}  # type: ignore[dict-item]
 
