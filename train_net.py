@@ -13,7 +13,6 @@ import argparse
 import os
 import sys
 import traceback
-from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -70,7 +69,7 @@ class Trainer(DefaultTrainer):
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(student_config(cfg), student), evaluators)
-        return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
+        return {f"{name}_TTA": value for name, value in results.items()}
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
