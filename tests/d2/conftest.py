@@ -6,11 +6,12 @@ import logging
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 from acam_kd.d2 import add_distillation_config
@@ -71,6 +72,8 @@ def inputs(n: int = 2, size: tuple[int, int] = (64, 96), boxes: bool = True) -> 
         instances = Instances(size)
         corners = torch.tensor([[4.0, 4.0, 40.0, 40.0], [20.0, 10.0, 60.0, 50.0]])
         instances.gt_boxes = Boxes(corners if boxes else corners[:0])
+        squares = [[np.array([4.0, 4, 40, 4, 40, 40, 4, 40])], [np.array([20.0, 10, 60, 10, 60, 50, 20, 50])]]
+        instances.gt_masks = PolygonMasks(squares if boxes else [])
         instances.gt_classes = torch.tensor([0, 2]) if boxes else torch.zeros(0, dtype=torch.int64)
         image = torch.randint(0, 256, (3, *size), generator=draw, dtype=torch.uint8)
         out.append({"image": image, "instances": instances, "height": size[0], "width": size[1]})

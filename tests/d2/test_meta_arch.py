@@ -22,6 +22,7 @@ from .conftest import ROOT, detector_config, distillation_config, inputs, save_c
 PAIRS = {
     "retinanet": ("Base-RetinaNet.yaml", "Base-RetinaNet.yaml", []),
     "faster rcnn": ("Base-RCNN-FPN.yaml", "Base-RCNN-FPN.yaml", []),
+    "mask rcnn": ("Base-RCNN-FPN.yaml", "Base-RCNN-FPN.yaml", ["MODEL.MASK_ON", True]),
     "retinanet from faster rcnn": ("Base-RetinaNet.yaml", "Base-RCNN-FPN.yaml", []),
     "faster rcnn from retinanet": ("Base-RCNN-FPN.yaml", "Base-RetinaNet.yaml", []),
     "proposal network": ("Base-RCNN-FPN.yaml", "Base-RCNN-FPN.yaml", ["MODEL.META_ARCHITECTURE", "ProposalNetwork"]),
@@ -50,7 +51,10 @@ def test_panoptic_fpn_is_a_student(storage, rcnn_teacher):
     )  # fmt: skip
     model = build_model(distillation_config(student, rcnn_teacher)).train()
     batch = [{**x, "sem_seg": torch.zeros(64, 96, dtype=torch.int64)} for x in inputs()]
-    assert {"loss_sem_seg", "loss_acam_spatial"} < set(model(batch))
+    losses = model(batch)
+    assert {"loss_sem_seg", "loss_acam_spatial"} < set(losses)
+    sum(losses.values()).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
 def test_evaluation_is_the_plain_student(retinanet, retinanet_teacher):
