@@ -7,15 +7,23 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import train_net
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import HookBase
+from detectron2.engine import DefaultPredictor, DefaultTrainer, HookBase
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 
+from acam_kd.d2 import (
+    add_distillation_config,
+    checkpoint_distiller,
+    guard_gradients,
+    register_coco_datasets,
+    student_config,
+)
 from acam_kd.data import shapes
 
 from .conftest import ROOT, detector_config, distillation_config, inputs, save_config
@@ -150,6 +158,30 @@ def test_train_then_evaluate_without_a_teacher(arguments, tmp_path, monkeypatch)
     assert logged[-1]["bbox/AP"] == pytest.approx(again["bbox"]["AP"], nan_ok=True)
     assert any("distill/p3/spatial_dice" in line and "loss_acam_spatial" in line for line in logged)
     assert [f for f in os.listdir(out) if f.startswith("events.out.tfevents")]
+
+
+def test_a_stock_trainer_in_somebody_elses_code(arguments, data, tmp_path):
+    """The README's lines, without train_net.py."""
+    config = arguments()[1]
+    register_coco_datasets([["own_train", str(data / "train.json"), str(data / "train")]])
+    cfg = get_cfg()
+    add_distillation_config(cfg)
+    cfg.merge_from_file(config)
+    cfg.DATASETS.TEST, cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER, cfg.OUTPUT_DIR = (), (), 2, str(tmp_path / "run")
+    for resume in (False, True):
+        cfg.SOLVER.MAX_ITER += 1
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        trainer = DefaultTrainer(cfg)
+        checkpoint_distiller(trainer)
+        guard_gradients(trainer.optimizer, trainer.model, max_norm=35.0)
+        trainer.resume_or_load(resume=resume)
+        trainer.train()
+    assert trainer.start_iter == 3
+    saved = torch.load(tmp_path / "run/model_final.pth", weights_only=False)
+    assert all(torch.equal(v, saved["distiller"][k]) for k, v in trainer.model.distiller.state_dict().items())
+    student = student_config(cfg)
+    student.MODEL.WEIGHTS = str(tmp_path / "run/model_final.pth")
+    assert "instances" in DefaultPredictor(student)(np.zeros((64, 64, 3), np.uint8))
 
 
 @pytest.mark.slow
