@@ -130,17 +130,10 @@ class ACAMKD(Distiller):
         if self.mask_gradient != "paper":
             aligned = aligned.detach()
         fused = self.fusion[level](aligned, teacher)
-        masks = {}
-        for kind, masking in self.masking.items():
-            dims = (2, 3) if kind == "spatial" else (1,)
-            if not self.standardize:
-                masks[kind] = masking[level](fused)  # type: ignore[index]
-            elif kind == "spatial":
-                masks[kind] = masking[level](_standardized(fused, dims))  # type: ignore[index]
-            else:
-                pooled = _standardized(fused.mean((2, 3), keepdim=True), dims)
-                masks[kind] = masking[level](pooled)  # type: ignore[index]
-        return masks
+        return {
+            kind: masking[level](_standardized(fused, kind) if self.standardize else fused)  # type: ignore[index]
+            for kind, masking in self.masking.items()
+        }
 
     def _losses(self, kind: str, aligned: Tensor, teacher: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         weighing = masks if self.mask_gradient == "paper" else masks.detach()
@@ -197,7 +190,9 @@ def _add(losses: dict[str, Tensor], key: str, value: Tensor) -> None:
     losses[key] = losses[key] + value if key in losses else value
 
 
-def _standardized(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+def _standardized(fused: Tensor, kind: str) -> Tensor:
+    """Mean 0 and deviation 1: over positions for spatial masks, of the pooled channels for channel masks."""
+    x = fused.to(torch.promote_types(fused.dtype, torch.float32))
+    x, dims = (x, (2, 3)) if kind == "spatial" else (x.mean((2, 3), keepdim=True), (1,))
     deviation, mean = torch.std_mean(x, dims, correction=0, keepdim=True)
     return (x - mean) / (deviation + 1e-6)
