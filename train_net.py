@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import traceback
 from typing import Any
 
@@ -66,8 +65,7 @@ class Trainer(DefaultTrainer):
         """Evaluate with test-time augmentation, which Detectron2 has for R-CNNs."""
         model = getattr(model, "module", model)
         student = model.student if isinstance(model, DistillationMetaArch) else model
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        evaluators = [build_evaluator(n, os.path.join(cfg.OUTPUT_DIR, "inference_TTA")) for n in cfg.DATASETS.TEST]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(student_config(cfg), student), evaluators)
         return {f"{name}_TTA": value for name, value in results.items()}
 
@@ -82,9 +80,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     student = student_config(cfg)
     wanted = (*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN))
-    register_coco_datasets([entry for entry in cfg.DATASETS.COCO_FORMAT if entry[0] in wanted])
+    register_coco_datasets([entry for entry in cfg.DATASETS.COCO_FORMAT if len(entry) != 3 or entry[0] in wanted])
     check_datasets(student, training=not args.eval_only)
-    check_student(student)
+    check_student(student, resume=args.resume)
     default_setup(cfg, args)
     if comm.is_main_process():
         with open(os.path.join(cfg.OUTPUT_DIR, "student_config.yaml"), "w") as file:
@@ -96,12 +94,12 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     """Evaluate the student's weights; no teacher is needed."""
     model = Trainer.build_model(student_config(cfg))
     DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    results: dict[str, Any] = Trainer.test(cfg, model)
+    results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_tta(cfg, model))
     if comm.is_main_process():
         verify_results(cfg, results)
-    return results
+    return dict(results)
 
 
 def main(args: argparse.Namespace) -> Any:
@@ -117,7 +115,7 @@ def main(args: argparse.Namespace) -> Any:
         raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
         if not raised_in.startswith((os.path.dirname(acam_kd.__file__), os.path.dirname(yacs.__file__))):
             raise
-        sys.exit(f"train_net.py: {error.args[0]}")
+        raise SystemExit(f"train_net.py: {error.args[0]}") from None
     return trainer.train()
 
 
@@ -145,5 +143,7 @@ if __name__ == "__main__":
             dist_url=arguments.dist_url,
             args=(arguments,),
         )
-    except ProcessExitedException as error:  # the process has said why
-        sys.exit(error.exit_code)
+    except ProcessExitedException as error:
+        if error.signal_name:
+            raise
+        raise SystemExit(error.exit_code) from None  # the process has said why

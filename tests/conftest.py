@@ -11,22 +11,22 @@ import torch
 try:
     import detectron2.modeling  # noqa: F401
 
-    HAS_D2 = True
-except ImportError:
-    HAS_D2 = False
+    MISSING = ""
+except ImportError as error:
+    MISSING = str(error)
 REQUIRE_D2 = os.environ.get("ACAM_KD_REQUIRE_D2") == "1"
-SKIPPED = "Detectron2 is not installed: tests/d2 was skipped (README.md, Set-up, says how to install it)"
+SKIPPED = f"tests/d2 was skipped: Detectron2 cannot be imported ({MISSING}); README.md, Set-up, says how to install it"
 
-collect_ignore = [] if HAS_D2 else ["d2"]
+collect_ignore = ["d2"] if MISSING else []
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if REQUIRE_D2 and not HAS_D2:
-        pytest.exit("ACAM_KD_REQUIRE_D2=1, but Detectron2 cannot be imported", returncode=1)
+    if REQUIRE_D2 and MISSING:
+        pytest.exit(f"ACAM_KD_REQUIRE_D2=1, but Detectron2 cannot be imported: {MISSING}", returncode=1)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not HAS_D2:
+    if MISSING:
         terminalreporter.write_line(SKIPPED)
 
 

@@ -99,7 +99,6 @@ def test_other_numbers_of_classes_are_named(files, retinanet, rcnn):
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("mine",), ()
         with pytest.raises(ValueError, match=f"mine has 2 classes \\(first, second\\), but {key} is 3"):
             check_datasets(cfg, training=True)
-        check_datasets(cfg, training=False)
         cfg.merge_from_list([key, 2])
         check_datasets(cfg, training=True)
 
@@ -108,7 +107,13 @@ def test_datasets_that_are_not_there_are_named(retinanet):
     retinanet.DATASETS.TRAIN, retinanet.DATASETS.TEST = (), ("lvis_v1_val",)
     with pytest.raises(ValueError, match="nothing to train on"):
         check_datasets(retinanet, training=True)
-    retinanet.MODEL.RETINANET.NUM_CLASSES = 1203
+    retinanet.DATASETS.TEST = ()
+    with pytest.raises(ValueError, match="nothing to evaluate .key: DATASETS.TEST"):
+        check_datasets(retinanet, training=False)
+    retinanet.DATASETS.TEST, retinanet.MODEL.RETINANET.NUM_CLASSES = ("cityscapes_fine_instance_seg_val",), 8
+    with pytest.raises(FileNotFoundError, match="cityscapes_fine_instance_seg_val: no .*cityscapes/leftImg8bit/val"):
+        check_datasets(retinanet, training=False)
+    retinanet.DATASETS.TEST, retinanet.MODEL.RETINANET.NUM_CLASSES = ("lvis_v1_val",), 1203
     with pytest.raises(FileNotFoundError, match="dataset lvis_v1_val: no .*lvis_v1_val.json.*DETECTRON2_DATASETS"):
         check_datasets(retinanet, training=False)
     retinanet.DATASETS.TEST = ("acam_shapes_val",)  # drawn when it is asked for

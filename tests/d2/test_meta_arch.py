@@ -126,9 +126,12 @@ def test_as_a_part_of_another_module_it_loads_what_it_saved(retinanet, retinanet
     first, second = (
         torch.nn.Sequential(build_model(distillation_config(retinanet, retinanet_teacher))) for _ in range(2)
     )
-    missing, unexpected = second.load_state_dict(first.state_dict(), strict=False)
+    second.load_state_dict(first.state_dict(), strict=True)
     assert all(torch.equal(v, second.state_dict()[k]) for k, v in first.state_dict().items())
-    assert unexpected == [] and {name.split(".")[1] for name in missing} == {"distiller"}
+    assert second[0]._new  # its distiller was not in there
+    incomplete = {k: v for k, v in first.state_dict().items() if "cls_score.bias" not in k}
+    with pytest.raises(RuntimeError, match="cls_score.bias"):
+        second.load_state_dict(incomplete)
 
 
 def test_a_teacher_that_needs_more_padding_is_an_error(rcnn_teacher):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import subprocess
 import sys
 
@@ -170,5 +171,20 @@ def test_unusable_files_are_named(retinanet, retinanet_teacher, tmp_path):
             distillation_config(retinanet, retinanet_teacher, "DISTILL.TEACHER.OPTS", "['MODEL.WEIGHTS', 'x']")
         )
     (tmp_path / "odd.pth").write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match="odd.pth are no checkpoint: .*DISTILL.TEACHER.WEIGHTS"):
+    with pytest.raises(ValueError, match="odd.pth cannot be loaded: .*DISTILL.TEACHER.WEIGHTS"):
         build_teacher(distillation_config(retinanet, retinanet_teacher, weights=str(tmp_path / "odd.pth")))
+    (tmp_path / "empty.pth").touch()
+    torch.save([1, 2], tmp_path / "list.pth")
+    for name in ("empty.pth", "list.pth"):
+        with pytest.raises(ValueError, match=f"{name} cannot be loaded: "):
+            build_teacher(distillation_config(retinanet, retinanet_teacher, weights=str(tmp_path / name)))
+
+
+def test_the_config_stays_a_config(retinanet, tmp_path):
+    cfg = pickle.loads(pickle.dumps(distillation_config(retinanet, "t.yaml")))
+    assert cfg.DISTILL.TEACHER.CONFIG_FILE == "t.yaml"
+    for name, text in (("base", "_BASE_: gone.yaml\n"), ("broken", "MODEL: {\n"), ("empty", "")):
+        (tmp_path / f"{name}.yaml").write_text(text)
+        cfg = distillation_config(retinanet, "t.yaml")
+        with pytest.raises(ValueError, match=f"{name}.yaml cannot be read"):
+            cfg.merge_from_file(str(tmp_path / f"{name}.yaml"))

@@ -7,6 +7,7 @@ import os
 from types import MethodType
 from typing import Any
 
+import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.utils.file_io import PathManager
@@ -33,18 +34,22 @@ class _TeacherPaths(CfgNode):
         return loaded
 
 
-def _merge_from_file(self: CfgNode, cfg_filename: str, allow_unsafe: bool = True) -> None:
+def merge_from_file(self: CfgNode, cfg_filename: str, allow_unsafe: bool = True) -> None:
     """Detectron2's ``merge_from_file``, with the teacher's config file relative to the file that names it.
 
     Detectron2 resolves ``_BASE_`` in this way, but after a merge nobody knows which file a value came from.
 
     Raises:
         FileNotFoundError: no such file.
+        ValueError: it, or a file that it is based on, cannot be read.
     """
     if not PathManager.isfile(cfg_filename):
         raise FileNotFoundError(f"no config file {os.path.abspath(cfg_filename)} (option: --config-file)")
-    CfgNode.merge_from_file(self, cfg_filename, allow_unsafe)
-    loaded = _TeacherPaths.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe)
+    try:
+        loaded = _TeacherPaths.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe)
+    except (OSError, yaml.YAMLError, TypeError) as error:
+        raise ValueError(f"config file {os.path.abspath(cfg_filename)} cannot be read: {error}") from error
+    type(self).merge_from_file(self, cfg_filename, allow_unsafe)
     teacher = (loaded.get("DISTILL") or {}).get("TEACHER") or {}
     self.DISTILL.TEACHER.CONFIG_FILE = teacher.get("CONFIG_FILE", self.DISTILL.TEACHER.CONFIG_FILE)
 
@@ -58,7 +63,7 @@ def add_distillation_config(cfg: CfgNode) -> None:
     From here on ``cfg.merge_from_file`` finds the teacher's config file relative to the file that names it. (A
     subclass of the config node would be the cleaner way, but yacs refuses to merge two types of node.)
     """
-    cfg.__dict__["merge_from_file"] = MethodType(_merge_from_file, cfg)
+    cfg.__dict__["merge_from_file"] = MethodType(merge_from_file, cfg)
     cfg.DISTILL = CfgNode()
     # What the student is; MODEL.META_ARCHITECTURE is "DistillationMetaArch".
     cfg.DISTILL.STUDENT_META_ARCHITECTURE = "GeneralizedRCNN"
@@ -108,15 +113,20 @@ def student_config(cfg: CfgNode) -> CfgNode:
     return student
 
 
-def check_student(cfg: CfgNode) -> None:
+def check_student(cfg: CfgNode, *, resume: bool) -> None:
     """Raise for what a student's config can get wrong that Detectron2 would say late, and deep inside.
+
+    Args:
+        cfg: the student's config.
+        resume: the run goes on from its last checkpoint, if there is one, and does not read MODEL.WEIGHTS.
 
     Raises:
         FileNotFoundError: MODEL.WEIGHTS is a local file that does not exist.
         ValueError: test-time augmentation is on for a detector that Detectron2 has none for.
     """
     weights = cfg.MODEL.WEIGHTS.split("?")[0]
-    if weights and "://" not in weights and not os.path.isfile(weights):
+    resumed = resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    if weights and not resumed and "://" not in weights and not os.path.isfile(weights):
         raise FileNotFoundError(
             f"the student's weights do not exist: tried {os.path.abspath(weights)} (key: MODEL.WEIGHTS)"
         )

@@ -22,6 +22,8 @@ REQUIRED = {
     "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
     "categories": ("id", "name"),
 }
+PLACES = ("json_file", "image_root", "dirname", "image_dir", "gt_dir", "sem_seg_root", "panoptic_root", "panoptic_json")
+"""Where the metadata of Detectron2's own datasets says that their files are."""
 NUM_CLASSES = {
     "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
     "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
@@ -111,8 +113,9 @@ def check_datasets(cfg: CfgNode, *, training: bool) -> None:
         FileNotFoundError: a file or folder of a registered dataset does not exist.
         ValueError: a name is unknown, nothing is named to train on, or the numbers of classes differ.
     """
-    if training and not cfg.DATASETS.TRAIN:
-        raise ValueError("there is nothing to train on (key: DATASETS.TRAIN)")
+    key = "TRAIN" if training else "TEST"
+    if not cfg.DATASETS[key]:
+        raise ValueError(f"there is nothing to {'train on' if training else 'evaluate'} (key: DATASETS.{key})")
     key = NUM_CLASSES.get(cfg.MODEL.META_ARCHITECTURE, "")
     for name in (*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST):
         if name not in DatasetCatalog.list():
@@ -120,7 +123,7 @@ def check_datasets(cfg: CfgNode, *, training: bool) -> None:
                 f"unknown dataset {name!r} (keys: DATASETS.TRAIN, DATASETS.TEST); register it with --dataset"
             )
         metadata = MetadataCatalog.get(name)
-        for place in ("json_file", "image_root", "dirname"):
+        for place in PLACES:
             path = metadata.get(place, None)
             if path and "://" not in path and not os.path.exists(path) and name not in SHAPES:
                 raise FileNotFoundError(

@@ -60,7 +60,8 @@ class DistillationMetaArch(DistillationModel):
         self._warned: set[str] = set()
         self._new = True  # the distiller, until it was loaded or used
         if distiller is not None:
-            distiller.register_load_state_dict_post_hook(self._not_new)  # type: ignore[no-untyped-call]
+            distiller.register_load_state_dict_post_hook(self._distiller_loaded)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(self._loaded_as_a_part)  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -109,8 +110,13 @@ class DistillationMetaArch(DistillationModel):
             )
         self._new = False
 
-    def _not_new(self, *_: Any) -> None:
-        self._new = False
+    def _distiller_loaded(self, _: nn.Module, incompatible: Any) -> None:
+        self._new = any("distiller." in name for name in incompatible.missing_keys)
+
+    def _loaded_as_a_part(self, _: nn.Module, incompatible: Any) -> None:
+        """The state of the whole has no distiller, and that is no fault."""
+        missing = incompatible.missing_keys
+        missing[:] = [name for name in missing if "distiller." not in name]
 
     def _log(self) -> None:
         values = {name: float(value) for name, value in self.metrics().items()}

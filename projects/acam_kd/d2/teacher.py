@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import pickle
 from typing import Any
 
 import torch
+import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
@@ -38,12 +38,14 @@ def teacher_config(cfg: CfgNode) -> CfgNode:
     path, weights = _locate(node.CONFIG_FILE)
     teacher = get_cfg()
     _add_unknown_keys(teacher, cfg)
+    teacher.defrost()
+    teacher.DISTILL.STUDENT_META_ARCHITECTURE = "GeneralizedRCNN"  # the default, should the file not say it
     if "MODEL.WEIGHTS" in node.OPTS:
         raise ValueError("MODEL.WEIGHTS in DISTILL.TEACHER.OPTS would not be used; set DISTILL.TEACHER.WEIGHTS")
     try:
         teacher.merge_from_file(path)
         teacher.merge_from_list(list(node.OPTS))
-    except (KeyError, ValueError, AssertionError) as error:
+    except (KeyError, ValueError, AssertionError, TypeError, OSError, yaml.YAMLError) as error:
         raise ValueError(
             f"the teacher's config {path} cannot be read: {error} (keys: DISTILL.TEACHER.CONFIG_FILE, "
             "DISTILL.TEACHER.OPTS; keys of another project must be added to the config before)"
@@ -139,10 +141,9 @@ def _load(detector: nn.Module, weights: str) -> None:
     checkpointer = _StrictCheckpointer(detector)
     try:
         checkpointer.load(weights)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, ValueError, AssertionError) as error:
-        raise ValueError(
-            f"the teacher's weights {weights} are no checkpoint: {str(error).splitlines()[0]} {key}"
-        ) from error
+    except Exception as error:  # whatever torch, pickle and Detectron2 make of a file that is no checkpoint
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"the teacher's weights {weights} cannot be loaded: {reason} {key}") from error
     incompatible = checkpointer.incompatible
     wrong = [
         f"{name}: {there} in the file, {here} in the teacher" for name, there, here in incompatible.incorrect_shapes

@@ -23,6 +23,9 @@ def checkpoint_distiller(trainer: DefaultTrainer) -> None:
     That is the distiller, and the running loss normaliser of Detectron2's dense detectors, which Detectron2
     itself forgets. Call it between building the trainer and ``resume_or_load``. Without it checkpoints hold the
     student and the optimizer only, and a resumed run would start with a new distiller.
+
+    On CPU it also switches TorchScript's fusion off: Detectron2's focal loss is a script, whose first calls in a
+    process are rounded otherwise than the later ones, so that no run could be repeated bit for bit.
     """
     model = trainer.model
     if isinstance(model, DistributedDataParallel):
@@ -31,6 +34,8 @@ def checkpoint_distiller(trainer: DefaultTrainer) -> None:
         if model.distiller is not None:
             trainer.checkpointer.add_checkpointable("distiller", model.distiller)
         model = model.student
+    if next(model.parameters()).device.type == "cpu":
+        torch.jit.set_fusion_strategy([("STATIC", 0), ("DYNAMIC", 0)])
     if isinstance(model, DenseDetector):
         trainer.checkpointer.add_checkpointable("loss_normalizer", _LossNormalizer(model))
 

@@ -163,11 +163,9 @@ class ACAMKD(Distiller):
                 means = step.masks.float().flatten(2).mean((0, 2))  # (M,)
                 vanished = int((means < VANISHED).sum())
                 if vanished * 2 >= len(means):
-                    remedy = (
-                        "set MASK_GRADIENT to 'detached'"
-                        if self.mask_gradient == "paper"
-                        else "set STANDARDIZE to True, or lower LAMBDA_DIV"
-                    )
+                    remedy = "set STANDARDIZE to True" if not self.standardize else "lower LAMBDA_DIV"
+                    if self.mask_gradient == "paper":
+                        remedy = "set MASK_GRADIENT to 'detached'"
                     found[f"{level}/{kind}"] = (
                         f"masks collapsed: {vanished} of {len(means)} {kind} masks of level {level} have a mean below "
                         f"{VANISHED} and select next to nothing; {remedy}"
