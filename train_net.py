@@ -65,7 +65,8 @@ class Trainer(DefaultTrainer):
         """Evaluate with test-time augmentation, which Detectron2 has for R-CNNs."""
         model = getattr(model, "module", model)
         student = model.student if isinstance(model, DistillationMetaArch) else model
-        evaluators = [build_evaluator(n, os.path.join(cfg.OUTPUT_DIR, "inference_TTA")) for n in cfg.DATASETS.TEST]
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(student_config(cfg), student), evaluators)
         return {f"{name}_TTA": value for name, value in results.items()}
 
@@ -144,6 +145,4 @@ if __name__ == "__main__":
             args=(arguments,),
         )
     except ProcessExitedException as error:
-        if error.signal_name:
-            raise
-        raise SystemExit(error.exit_code) from None  # the process has said why
+        raise (error if error.signal_name else SystemExit(error.exit_code)) from None  # the process has said why

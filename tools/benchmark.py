@@ -96,9 +96,10 @@ def main() -> None:
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs for the config")
     args = parser.parse_args()
     memory = {}
+    context = multiprocessing.get_context("spawn")
     for variant in VARIANTS:
-        queue = multiprocessing.get_context("spawn").Queue()
-        process = multiprocessing.get_context("spawn").Process(target=peak_memory, args=(variant, args, queue))
+        queue = context.Queue()
+        process = context.Process(target=peak_memory, args=(variant, args, queue))
         process.start()
         process.join()
         if process.exitcode:

@@ -16,9 +16,13 @@ __all__ = ["ChannelMasking", "SpatialMasking", "UniformMasking"]
 INIT_STD = 0.01
 
 
-def _units(num_masks: int, width: int) -> nn.Parameter:
+def _check_num_masks(num_masks: int) -> None:
     if num_masks < 1:
         raise ValueError(f"num_masks must be at least 1, not {num_masks} (key: NUM_MASKS)")
+
+
+def _units(num_masks: int, width: int) -> nn.Parameter:
+    _check_num_masks(num_masks)
     return nn.Parameter(torch.randn(num_masks, width) * INIT_STD)
 
 
@@ -76,8 +80,7 @@ class UniformMasking(nn.Module):
 
     def __init__(self, channels: int, *, num_masks: int) -> None:
         super().__init__()
-        if num_masks < 1:
-            raise ValueError(f"num_masks must be at least 1, not {num_masks} (key: NUM_MASKS)")
+        _check_num_masks(num_masks)
         self.num_masks = num_masks
 
     def forward(self, fused: Tensor) -> Tensor:

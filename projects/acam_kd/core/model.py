@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,7 +64,7 @@ class DistillationModel(nn.Module):
         batch, student_features = self._tap.pop()
         teacher_features = self.teacher(batch)
         distillation_losses = self.distiller(*self._paired(student_features, teacher_features))
-        self._ratio = _total(distillation_losses) / _total(task_losses)
+        self._ratio = _values(distillation_losses).sum() / _values(task_losses).sum()
         return {**task_losses, **distillation_losses}
 
     def _paired(self, student: Features, teacher: Features) -> tuple[Features, Features]:
@@ -96,11 +97,11 @@ class DistillationModel(nn.Module):
         Raises:
             FloatingPointError: names the losses that are not finite, and the levels where they are not.
         """
-        values = torch.stack([loss.detach().float().reshape(()) for loss in losses.values()])
+        values = _values(losses)
         if bool(values.isfinite().all()):
             return
-        terms = [f"{name} = {value}" for name, value in zip(losses, values.tolist()) if not _finite(value)]
-        places = [name for name, value in self.metrics().items() if not _finite(float(value))]
+        terms = [f"{name} = {value}" for name, value in zip(losses, values.tolist()) if not math.isfinite(value)]
+        places = [name for name, value in self.metrics().items() if not math.isfinite(value)]
         where = f" (not finite there: {', '.join(places)})" if places else ""
         raise FloatingPointError(f"{when}: loss is not finite: {', '.join(terms)}{where}")
 
@@ -110,9 +111,5 @@ class DistillationModel(nn.Module):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def _total(losses: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack([loss.detach().float().reshape(()) for loss in losses.values()]).sum()
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0
+def _values(losses: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([loss.detach().float().reshape(()) for loss in losses.values()])

@@ -20,6 +20,10 @@ META_ARCHITECTURE = "DistillationMetaArch"
 INHERIT = ("auto", "always", "never")
 
 
+def _teacher_node(loaded: dict[str, Any]) -> dict[str, Any]:
+    return (loaded.get("DISTILL") or {}).get("TEACHER") or {}
+
+
 class _TeacherPaths(CfgNode):
     """Reads config files with the teacher's path made absolute by the very file that names it."""
 
@@ -27,7 +31,7 @@ class _TeacherPaths(CfgNode):
     def load_yaml_with_base(cls, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a file; each of its ``_BASE_`` files comes through here on its own."""
         loaded: dict[str, Any] = super().load_yaml_with_base(filename, *args, **kwargs)
-        teacher = (loaded.get("DISTILL") or {}).get("TEACHER") or {}
+        teacher = _teacher_node(loaded)
         path = os.path.join(os.path.dirname(os.path.abspath(filename)), teacher.get("CONFIG_FILE") or "")
         if os.path.isfile(path):
             teacher["CONFIG_FILE"] = os.path.normpath(path)
@@ -50,8 +54,8 @@ def merge_from_file(self: CfgNode, cfg_filename: str, allow_unsafe: bool = True)
     except (OSError, yaml.YAMLError, TypeError) as error:
         raise ValueError(f"config file {os.path.abspath(cfg_filename)} cannot be read: {error}") from error
     type(self).merge_from_file(self, cfg_filename, allow_unsafe)
-    teacher = (loaded.get("DISTILL") or {}).get("TEACHER") or {}
-    self.DISTILL.TEACHER.CONFIG_FILE = teacher.get("CONFIG_FILE", self.DISTILL.TEACHER.CONFIG_FILE)
+    if "CONFIG_FILE" in _teacher_node(loaded):
+        self.DISTILL.TEACHER.CONFIG_FILE = _teacher_node(loaded)["CONFIG_FILE"]
 
 
 def add_distillation_config(cfg: CfgNode) -> None:

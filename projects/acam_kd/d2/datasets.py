@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,10 @@ def check_datasets(cfg: CfgNode, *, training: bool) -> None:
         FileNotFoundError: a file or folder of a registered dataset does not exist.
         ValueError: a name is unknown, nothing is named to train on, or the numbers of classes differ.
     """
-    key = "TRAIN" if training else "TEST"
-    if not cfg.DATASETS[key]:
-        raise ValueError(f"there is nothing to {'train on' if training else 'evaluate'} (key: DATASETS.{key})")
+    if training and not cfg.DATASETS.TRAIN:
+        raise ValueError("there is nothing to train on (key: DATASETS.TRAIN)")
+    if not training and not cfg.DATASETS.TEST:
+        raise ValueError("there is nothing to evaluate (key: DATASETS.TEST)")
     key = NUM_CLASSES.get(cfg.MODEL.META_ARCHITECTURE, "")
     for name in (*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST):
         if name not in DatasetCatalog.list():
@@ -131,16 +133,11 @@ def check_datasets(cfg: CfgNode, *, training: bool) -> None:
                     "$DETECTRON2_DATASETS)"
                 )
         classes = metadata.get("thing_classes", None)
-        expected = key and _value(cfg, key)
-        if classes is not None and key and len(classes) != expected:
+        if key and classes is not None and len(classes) != attrgetter(key)(cfg):
             shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-            raise ValueError(f"dataset {name} has {len(classes)} classes ({shown}), but {key} is {expected}")
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
+            raise ValueError(
+                f"dataset {name} has {len(classes)} classes ({shown}), but {key} is {attrgetter(key)(cfg)}"
+            )
 
 
 SHAPES = tuple(f"acam_shapes_{split}" for split in SPLITS)
