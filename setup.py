@@ -15,7 +15,7 @@ setup(
     license="Apache-2.0",
     package_dir={"": "projects"},
     packages=find_packages("projects"),
-    package_data={"acam_kd": ["py.typed"]},
+    package_data={"acam_kd": ["py.typed", "vis/*.html"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6,!=2.13.0",
@@ -26,9 +26,13 @@ setup(
         "pycocotools",
         "opencv-python",
         "numpy",
+        "lightning>=2.5,!=2.6.2,!=2.6.3",  # those two were compromised (GHSA-w37p-236h-pfx3)
+        "tensorboard",
+        "matplotlib",
+        "jinja2",
     ],
     extras_require={
         "detectron2": ["detectron2"],
-        "dev": ["pytest", "ruff", "mypy", "types-PyYAML", "tensorboard"],
+        "dev": ["pytest", "ruff", "mypy", "types-PyYAML"],
     },
 )

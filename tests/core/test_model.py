@@ -216,3 +216,16 @@ def test_inheritance_copies_what_fits_and_reports_the_rest():
     assert report.skipped["head.bias"] == "(2,) here, (3,) in the teacher"
     assert report.skipped["extra.weight"] == "the teacher has no tensor of that name"
     assert "inherited 2 tensors" in str(report) and "skipped 4" in str(report)
+
+
+def test_observing_gives_masks_and_changes_nothing(batch):
+    model = build(ACAMKD)
+    before = copy.deepcopy(model.student.state_dict())
+    masks = model.observe(batch)["p3"]
+    assert masks["spatial"].shape == (2, 6, 2, 2) and masks["channel"].shape == (2, 6, 4)
+    assert not masks["spatial"].requires_grad and model.training and model.student.backbone.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.student.state_dict().items())
+    with torch.no_grad():
+        model.student.backbone.conv.weight.mul_(-3)
+    assert not torch.equal(model.observe(batch)["p3"]["spatial"], masks["spatial"])  # they move with the student
+    assert build(Mimic).observe(batch) == {}

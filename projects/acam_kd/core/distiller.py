@@ -43,6 +43,13 @@ class Distiller(nn.Module):
         """Diagnostics of the last step, 0-d and detached, under ``<level>/<quantity>``."""
         return {}
 
+    def masks(self) -> dict[str, dict[str, Tensor]]:
+        """Where the last step looked, for pictures: level -> kind -> masks, detached.
+
+        Kinds are ``"spatial"``, (N, M, H, W), and ``"channel"``, (N, M, C). Empty for a method without masks.
+        """
+        return {}
+
     def warnings(self) -> dict[str, str]:
         """What is going wrong by the last step, place -> a plain sentence that names the level and the key to change.
 

@@ -81,6 +81,26 @@ class DistillationModel(nn.Module):
                 )
         return {s: student[s] for s in self.levels}, {s: teacher[t] for s, t in self.levels.items()}
 
+    @torch.no_grad()
+    def observe(self, batch: Tensor) -> dict[str, dict[str, Tensor]]:
+        """The distiller's masks for a batch, student and distiller in evaluation mode; nothing is trained.
+
+        Args:
+            batch: (N, C, H, W), normalised and padded as the student's backbone gets it.
+
+        Returns:
+            As ``Distiller.masks``; empty without a distiller.
+        """
+        if self.teacher is None or self.distiller is None:
+            return {}
+        training = self.training
+        self.eval()
+        try:
+            self.distiller(*self._paired(self.student.backbone(batch), self.teacher(batch)))  # type: ignore[operator]
+        finally:
+            self.train(training)
+        return self.distiller.masks()
+
     def metrics(self) -> dict[str, Tensor]:
         """The distiller's metrics of the last step, and the ratio of the distillation to the task losses."""
         if self.distiller is None:

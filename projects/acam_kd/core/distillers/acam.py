@@ -155,6 +155,10 @@ class ACAMKD(Distiller):
                 values[f"{name}_mse"] = step.mse
         return values
 
+    def masks(self) -> dict[str, dict[str, Tensor]]:
+        """Per level the masks of the last step."""
+        return {level: {kind: step.masks for kind, step in kinds.items()} for level, kinds in self._last.items()}
+
     def warnings(self) -> dict[str, str]:
         """Every level and kind of which at least half the masks have vanished: have a mean below ``VANISHED``."""
         found = {}
