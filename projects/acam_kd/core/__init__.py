@@ -1,8 +1,10 @@
 """The framework-neutral core: torch and fvcore's Registry, nothing else."""
 
 from . import distillers, fusion, losses, masking  # importing registers
-from .distiller import Distiller
+from .distiller import Distiller, method_arguments
 from .features import FeatureSpec, FeatureTap, match_levels
+from .files import sha256, write_atomically
+from .gradients import clip_gradients
 from .inheritance import inherit
 from .model import DistillationModel
 from .registry import DISTILLER_REGISTRY, FUSION_REGISTRY, MASKING_REGISTRY
@@ -18,10 +20,14 @@ __all__ = [
     "FeatureTap",
     "FrozenTeacher",
     "PixelTransform",
+    "clip_gradients",
     "distillers",
     "fusion",
     "inherit",
     "losses",
     "masking",
     "match_levels",
+    "method_arguments",
+    "sha256",
+    "write_atomically",
 ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from typing import Any
 
 from torch import Tensor, nn
 
 from .features import Features, Pyramid
 
-__all__ = ["Distiller", "align_levels", "check_weights"]
+__all__ = ["Distiller", "align_levels", "check_weights", "method_arguments"]
 
 
 class Distiller(nn.Module):
@@ -78,3 +80,9 @@ def check_weights(**weights: float) -> None:
     for name, weight in weights.items():
         if not 0 <= weight < math.inf:
             raise ValueError(f"{name} must be finite and not negative, found {weight} (key: {name.upper()})")
+
+
+def method_arguments(method: type) -> dict[str, Any]:
+    """The hyper-parameters of a method, argument -> default: its constructor's keyword-only arguments."""
+    parameters = inspect.signature(method).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from types import MethodType
 from typing import Any
@@ -12,9 +11,9 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.utils.file_io import PathManager
 
-from ..core import DISTILLER_REGISTRY
+from ..core import DISTILLER_REGISTRY, method_arguments
 
-__all__ = ["META_ARCHITECTURE", "add_distillation_config", "check_student", "method_arguments", "student_config"]
+__all__ = ["META_ARCHITECTURE", "add_distillation_config", "check_student", "student_config"]
 
 META_ARCHITECTURE = "DistillationMetaArch"
 INHERIT = ("auto", "always", "never")
@@ -97,12 +96,6 @@ def add_distillation_config(cfg: CfgNode) -> None:
 
     # COCO-format datasets to register: [name, json file, image folder], each.
     cfg.DATASETS.COCO_FORMAT = []
-
-
-def method_arguments(method: type) -> dict[str, Any]:
-    """The hyper-parameters of a method, argument -> default: its constructor's keyword-only arguments."""
-    parameters = inspect.signature(method).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def student_config(cfg: CfgNode) -> CfgNode:

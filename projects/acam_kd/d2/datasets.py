@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from operator import attrgetter
@@ -13,16 +12,12 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 
+from ..data.coco import check_coco
 from ..data.shapes import CLASSES, SPLITS, make_shapes
 
 __all__ = ["check_datasets", "register_coco_datasets"]
 
 KEY = "(key: DATASETS.COCO_FORMAT, or --dataset)"
-REQUIRED = {
-    "images": ("id", "file_name", "height", "width"),
-    "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
-    "categories": ("id", "name"),
-}
 PLACES = ("json_file", "image_root", "dirname", "image_dir", "gt_dir", "sem_seg_root", "panoptic_root", "panoptic_json")
 """Where the metadata of Detectron2's own datasets says that their files are."""
 NUM_CLASSES = {
@@ -47,62 +42,15 @@ def register_coco_datasets(datasets: Sequence[Sequence[str]]) -> None:
         if isinstance(entry, str) or len(entry) != 3:
             raise ValueError(f"a dataset is [name, json file, image folder], found {entry!r} {KEY}")
         name, json_file, image_root = (os.path.expanduser(str(value)) for value in entry)
-        classes = _check_files(f"dataset {name}", json_file, image_root)
+        content = check_coco(json_file, image_root, name=f"dataset {name}", hint=KEY)
         if name in DatasetCatalog.list():
             known = MetadataCatalog.get(name)
             if (known.get("json_file"), known.get("image_root")) != (json_file, image_root):
                 raise ValueError(f"there is a dataset called {name!r} already; choose another name {KEY}")
             continue
         register_coco_instances(name, {}, json_file, image_root)
-        MetadataCatalog.get(name).thing_classes = classes
-
-
-def _check_files(dataset: str, json_file: str, image_root: str) -> list[str]:
-    """Raise if the files cannot be a COCO dataset; returns the class names in Detectron2's order."""
-    if not os.path.isfile(json_file):
-        raise FileNotFoundError(f"{dataset}: no file {os.path.abspath(json_file)} {KEY}")
-    if not os.path.isdir(image_root):
-        raise FileNotFoundError(f"{dataset}: no folder {os.path.abspath(image_root)} {KEY}")
-    try:
-        with open(json_file) as file:
-            content = json.load(file)
-    except ValueError as error:
-        raise ValueError(f"{dataset}: {json_file} is not json: {error}") from error
-    _check_content(f"{dataset}: {json_file}", content)
-    for image in content["images"]:
-        path = os.path.join(image_root, image["file_name"])
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"{dataset}: image {os.path.abspath(path)} of {json_file} does not exist")
-    return [category["name"] for category in sorted(content["categories"], key=lambda c: c["id"])]
-
-
-def _check_content(where: str, content: Any) -> None:
-    """Raise for what would otherwise fail deep inside pycocotools, partly only after training."""
-    for part in REQUIRED:
-        if not isinstance(content, dict) or not isinstance(content.get(part), list):
-            raise ValueError(f"{where} is not in COCO format: it has no list {part!r}")
-    for part, keys in REQUIRED.items():
-        if not content[part]:
-            raise ValueError(f"{where} has no {part} {KEY}")
-        for number, item in enumerate(content[part]):
-            missing = [key for key in keys if key not in item]
-            if missing:
-                raise ValueError(f"{where}: {part}[{number}] has no {missing[0]!r}")
-    images, categories = ({item["id"] for item in content[part]} for part in ("images", "categories"))
-    for number, item in enumerate(content["annotations"]):
-        problem = ""
-        if item["image_id"] not in images:
-            problem = f"image_id {item['image_id']} is no image"
-        elif item["category_id"] not in categories:
-            problem = f"category_id {item['category_id']} is no category"
-        elif len(item["bbox"]) != 4:
-            problem = f"bbox has {len(item['bbox'])} numbers; [x, y, width, height] is needed"
-        elif item["id"] == 0:
-            problem = "id is 0, which COCO evaluation takes for 'no match'; start at 1"
-        if problem:
-            raise ValueError(f"{where}: annotations[{number}]: {problem}")
-    if all(item["iscrowd"] for item in content["annotations"]):
-        raise ValueError(f"{where} has no boxes that are not crowds {KEY}")
+        by_id = sorted(content["categories"], key=lambda category: category["id"])  # Detectron2's order
+        MetadataCatalog.get(name).thing_classes = [category["name"] for category in by_id]
 
 
 def check_datasets(cfg: CfgNode, *, training: bool) -> None:

@@ -21,9 +21,10 @@ from ..core import (
     PixelTransform,
     inherit,
     match_levels,
+    method_arguments,
 )
 from ..core.features import describe
-from .config import INHERIT, META_ARCHITECTURE, method_arguments, student_config
+from .config import INHERIT, META_ARCHITECTURE, student_config
 from .teacher import build_teacher
 
 __all__ = ["DistillationMetaArch"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from typing import Any
@@ -15,6 +14,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from ..core import sha256
 from .config import META_ARCHITECTURE
 
 __all__ = ["build_teacher", "teacher_config"]
@@ -155,10 +155,6 @@ def _load(detector: nn.Module, weights: str) -> None:
             f"the teacher's weights {weights} do not fit its config, {len(wrong)} tensors would stay random {key}:\n  "
             + "\n  ".join(wrong)
         )
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
     logger.info(
-        "teacher loaded: all %d tensors from %s (sha256 %s)", len(detector.state_dict()), weights, digest.hexdigest()
+        "teacher loaded: all %d tensors from %s (sha256 %s)", len(detector.state_dict()), weights, sha256(path)
     )

@@ -10,8 +10,8 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from ..core import clip_gradients
 from .meta_arch import DistillationMetaArch
 
 __all__ = ["checkpoint_distiller", "guard_gradients"]
@@ -77,13 +77,6 @@ def guard_gradients(optimizer: torch.optim.Optimizer, model: nn.Module, max_norm
         raise ValueError(f"DISTILL.MAX_GRADIENT_NORM must not be negative, found {max_norm}")
 
     def before_step(*_: Any) -> None:
-        named = [(name, p) for name, p in model.named_parameters() if p.grad is not None]
-        norm = get_total_norm([p.grad for _, p in named if p.grad is not None])
-        if not bool(norm.isfinite()):
-            bad = [name for name, p in named if p.grad is not None and not bool(p.grad.isfinite().all())]
-            shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-            raise FloatingPointError(f"iteration {get_event_storage().iter}: the gradient is not finite in {shown}")
-        if max_norm:
-            clip_grads_with_norm_([p for _, p in named], max_norm, norm)
+        clip_gradients(model, max_norm, when=f"iteration {get_event_storage().iter}")
 
     optimizer.register_step_pre_hook(before_step)

@@ -1,0 +1,183 @@
+"""COCO-format data for torchvision's models: what is read, how it is augmented, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.datasets import CocoDetection
+from torchvision.transforms import v2
+from torchvision.tv_tensors import BoundingBoxes, Mask
+
+from ..data.coco import CocoSplit, check_coco
+
+__all__ = ["CocoImages", "Stream", "evaluation_loader", "label_of", "training_loader"]
+
+Sample = tuple[Tensor, dict[str, Any]]
+
+
+def label_of(categories: Sequence[int]) -> dict[int, int]:
+    """COCO category id -> label; 0 is the background, as everywhere in torchvision.
+
+    Ids between 1 and twice their number are labels as they are, so that COCO's own 80 in 1 to 90 have the numbers that
+    torchvision's weights have. Others are numbered from 1, in the order of their ids.
+    """
+    ids = sorted(categories)
+    if ids[0] >= 1 and ids[-1] <= 2 * len(ids):
+        return {i: i for i in ids}
+    return {i: number for number, i in enumerate(ids, 1)}
+
+
+class CocoImages(Dataset[Sample]):
+    """Images of a COCO json, in [0, 1], with torchvision's targets.
+
+    Targets have ``image_id`` and, for detection, ``boxes`` (K, 4) as x0, y0, x1, y1, ``labels`` (K,) and, if asked
+    for, ``masks`` (K, H, W); for segmentation ``semantic`` (H, W), where smaller objects lie over larger ones. Boxes
+    are clipped to the image; crowds and empty boxes are left out.
+
+    An item is asked for by its index, or, for training, by (index, seed): the seed decides the augmentation, so what is
+    seen depends neither on the workers nor on anything else that draws random numbers.
+
+    Args:
+        split: the files.
+        semantic: targets for segmentation.
+        masks: with instance masks.
+        size: for segmentation, the shorter side that images are resized to; None leaves them.
+        name: for messages.
+    """
+
+    def __init__(
+        self, split: CocoSplit, *, semantic: bool = False, masks: bool = False, size: int | None = None, name: str = ""
+    ) -> None:
+        content = check_coco(split.json_file, split.image_root, name=name or "dataset", masks=masks or semantic)
+        self.split, self.semantic, self.masks = split, semantic, masks
+        self.coco = CocoDetection(split.image_root, split.json_file)
+        self.labels = label_of([category["id"] for category in content["categories"]])
+        self.categories = {self.labels[c["id"]]: str(c["name"]) for c in content["categories"]}
+        self.num_classes = max(self.labels.values()) + 1
+        self.resize = v2.Resize(size) if semantic and size else v2.Identity()
+        self.augment = v2.RandomHorizontalFlip()
+        self.finish = v2.Compose([v2.ClampBoundingBoxes(), v2.ToDtype(torch.float32, scale=True)])
+
+    def __len__(self) -> int:
+        return len(self.coco)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> Sample:
+        seed = None
+        if isinstance(index, tuple):
+            index, seed = index
+        image, annotations = self.coco[index]
+        image = v2.functional.to_image(image)
+        target = self._target(annotations, image.shape[-2:])
+        image, target = self.resize(image, target)
+        if seed is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)
+                image, target = self.augment(image, target)
+        image, target = self.finish(image, target)
+        target["image_id"] = self.coco.ids[index]
+        return image.as_subclass(Tensor), _without_empty(target)
+
+    def _target(self, annotations: list[dict[str, Any]], shape: tuple[int, int]) -> dict[str, Any]:
+        if self.semantic:
+            return {"semantic": Mask(self._semantic(annotations, shape))}
+        kept = [a for a in annotations if not a["iscrowd"]]
+        boxes = torch.tensor([a["bbox"] for a in kept], dtype=torch.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        target: dict[str, Any] = {
+            "boxes": BoundingBoxes(boxes, format="XYXY", canvas_size=shape),  # type: ignore[call-overload]
+            "labels": torch.tensor([self.labels[a["category_id"]] for a in kept], dtype=torch.int64),
+        }
+        if self.masks:
+            drawn = [torch.from_numpy(self.coco.coco.annToMask(a)) for a in kept]
+            target["masks"] = Mask(torch.stack(drawn) if drawn else torch.zeros((0, *shape), dtype=torch.uint8))
+        return target
+
+    def _semantic(self, annotations: list[dict[str, Any]], shape: tuple[int, int]) -> Tensor:
+        semantic = torch.zeros(shape, dtype=torch.int64)
+        for a in sorted(annotations, key=lambda a: -a["area"]):
+            semantic[torch.from_numpy(self.coco.coco.annToMask(a)).bool()] = self.labels[a["category_id"]]
+        return semantic
+
+
+def _without_empty(target: dict[str, Any]) -> dict[str, Any]:
+    if "boxes" not in target:
+        return {**target, "semantic": target["semantic"].as_subclass(Tensor).long()}
+    boxes = target["boxes"].as_subclass(Tensor)
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    target = {**target, "boxes": boxes[kept], "labels": target["labels"][kept]}
+    if "masks" in target:
+        target["masks"] = target["masks"].as_subclass(Tensor)[kept]
+    return target
+
+
+class Stream(Sampler[list[tuple[int, int]]]):
+    """Batches of (index, seed) for a whole run: permutation after permutation, decided by the seed alone.
+
+    A resumed run sets ``start`` and sees exactly the batches that it would have seen.
+
+    Args:
+        length: of the dataset.
+        batch_size: of all processes together.
+        batches: of the whole run.
+        seed: decides order and augmentation.
+        rank, world: this process takes every ``world``-th item of each batch.
+    """
+
+    def __init__(self, length: int, *, batch_size: int, batches: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        if batch_size % world:
+            raise ValueError(f"the batch size, {batch_size}, must be a multiple of the {world} processes (--batch-size)")
+        self.length, self.batch_size, self.batches, self.seed = length, batch_size, batches, seed
+        self.rank, self.world, self.start = rank, world, 0
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order, epoch_of = torch.empty(0), -1
+        for batch in range(self.start, self.batches):
+            items = []
+            for place in range(batch * self.batch_size + self.rank, (batch + 1) * self.batch_size, self.world):
+                epoch, within = divmod(place, self.length)
+                if epoch != epoch_of:
+                    generator = torch.Generator().manual_seed(_mixed(self.seed, epoch))
+                    order, epoch_of = torch.randperm(self.length, generator=generator), epoch
+                items.append((int(order[within]), _mixed(self.seed, place, 1)))
+            yield items
+
+
+def _mixed(*numbers: int) -> int:
+    """One 63-bit number from several, the same on every machine."""
+    mixed = 0
+    for number in numbers:
+        mixed = (mixed ^ (number + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9 % 2**64
+        mixed ^= mixed >> 31
+    return mixed % 2**63
+
+
+def _collate(samples: list[Sample]) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    return [image for image, _ in samples], [target for _, target in samples]
+
+
+def training_loader(dataset: CocoImages, stream: Stream, *, workers: int) -> DataLoader[Sample]:
+    """The batches of a run, in the order of the stream."""
+    return DataLoader(
+        dataset,
+        batch_sampler=stream,
+        num_workers=workers,
+        collate_fn=_collate,
+        generator=torch.Generator(),  # its own: iterating must not draw from the run's
+    )
+
+
+def evaluation_loader(
+    dataset: CocoImages, *, batch_size: int, workers: int, rank: int = 0, world: int = 1
+) -> DataLoader[Sample]:
+    """This process's share of the images, each image once."""
+    share = torch.utils.data.Subset(dataset, range(rank, len(dataset), world))
+    return DataLoader(
+        share, batch_size=batch_size, num_workers=workers, collate_fn=_collate, generator=torch.Generator()
+    )

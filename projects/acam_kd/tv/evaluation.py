@@ -1,0 +1,130 @@
+"""COCO's average precision by pycocotools, and the mean intersection over union."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from pycocotools import mask as rle
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+
+from .data import CocoImages
+from .segmentation import IGNORED
+
+__all__ = ["CocoEvaluator", "Evaluator", "SegmentationEvaluator", "build_evaluator"]
+
+AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+MASK_THRESHOLD = 0.5
+
+
+class Evaluator(Protocol):
+    """Collects outputs, image by image, and makes metrics of them; shares of several processes can be put together."""
+
+    results: list[Any]
+
+    def add(self, outputs: Iterable[dict[str, Tensor]], targets: Iterable[dict[str, Any]]) -> None:
+        """Take a batch's outputs."""
+
+    def metrics(self) -> dict[str, float]:
+        """Metrics of everything in ``results``, in percent."""
+
+
+class CocoEvaluator:
+    """AP of boxes, and of masks where there are any, as ``segm/AP``.
+
+    Args:
+        dataset: whose json is the ground truth.
+    """
+
+    def __init__(self, dataset: CocoImages) -> None:
+        self.coco = dataset.coco.coco
+        self.category = {label: category for category, label in dataset.labels.items()}
+        self.masks = dataset.masks
+        self.results: list[dict[str, Any]] = []
+
+    def add(self, outputs: Iterable[dict[str, Tensor]], targets: Iterable[dict[str, Any]]) -> None:
+        """Take a batch of detections, in pixels of the original images; a label without category is dropped."""
+        for output, target in zip(outputs, targets):
+            boxes = output["boxes"].float().cpu()
+            boxes[:, 2:] -= boxes[:, :2]
+            for number, (box, label, score) in enumerate(
+                zip(boxes.tolist(), output["labels"].tolist(), output["scores"].tolist())
+            ):
+                if label in self.category:
+                    result = {
+                        "image_id": target["image_id"],
+                        "category_id": self.category[label],
+                        "bbox": box,
+                        "score": score,
+                    }
+                    if self.masks and "masks" in output:
+                        result["segmentation"] = _encode(output["masks"][number, 0] > MASK_THRESHOLD)
+                    self.results.append(result)
+
+    def metrics(self) -> dict[str, float]:
+        """``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl`` in percent; NaN where there are no such objects."""
+        found = self._evaluate("bbox")
+        if self.masks:
+            found.update({f"segm/{name}": value for name, value in self._evaluate("segm").items()})
+        return found
+
+    def _evaluate(self, kind: str) -> dict[str, float]:
+        if not self.results:
+            return dict.fromkeys(AP_NAMES, 0.0)
+        with contextlib.redirect_stdout(io.StringIO()):
+            results = [dict(result) for result in self.results]  # pycocotools writes into them
+            if kind == "segm":  # the size that counts is the mask's, and loadRes would take the box's
+                for result in results:
+                    result.pop("bbox")
+            evaluation = COCOeval(self.coco, self.coco.loadRes(results), kind)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        return {
+            name: 100 * float(value) if value > -1 else float("nan") for name, value in zip(AP_NAMES, evaluation.stats)
+        }
+
+
+def _encode(mask: Tensor) -> dict[str, Any]:
+    encoded = rle.encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8)))
+    return {"size": encoded["size"], "counts": encoded["counts"].decode()}
+
+
+class SegmentationEvaluator:
+    """Mean intersection over union of all classes that the labels or the predictions have, and pixel accuracy.
+
+    Args:
+        dataset: gives the number of classes, the background included.
+    """
+
+    def __init__(self, dataset: CocoImages) -> None:
+        self.num_classes = dataset.num_classes
+        self.results: list[Tensor] = []
+
+    def add(self, outputs: Iterable[dict[str, Tensor]], targets: Iterable[dict[str, Any]]) -> None:
+        """Count a batch of label maps; results are confusion matrices (K, K), rows the truth."""
+        for output, target in zip(outputs, targets):
+            truth, predicted = target["semantic"].flatten().cpu(), output["semantic"].flatten().cpu()
+            counted = truth != IGNORED
+            pairs = truth[counted] * self.num_classes + predicted[counted]
+            self.results.append(torch.bincount(pairs, minlength=self.num_classes**2).view(2 * (self.num_classes,)))
+
+    def metrics(self) -> dict[str, float]:
+        """``mIoU`` and ``accuracy`` in percent."""
+        confusion = torch.stack(self.results).sum(0).double()
+        hits, union = confusion.diag(), confusion.sum(0) + confusion.sum(1) - confusion.diag()
+        present = union > 0
+        return {
+            "mIoU": 100 * float((hits[present] / union[present]).mean()),
+            "accuracy": 100 * float(hits.sum() / confusion.sum()),
+        }
+
+
+def build_evaluator(dataset: CocoImages) -> Evaluator:
+    """The one for the dataset's targets."""
+    return SegmentationEvaluator(dataset) if dataset.semantic else CocoEvaluator(dataset)

@@ -1,0 +1,174 @@
+"""torchvision's detectors and segmentation models by name, on any of its ResNets and MobileNets.
+
+Names are torchvision's own, as ``fcos_resnet50_fpn`` or ``deeplabv3_resnet101``. Of its pyramid detectors there
+are more: ``<detector>_<trunk>_fpn<channels>``, as ``fcos_resnet18_fpn`` or ``retinanet_mobilenet_v2_fpn64``,
+built from torchvision's own classes, where ``<channels>`` is the width of the pyramid, 256 if left out.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.models import get_model, get_model_weights, list_models
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+from ..core import FeatureSpec
+from .segmentation import Segmentor
+
+__all__ = ["build_model", "is_segmentation", "plain", "pyramid", "side_of"]
+
+PYRAMID_DETECTORS = {
+    "fcos": partial(FCOS, score_thresh=0.05),  # COCO's AP wants the low scores too; torchvision's default is 0.2
+    "retinanet": RetinaNet,
+    "fasterrcnn": FasterRCNN,
+    "maskrcnn": MaskRCNN,
+}
+COMPOSED = re.compile(rf"({'|'.join(PYRAMID_DETECTORS)})_((?:resn|wide_resn|mobilen).+)_fpn(\d*)")
+DETECTION = {name for name in list_models(module=torchvision.models.detection) if "keypoint" not in name}
+SEGMENTATION = set(list_models(module=torchvision.models.segmentation))
+TRUNKS = {n for n in list_models(module=torchvision.models) if re.match("resnet|resnext|wide_resnet|mobilenet", n)}
+PROBE = 256
+"""Side of the image by which strides are measured."""
+
+
+def is_segmentation(name: str) -> bool:
+    """Whether a name means a model that labels pixels."""
+    return name in SEGMENTATION
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int | None,
+    size: int | None = None,
+    weights: str | None = None,
+    backbone_weights: str | None = None,
+) -> nn.Module:
+    """Build a detector, or a segmentation model within its criterion.
+
+    Args:
+        name: see the module.
+        num_classes: with the background, as torchvision counts; None for that of ``weights``.
+        size: the shorter side that a detector resizes its images to; None for torchvision's 800.
+        weights: a name of torchvision's weights for the whole model, as ``DEFAULT``, or None.
+        backbone_weights: the same for the backbone; part of it is then frozen, as torchvision does.
+
+    Raises:
+        ValueError: an unknown name of a model or of weights.
+    """
+    if name not in DETECTION | SEGMENTATION and not _composed(name):
+        raise ValueError(
+            f"no model is called {name!r}; known: {', '.join(sorted(DETECTION | SEGMENTATION))}, and "
+            f"({'|'.join(PYRAMID_DETECTORS)})_TRUNK_fpn[CHANNELS] with TRUNK one of {', '.join(sorted(TRUNKS))}"
+        )
+    arguments: dict[str, Any] = {} if size is None or name in SEGMENTATION else _sizes(name, size)
+    if name not in DETECTION | SEGMENTATION:
+        if weights:
+            raise ValueError(f"torchvision has no weights for {name}; give a file, or weights for its backbone")
+        return _compose(name, num_classes or 91, backbone_weights, arguments)
+    _check_weights(name, weights)
+    if name in SEGMENTATION and not name.startswith("lraspp"):
+        arguments["aux_loss"] = True
+    if name.startswith("fcos"):
+        arguments["score_thresh"] = 0.05
+    arguments["num_classes"] = None if weights else num_classes
+    built = get_model(name, weights=weights, weights_backbone=backbone_weights, **arguments)
+    return Segmentor(built) if name in SEGMENTATION else built
+
+
+def _composed(name: str) -> re.Match[str] | None:
+    match = COMPOSED.fullmatch(name)
+    return match if match and match[2] in TRUNKS else None
+
+
+def _sizes(name: str, size: int) -> dict[str, Any]:
+    if name.startswith("ssd"):
+        return {}  # theirs is fixed
+    return {"min_size": size, "max_size": size * 5 // 3}  # as 800 and 1333
+
+
+def _check_weights(name: str, weights: str | None) -> None:
+    known = ["DEFAULT", *(entry.name for entry in get_model_weights(name))]
+    if weights and weights not in known:
+        raise ValueError(f"no weights of {name} are called {weights!r}; known: {', '.join(known)}, or a file")
+
+
+def _compose(name: str, num_classes: int, backbone_weights: str | None, arguments: dict[str, Any]) -> nn.Module:
+    match = _composed(name)
+    assert match
+    detector, trunk, channels = match[1], match[2], int(match[3] or 256)
+    norm = FrozenBatchNorm2d if backbone_weights else nn.BatchNorm2d
+    stages = _stages(trunk, backbone_weights, norm)
+    body, taps = stages
+    dense = detector in ("fcos", "retinanet")
+    strides = (8, 16, 32) if dense else (4, 8, 16, 32)
+    backbone = BackboneWithFPN(
+        body,
+        {taps[stride][0]: str(number) for number, stride in enumerate(strides)},
+        [taps[stride][1] for stride in strides],
+        channels,
+        extra_blocks=LastLevelP6P7(channels, channels) if dense else LastLevelMaxPool(),
+    )
+    model: nn.Module = PYRAMID_DETECTORS[detector](backbone, num_classes, **arguments)
+    return model
+
+
+@torch.no_grad()
+def _stages(trunk: str, weights: str | None, norm: type[nn.Module]) -> tuple[nn.Module, dict[int, tuple[str, int]]]:
+    """A classifier without its head, and stride -> (name of the last child of that stride, its channels)."""
+    network = get_model(trunk, weights=weights, norm_layer=norm)
+    if "mobilenet" in trunk:
+        body, frozen = network.features[:-1], 2  # without the 1x1 before its classifier
+    else:
+        body, frozen = nn.Sequential(), 2
+        del network.avgpool, network.fc
+        body = network
+    taps: dict[int, tuple[str, int]] = {}
+    x = torch.zeros(1, 3, PROBE, PROBE)
+    state = body.training
+    body.eval()
+    for number, (name, child) in enumerate(body.named_children()):
+        x = child(x)
+        taps[PROBE // x.shape[-1]] = (name, x.shape[1])
+        if weights and PROBE // x.shape[-1] <= frozen * 2:
+            child.requires_grad_(False)
+        del number
+    body.train(state)
+    return body, taps
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """torchvision's own model: the one that is saved and that anybody can load."""
+    return model.network if isinstance(model, Segmentor) else model
+
+
+def side_of(model: nn.Module) -> int:
+    """A side of the images by which the model's strides can be measured: SSD's is fixed."""
+    fixed = getattr(getattr(model, "transform", None), "fixed_size", None)
+    return int(fixed[0]) if fixed else PROBE
+
+
+@torch.no_grad()
+def pyramid(model: nn.Module, side: int) -> dict[str, FeatureSpec]:
+    """Channels and stride of every level of the backbone, measured on an empty image of that side.
+
+    Of a segmentation model's two maps of one stride the auxiliary head's is left out.
+    """
+    backbone = model.backbone
+    assert isinstance(backbone, nn.Module)
+    training = backbone.training
+    features = backbone.eval()(torch.zeros(1, 3, side, side, device=next(model.parameters()).device))
+    backbone.train(training)
+    return {
+        name: FeatureSpec(channels=x.shape[1], stride=round(side / x.shape[-1]))
+        for name, x in features.items()
+        if not (name == "aux" and isinstance(model, Segmentor))
+    }

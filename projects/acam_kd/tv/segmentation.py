@@ -1,0 +1,73 @@
+"""torchvision's segmentation models return logits; here is what makes losses of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+__all__ = ["IGNORED", "Segmentor"]
+
+IGNORED = 255
+"""Label of pixels that count neither in the loss nor in the evaluation."""
+
+
+class Segmentor(nn.Module):
+    """A segmentation model with the interface of torchvision's detectors.
+
+    In training ``model(images, targets)`` returns a dict of losses: the pixels' cross-entropy, and 0.5 times that of
+    the auxiliary head where there is one, as in torchvision's recipe. In evaluation ``model(images)`` returns per
+    image ``{"semantic": (H, W) labels}``. Images of different sizes are padded to one batch.
+
+    Args:
+        network: returns ``{"out": (N, K, H, W) logits, "aux": ...}``; its state is what is saved.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.image_mean, self.image_std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The network's."""
+        return self.network.backbone  # type: ignore[return-value]
+
+    def batch(self, images: Sequence[Tensor]) -> Tensor:
+        """(3, H, W) images in [0, 1] -> (N, 3, H, W), normalised, padded with the mean colour below and right."""
+        mean, std = (images[0].new_tensor(x).view(3, 1, 1) for x in (self.image_mean, self.image_std))
+        return _pad([(image - mean) / std for image in images], 0)
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training, labels in evaluation.
+
+        Args:
+            images: (3, H, W) each, in [0, 1].
+            targets: ``{"semantic": (H, W) labels}`` each; needed in training. An image without any label that
+                counts gives a loss of zero.
+        """
+        out = self.network(self.batch(images))
+        if not self.training:
+            labels = out["out"].argmax(1)
+            return [{"semantic": x[: i.shape[1], : i.shape[2]]} for x, i in zip(labels, images)]
+        if targets is None:
+            raise ValueError("targets are needed in training")
+        labels = _pad([target["semantic"] for target in targets], IGNORED)
+        losses = {"loss_segmentation": _cross_entropy(out["out"], labels)}
+        if "aux" in out:
+            losses["loss_auxiliary"] = 0.5 * _cross_entropy(out["aux"], labels)
+        return losses
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+    return total / (labels != IGNORED).sum().clamp(min=1)
+
+
+def _pad(tensors: Sequence[Tensor], value: float) -> Tensor:
+    height, width = (max(x.shape[d] for x in tensors) for d in (-2, -1))
+    return torch.stack([F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]), value=value) for x in tensors])
