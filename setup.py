@@ -16,6 +16,7 @@ setup(
     package_dir={"": "projects"},
     packages=find_packages("projects"),
     package_data={"acam_kd": ["py.typed", "vis/*.html"]},
+    entry_points={"console_scripts": ["acam-kd = acam_kd.cli:main"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6,!=2.13.0",

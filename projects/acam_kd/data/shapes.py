@@ -1,4 +1,4 @@
-"""A COCO-format detection dataset made on the spot: textured shapes on noise, from small to large.
+"""A COCO-format dataset for detection and segmentation, made on the spot: textured shapes on noise, small to large.
 
 Six classes: disc, square and triangle, each plain or with a bar across it, so that telling a class takes the
 outline and an inner part. Everything is determined by the seed and the image's index.
@@ -32,8 +32,9 @@ def make_shapes(root: str | Path, *, size: int = 160, seed: int = 0) -> Path:
     Nothing half-written is ever found under the final name, also with several processes at it.
 
     Args:
-        root: gets a folder ``shapes_<size>_<seed>`` with ``train.json``, ``val.json`` and their image
-            folders ``train``, ``val``.
+        root: gets a folder ``shapes_<size>_<seed>`` with ``train.json``, ``val.json``, their image folders
+            ``train``, ``val``, and folders ``train_labels``, ``val_labels`` of label images: 0 the background, 1 to 6
+            the classes.
         size: height and width of the images, in pixels.
         seed: the same seed gives the same files.
 
@@ -59,12 +60,17 @@ def make_shapes(root: str | Path, *, size: int = 160, seed: int = 0) -> Path:
 
 def _write_split(folder: Path, split: str, count: int, size: int, seed: tuple[int, int]) -> None:
     (folder / split).mkdir()
+    (folder / f"{split}_labels").mkdir()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(count):
         pixels, shapes = draw(np.random.default_rng((*seed, index)), size)
         name = f"{index:05d}.png"
         cv2.imwrite(str(folder / split / name), pixels)
+        labels = np.zeros((size, size), np.uint8)
+        for category, polygon in shapes:
+            cv2.fillPoly(labels, [polygon], category + 1)
+        cv2.imwrite(str(folder / f"{split}_labels" / name), labels)
         images.append({"id": index + 1, "file_name": name, "height": size, "width": size})
         for category, polygon in shapes:
             annotations.append(_annotation(len(annotations) + 1, index + 1, category, polygon))
@@ -94,13 +100,13 @@ def draw(rng: np.random.Generator, size: int) -> tuple[Array, list[tuple[int, Ar
     """
     canvas = _texture(rng, size)
     shapes: list[tuple[int, Array]] = []
-    boxes: list[tuple[float, float, float]] = []
-    for _ in range(int(rng.integers(2, 8))):
-        radius = float(np.exp(rng.uniform(np.log(6), np.log(size * 0.3))))
-        x, y = rng.uniform(radius, size - radius, 2)
-        if any(np.hypot(x - u, y - v) < 0.8 * max(radius, r) for u, v, r in boxes):
+    placed: list[tuple[float, float, float]] = []
+    radii = np.exp(rng.uniform(np.log(6), np.log(size * 0.55), int(rng.integers(2, 8))))
+    for radius in sorted(radii.tolist(), reverse=True):  # small ones over large ones
+        x, y = rng.uniform(0.6 * radius, size - 0.6 * radius, 2)  # the border cuts some
+        if any(np.hypot(x - u, y - v) < 0.8 * max(radius, r) for u, v, r in placed):
             continue  # shapes may overlap, but none hides another
-        boxes.append((x, y, radius))
+        placed.append((x, y, radius))
         category = int(rng.integers(len(CLASSES)))
         shapes.append((category, _draw_shape(canvas, rng, category, x, y, radius)))
     noisy = canvas + rng.normal(0, 12, canvas.shape)
@@ -112,7 +118,10 @@ def _draw_shape(canvas: Any, rng: np.random.Generator, category: int, x: float, 
     turn = rng.uniform(0, 2 * np.pi)
     angles = turn + 2 * np.pi * np.arange(sides) / sides
     points = np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], 1)
-    polygon = points.round().clip(0, canvas.shape[0] - 1).astype(np.int32)
+    end = canvas.shape[0] - 1
+    frame = np.array([[0, 0], [end, 0], [end, end], [0, end]])
+    _, cut = cv2.intersectConvexConvex(points.astype(np.float32), frame.astype(np.float32))
+    polygon = cut.reshape(-1, 2).round().astype(np.int32)
     mask = np.zeros(canvas.shape[:2], np.uint8)
     cv2.fillPoly(mask, [polygon], 1)
     colour = rng.uniform(40, 215, 3)

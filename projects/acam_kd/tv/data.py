@@ -45,20 +45,18 @@ class CocoImages(Dataset[Sample]):
         split: the files.
         semantic: targets for segmentation.
         masks: with instance masks.
-        size: for segmentation, the shorter side that images are resized to; None leaves them.
         name: for messages.
     """
 
     def __init__(
-        self, split: CocoSplit, *, semantic: bool = False, masks: bool = False, size: int | None = None, name: str = ""
+        self, split: CocoSplit, *, semantic: bool = False, masks: bool = False, name: str = "dataset"
     ) -> None:
-        content = check_coco(split.json_file, split.image_root, name=name or "dataset", masks=masks or semantic)
+        content = check_coco(split.json_file, split.image_root, name=name, masks=masks or semantic)
         self.split, self.semantic, self.masks = split, semantic, masks
         self.coco = CocoDetection(split.image_root, split.json_file)
         self.labels = label_of([category["id"] for category in content["categories"]])
         self.categories = {self.labels[c["id"]]: str(c["name"]) for c in content["categories"]}
         self.num_classes = max(self.labels.values()) + 1
-        self.resize = v2.Resize(size) if semantic and size else v2.Identity()
         self.augment = v2.RandomHorizontalFlip()
         self.finish = v2.Compose([v2.ClampBoundingBoxes(), v2.ToDtype(torch.float32, scale=True)])
 
@@ -72,7 +70,6 @@ class CocoImages(Dataset[Sample]):
         image, annotations = self.coco[index]
         image = v2.functional.to_image(image)
         target = self._target(annotations, image.shape[-2:])
-        image, target = self.resize(image, target)
         if seed is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)

@@ -57,7 +57,8 @@ def build_model(
     Args:
         name: see the module.
         num_classes: with the background, as torchvision counts; None for that of ``weights``.
-        size: the shorter side that a detector resizes its images to; None for torchvision's 800.
+        size: the shorter side that images are resized to inside the model; None for torchvision's 800 in
+            detectors, for no resizing in segmentation. SSD's is fixed.
         weights: a name of torchvision's weights for the whole model, as ``DEFAULT``, or None.
         backbone_weights: the same for the backbone; part of it is then frozen, as torchvision does.
 
@@ -81,7 +82,7 @@ def build_model(
         arguments["score_thresh"] = 0.05
     arguments["num_classes"] = None if weights else num_classes
     built = get_model(name, weights=weights, weights_backbone=backbone_weights, **arguments)
-    return Segmentor(built) if name in SEGMENTATION else built
+    return Segmentor(built, size=size) if name in SEGMENTATION else built
 
 
 def _composed(name: str) -> re.Match[str] | None:
@@ -106,8 +107,7 @@ def _compose(name: str, num_classes: int, backbone_weights: str | None, argument
     assert match
     detector, trunk, channels = match[1], match[2], int(match[3] or 256)
     norm = FrozenBatchNorm2d if backbone_weights else nn.BatchNorm2d
-    stages = _stages(trunk, backbone_weights, norm)
-    body, taps = stages
+    body, taps = _stages(trunk, backbone_weights, norm)
     dense = detector in ("fcos", "retinanet")
     strides = (8, 16, 32) if dense else (4, 8, 16, 32)
     backbone = BackboneWithFPN(
@@ -123,26 +123,25 @@ def _compose(name: str, num_classes: int, backbone_weights: str | None, argument
 
 @torch.no_grad()
 def _stages(trunk: str, weights: str | None, norm: type[nn.Module]) -> tuple[nn.Module, dict[int, tuple[str, int]]]:
-    """A classifier without its head, and stride -> (name of the last child of that stride, its channels)."""
-    network = get_model(trunk, weights=weights, norm_layer=norm)
+    """A classifier without its head, and stride -> (name of the last child of that stride, its channels).
+
+    With weights, what comes before stride 8 is frozen, as torchvision and Detectron2 do.
+    """
+    body = get_model(trunk, weights=weights, norm_layer=norm)
     if "mobilenet" in trunk:
-        body, frozen = network.features[:-1], 2  # without the 1x1 before its classifier
+        body = body.features[:-1]  # without the 1x1 before its classifier
     else:
-        body, frozen = nn.Sequential(), 2
-        del network.avgpool, network.fc
-        body = network
+        del body.avgpool, body.fc
     taps: dict[int, tuple[str, int]] = {}
     x = torch.zeros(1, 3, PROBE, PROBE)
-    state = body.training
     body.eval()
-    for number, (name, child) in enumerate(body.named_children()):
+    for name, child in body.named_children():
         x = child(x)
-        taps[PROBE // x.shape[-1]] = (name, x.shape[1])
-        if weights and PROBE // x.shape[-1] <= frozen * 2:
+        stride = PROBE // x.shape[-1]
+        taps[stride] = (name, x.shape[1])
+        if weights and stride < 8:
             child.requires_grad_(False)
-        del number
-    body.train(state)
-    return body, taps
+    return body.train(), taps
 
 
 def plain(model: nn.Module) -> nn.Module:

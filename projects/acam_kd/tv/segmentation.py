@@ -19,15 +19,16 @@ class Segmentor(nn.Module):
 
     In training ``model(images, targets)`` returns a dict of losses: the pixels' cross-entropy, and 0.5 times that of
     the auxiliary head where there is one, as in torchvision's recipe. In evaluation ``model(images)`` returns per
-    image ``{"semantic": (H, W) labels}``. Images of different sizes are padded to one batch.
+    image ``{"semantic": (H, W) labels}`` of its own size. Images are resized inside, and padded to one batch.
 
     Args:
         network: returns ``{"out": (N, K, H, W) logits, "aux": ...}``; its state is what is saved.
+        size: the shorter side that images are resized to; None for none.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, size: int | None = None) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.size = network, size
         self.image_mean, self.image_std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
     @property
@@ -36,9 +37,17 @@ class Segmentor(nn.Module):
         return self.network.backbone  # type: ignore[return-value]
 
     def batch(self, images: Sequence[Tensor]) -> Tensor:
-        """(3, H, W) images in [0, 1] -> (N, 3, H, W), normalised, padded with the mean colour below and right."""
+        """(3, H, W) images in [0, 1] -> (N, 3, H, W), resized, normalised, padded with the mean colour."""
         mean, std = (images[0].new_tensor(x).view(3, 1, 1) for x in (self.image_mean, self.image_std))
-        return _pad([(image - mean) / std for image in images], 0)
+        return _pad([(self._resized(image, "bilinear") - mean) / std for image in images], 0)
+
+    def _resized(self, x: Tensor, mode: str) -> Tensor:
+        """(K, H, W) with the shorter side at ``size``."""
+        if self.size is None or min(x.shape[1:]) == self.size:
+            return x
+        shape = [round(side * self.size / min(x.shape[1:])) for side in x.shape[1:]]
+        how = {"antialias": True, "align_corners": False} if mode == "bilinear" else {}
+        return F.interpolate(x[None], shape, mode=mode, **how)[0]  # type: ignore[arg-type]
 
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
@@ -52,15 +61,23 @@ class Segmentor(nn.Module):
         """
         out = self.network(self.batch(images))
         if not self.training:
-            labels = out["out"].argmax(1)
-            return [{"semantic": x[: i.shape[1], : i.shape[2]]} for x, i in zip(labels, images)]
+            return [{"semantic": self._labels(logits, image)} for logits, image in zip(out["out"], images)]
         if targets is None:
             raise ValueError("targets are needed in training")
-        labels = _pad([target["semantic"] for target in targets], IGNORED)
+        resized = [self._resized(target["semantic"][None].float(), "nearest")[0].long() for target in targets]
+        labels = _pad(resized, IGNORED)
         losses = {"loss_segmentation": _cross_entropy(out["out"], labels)}
         if "aux" in out:
             losses["loss_auxiliary"] = 0.5 * _cross_entropy(out["aux"], labels)
         return losses
+
+    def _labels(self, logits: Tensor, image: Tensor) -> Tensor:
+        """(K, H', W') of the padded batch -> (H, W) of the image."""
+        height, width = self._resized(image, "bilinear").shape[1:]
+        logits = logits[:, :height, :width]
+        if (height, width) != image.shape[1:]:
+            logits = F.interpolate(logits[None], image.shape[1:], mode="bilinear", align_corners=False)[0]
+        return logits.argmax(0)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,202 @@
+"""The command ``acam-kd``: distil, evaluate and show torchvision models, with nothing but pip.
+
+    acam-kd train --data shapes --student fcos_resnet18_fpn --output output/teacher
+    acam-kd train --data shapes --student fcos_mobilenet_v3_small_fpn --teacher output/teacher --output output/acam
+    acam-kd eval --data shapes --student output/acam
+    acam-kd demo
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import acam_kd
+
+from .core import DISTILLER_REGISTRY
+from .data.coco import CocoSplit, find_split
+
+__all__ = ["main"]
+
+MENDABLE = (ValueError, KeyError, FileNotFoundError, FloatingPointError)
+"""What the user can mend: raised in this package, it is printed without a traceback."""
+METHODS = [name for name, _ in DISTILLER_REGISTRY]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; bad input ends it with one line and a non-zero status."""
+    args = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    try:
+        args.run(args)
+    except MENDABLE as error:
+        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+        if not raised_in.startswith(str(Path(acam_kd.__file__).parent)):
+            raise
+        raise SystemExit(f"acam-kd: {error.args[0]}") from None
+    except KeyboardInterrupt:
+        print("acam-kd: interrupted; the same command with --resume goes on (demo: as it is)", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("acam-kd", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"acam-kd {acam_kd.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="train | eval | demo")
+    defaults = argparse.ArgumentDefaultsHelpFormatter
+    train = commands.add_parser("train", help="train a model, alone or from a teacher", formatter_class=defaults)
+    _data_options(train, training=True)
+    _model_options(train)
+    _distillation_options(train)
+    _run_options(train)
+    train.set_defaults(run=_train)
+    evaluate = commands.add_parser("eval", help="evaluate a model", formatter_class=defaults)
+    _data_options(evaluate, training=False)
+    _model_options(evaluate)
+    evaluate.add_argument("--batch-size", type=_positive, default=8, help="images at a time")
+    evaluate.add_argument("--workers", type=int, default=2, help="processes that read images")
+    evaluate.set_defaults(run=_evaluate)
+    demo = commands.add_parser("demo", help="the whole story on drawn shapes, in a quarter of an hour", formatter_class=defaults)
+    demo.add_argument("--engine", choices=("torchvision", "detectron2"), default="torchvision", help="who trains")
+    demo.add_argument("--seed", type=int, default=0, help="of the students; the data and the teacher keep theirs")
+    demo.add_argument("--output", type=Path, default=Path("output/demo"), help="folder; a demo found there goes on")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _data_options(parser: argparse.ArgumentParser, *, training: bool) -> None:
+    group = parser.add_argument_group("data, in COCO format: --data, or the files of each split")
+    group.add_argument("--data", metavar="FOLDER", help="train.json + train/ and val.json + val/, or COCO's own layout")
+    for split in ("train", "val") if training else ("val",):
+        group.add_argument(f"--{split}", nargs=2, metavar=("JSON", "IMAGES"), help=f"the {split} split")
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the student")
+    group.add_argument(
+        "--student",
+        required=True,
+        metavar="NAME|FOLDER",
+        help="a torchvision model, as fcos_resnet50_fpn, fasterrcnn_resnet18_fpn, ssdlite320_mobilenet_v3_large, "
+        "deeplabv3_resnet50; or the folder of a finished run",
+    )
+    group.add_argument("--student-weights", default="", metavar="FILE|NAME", help="a state dict, or torchvision's, as DEFAULT")
+    group.add_argument("--size", type=_positive, metavar="PIXELS", help="shorter side of the images; else the model's own")
+
+
+def _distillation_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--student-backbone-weights", default="", metavar="NAME", help="torchvision's, as DEFAULT")
+    group = parser.add_argument_group("the teacher and the method")
+    group.add_argument("--teacher", default="", metavar="NAME|FOLDER", help="as --student; without it nothing is distilled")
+    group.add_argument("--teacher-weights", default="", metavar="FILE|NAME", help="as --student-weights")
+    group.add_argument("--teacher-classes", type=int, default=0, help="of a teacher's file, with the background, if not the data's")
+    group.add_argument("--method", choices=[*METHODS, "none"], help="default: ACAMKD with a teacher, none without")
+    group.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="the method's hyper-parameters, as alpha=2")
+    group.add_argument("--inherit", choices=("auto", "always", "never"), default="auto", help="start from the teacher's neck and head; auto: if both are of one kind")
+    group.add_argument("--levels", nargs="+", default=[], help="the student's levels to distil; else all that can be")
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the run")
+    group.add_argument("--output", type=Path, required=True, help="folder of the run")
+    group.add_argument("--resume", action="store_true", help="go on with the run in --output, if there is one")
+    group.add_argument("--seed", type=int, default=0, help="decides the start and the order of the images")
+    group.add_argument("--iterations", type=_positive, default=90000, help="optimizer steps")
+    group.add_argument("--batch-size", type=_positive, default=16, help="images a step, of all devices together")
+    group.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
+    group.add_argument("--lr", type=float, default=0.01, help="after the warm-up; for sgd and 16 images a step")
+    group.add_argument("--warmup", type=int, default=1000, help="steps; at most a quarter of the run")
+    group.add_argument("--eval-period", type=_positive, default=5000, help="steps between two evaluations")
+    group.add_argument("--checkpoint-period", type=_positive, default=1000, help="steps between two checkpoints")
+    group.add_argument("--devices", type=_positive, default=1, help="GPUs, or processes on a CPU")
+    group.add_argument("--accelerator", default="auto", help="Lightning's: auto, gpu, cpu, ...")
+    group.add_argument("--precision", choices=("32-true", "bf16-mixed", "16-mixed"), default="32-true")
+    group.add_argument("--workers", type=int, default=2, help="processes that read images, per device")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, found {value}")
+    return value
+
+
+def _split(args: argparse.Namespace, split: str) -> CocoSplit:
+    files = getattr(args, split)
+    if files:
+        return CocoSplit(*files)
+    if not args.data:
+        raise ValueError(f"there is no {split} data: give --data FOLDER, or --{split} JSON IMAGES")
+    return find_split(args.data, split)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from .tv.run import Settings
+    from .tv.training import train
+
+    method = args.method or ("ACAMKD" if args.teacher else "none")
+    settings = Settings(
+        train_split=_split(args, "train"),
+        val_split=_split(args, "val"),
+        student=args.student,
+        student_weights=args.student_weights,
+        student_backbone_weights=args.student_backbone_weights,
+        teacher=args.teacher,
+        teacher_weights=args.teacher_weights,
+        teacher_classes=args.teacher_classes,
+        method="" if method == "none" else method,
+        options=tuple(args.set),
+        inherit=args.inherit,
+        levels=tuple(args.levels),
+        size=args.size,
+        iterations=args.iterations,
+        batch_size=args.batch_size,
+        optimizer=args.optimizer,
+        learning_rate=args.lr,
+        warmup=args.warmup,
+        seed=args.seed,
+        precision=args.precision,
+        accelerator=args.accelerator,
+        devices=args.devices,
+        workers=args.workers,
+        eval_period=args.eval_period,
+        checkpoint_period=args.checkpoint_period,
+    )
+    result = train(settings, args.output, resume=args.resume)
+    if result is not None:  # else another process of this run has it
+        _print_metrics(result["metrics"])
+        print(f"the student: {args.output / 'student.pth'}")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from .tv.training import evaluate
+
+    found = evaluate(
+        args.student,
+        args.student_weights,
+        _split(args, "val"),
+        size=args.size,
+        batch_size=args.batch_size,
+        workers=args.workers,
+    )
+    _print_metrics(found)
+
+
+def _print_metrics(metrics: dict[str, Any]) -> None:
+    print(json.dumps({name: round(value, 2) for name, value in metrics.items()}))
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from .demo import demo
+
+    demo(args.output, engine=args.engine, seed=args.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Distillation of torchvision models; the only folder that imports them."""

@@ -1,0 +1,178 @@
+"""From two torchvision models to one ``DistillationModel``."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from ..core import (
+    DISTILLER_REGISTRY,
+    DistillationModel,
+    FrozenTeacher,
+    PixelTransform,
+    inherit,
+    match_levels,
+    method_arguments,
+    sha256,
+)
+from .models import plain, pyramid, side_of
+from .segmentation import Segmentor
+
+__all__ = ["INHERIT", "build_distillation", "load_weights", "normalized_batch", "parse_options"]
+
+logger = logging.getLogger("acam_kd")
+
+INHERIT = ("auto", "always", "never")
+
+
+def load_weights(model: nn.Module, path: str, *, role: str) -> None:
+    """Load a file into torchvision's own model, all of it or nothing.
+
+    Args:
+        model: from ``build_model``.
+        path: a state dict as ``torch.save`` writes it, or torchvision's recipes, which put it under ``model``.
+        role: ``"teacher"`` or ``"student"``, for messages.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no state dict, or a tensor is missing, superfluous or of another shape.
+    """
+    option = f"(option: --{role}-weights)"
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"the {role}'s weights do not exist: tried {os.path.abspath(path)} {option}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever torch and pickle make of a file that is no checkpoint
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"the {role}'s weights {path} cannot be loaded: {reason} {option}") from error
+    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+        state = state["model"]
+    own = plain(model).state_dict()
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"the {role}'s weights {path} are no dict of tensors {option}")
+    wrong = [f"{name} missing in the file" for name in own if name not in state]
+    wrong += [f"{name} unknown to the model" for name in state if name not in own]
+    wrong += [
+        f"{name} is {tuple(state[name].shape)} in the file, {tuple(tensor.shape)} in the model"
+        for name, tensor in own.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise ValueError(f"the {role}'s weights {path} are not this model's {option}: {'; '.join(wrong[:4])}{more}")
+    plain(model).load_state_dict(state)
+    logger.info("%s loaded: all %d tensors from %s (sha256 %s)", role, len(own), path, sha256(path))
+
+
+def parse_options(method: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """``["alpha=2", ...]`` -> arguments of the method's constructor, with the types of its defaults.
+
+    Raises:
+        KeyError: no such method.
+        ValueError: a pair is malformed, its name unknown, or its value of another type.
+    """
+    known = method_arguments(DISTILLER_REGISTRY.get(method)) if method else {}
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or name not in known:
+            allowed = ", ".join(f"{key}={value!r}" for key, value in known.items()) or "nothing, without a method"
+            raise ValueError(f"--set {pair}: {method or 'no method'} knows {allowed}")
+        value = text if isinstance(known[name], str) else yaml.safe_load(text)
+        if isinstance(known[name], float) and type(value) is int:
+            value = float(value)
+        if type(value) is not type(known[name]):
+            raise ValueError(f"--set {pair}: {type(known[name]).__name__} is needed, as {name}={known[name]!r}")
+        options[name] = value
+    return options
+
+
+def build_distillation(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    *,
+    method: str,
+    options: Mapping[str, Any],
+    inheritance: str = "auto",
+    levels: Sequence[str] = (),
+) -> DistillationModel:
+    """Put student, frozen teacher and method together; the student inherits first.
+
+    Args:
+        student, teacher: from ``build_model``, their weights loaded.
+        method: a name in ``DISTILLER_REGISTRY``, or ``""`` for none.
+        options: arguments of the method's constructor.
+        inheritance: whether the student's neck and head start from the teacher's weights: ``"always"``, ``"never"``,
+            or ``"auto"``, if both are of one class.
+        levels: the student's levels to distil; empty for all whose stride the teacher has too.
+
+    Raises:
+        ValueError: the two have no levels in common, or a teacher is missing.
+    """
+    if inheritance not in INHERIT:
+        raise ValueError(f"inheritance must be one of {', '.join(INHERIT)}, not {inheritance!r} (option: --inherit)")
+    if teacher is None:
+        if method or inheritance == "always":
+            raise ValueError("there is no teacher (options: --teacher, or --method none --inherit never for none)")
+        return DistillationModel(student=student, teacher=None, distiller=None, levels={})
+    if inheritance == "always" or (inheritance == "auto" and type(plain(student)) is type(plain(teacher))):
+        logger.info("%s", inherit(plain(student), plain(teacher), exclude=[_backbone_proper(student)]))
+    else:
+        logger.info("nothing is inherited from the teacher")
+    if not method:
+        return DistillationModel(student=student, teacher=None, distiller=None, levels={})
+    side = side_of(student)
+    own, other = pyramid(student, side), pyramid(teacher, side)
+    try:
+        pairs = match_levels(own, other, levels)
+    except (KeyError, ValueError) as error:
+        message = str(error.args[0]).replace("DISTILL.LEVELS", "--levels").replace("key:", "option:")
+        raise ValueError(message) from error
+    logger.info("distilling with %s on %s", method, ", ".join(f"{s} <- {t}" for s, t in pairs.items()))
+    distiller = DISTILLER_REGISTRY.get(method)(
+        {s: own[s] for s in pairs}, {s: other[t] for s, t in pairs.items()}, **options
+    )
+    backbone = teacher.backbone
+    assert isinstance(backbone, nn.Module)
+    return DistillationModel(
+        student=student,
+        teacher=FrozenTeacher(backbone, _pixel_transform(student, teacher)),
+        distiller=distiller,
+        levels=pairs,
+    )
+
+
+def _backbone_proper(model: nn.Module) -> str:
+    """Prefix of the tensors that are not inherited; the FPN is a part of torchvision's ``backbone``."""
+    return "backbone.body." if isinstance(model.backbone, BackboneWithFPN) else "backbone."
+
+
+def _pixel_transform(student: nn.Module, teacher: nn.Module) -> PixelTransform:
+    own, other = (model if isinstance(model, Segmentor) else model.transform for model in (student, teacher))
+    return PixelTransform(
+        student_mean=own.image_mean,  # type: ignore[arg-type]
+        student_std=own.image_std,  # type: ignore[arg-type]
+        teacher_mean=other.image_mean,  # type: ignore[arg-type]
+        teacher_std=other.image_std,  # type: ignore[arg-type]
+    )
+
+
+def normalized_batch(student: nn.Module, images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
+    """What the student's backbone gets for (3, H, W) images in [0, 1]: the batch, and each image's part of it."""
+    if isinstance(student, Segmentor):
+        singles = [student.batch([image]).shape[-2:] for image in images]
+        return student.batch(images), [(h, w) for h, w in singles]
+    transform = student.transform
+    assert isinstance(transform, GeneralizedRCNNTransform)
+    training = transform.training
+    batch, _ = transform.eval()(list(images))
+    transform.train(training)
+    return batch.tensors, [(h, w) for h, w in batch.image_sizes]
