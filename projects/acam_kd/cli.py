@@ -1,9 +1,9 @@
 """The command ``acam-kd``: distil, evaluate and show torchvision models, with nothing but pip.
 
-    acam-kd train --data shapes --student fcos_resnet18_fpn --output output/teacher
-    acam-kd train --data shapes --student fcos_mobilenet_v3_small_fpn --teacher output/teacher --output output/acam
-    acam-kd eval --data shapes --student output/acam
-    acam-kd demo
+acam-kd train --data shapes --student fcos_resnet18_fpn --output output/teacher
+acam-kd train --data shapes --student fcos_mobilenet_v3_small_fpn --teacher output/teacher --output output/acam
+acam-kd eval --data shapes --student output/acam
+acam-kd demo
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("acam-kd", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "acam-kd", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--version", action="version", version=f"acam-kd {acam_kd.__version__}")
     commands = parser.add_subparsers(required=True, metavar="train | eval | demo")
     defaults = argparse.ArgumentDefaultsHelpFormatter
@@ -62,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch-size", type=_positive, default=8, help="images at a time")
     evaluate.add_argument("--workers", type=int, default=2, help="processes that read images")
     evaluate.set_defaults(run=_evaluate)
-    demo = commands.add_parser("demo", help="the whole story on drawn shapes, in a quarter of an hour", formatter_class=defaults)
+    demo = commands.add_parser(
+        "demo", help="the whole story on drawn shapes, in a quarter of an hour", formatter_class=defaults
+    )
     demo.add_argument("--engine", choices=("torchvision", "detectron2"), default="torchvision", help="who trains")
     demo.add_argument("--seed", type=int, default=0, help="of the students; the data and the teacher keep theirs")
     demo.add_argument("--output", type=Path, default=Path("output/demo"), help="folder; a demo found there goes on")
@@ -86,19 +90,34 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
         help="a torchvision model, as fcos_resnet50_fpn, fasterrcnn_resnet18_fpn, ssdlite320_mobilenet_v3_large, "
         "deeplabv3_resnet50; or the folder of a finished run",
     )
-    group.add_argument("--student-weights", default="", metavar="FILE|NAME", help="a state dict, or torchvision's, as DEFAULT")
-    group.add_argument("--size", type=_positive, metavar="PIXELS", help="shorter side of the images; else the model's own")
+    group.add_argument(
+        "--student-weights", default="", metavar="FILE|NAME", help="a state dict, or torchvision's, as DEFAULT"
+    )
+    group.add_argument(
+        "--size", type=_positive, metavar="PIXELS", help="shorter side of the images; else the model's own"
+    )
 
 
 def _distillation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--student-backbone-weights", default="", metavar="NAME", help="torchvision's, as DEFAULT")
     group = parser.add_argument_group("the teacher and the method")
-    group.add_argument("--teacher", default="", metavar="NAME|FOLDER", help="as --student; without it nothing is distilled")
+    group.add_argument(
+        "--teacher", default="", metavar="NAME|FOLDER", help="as --student; without it nothing is distilled"
+    )
     group.add_argument("--teacher-weights", default="", metavar="FILE|NAME", help="as --student-weights")
-    group.add_argument("--teacher-classes", type=int, default=0, help="of a teacher's file, with the background, if not the data's")
+    group.add_argument(
+        "--teacher-classes", type=int, default=0, help="of a teacher's file, with the background, if not the data's"
+    )
     group.add_argument("--method", choices=[*METHODS, "none"], help="default: ACAMKD with a teacher, none without")
-    group.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="the method's hyper-parameters, as alpha=2")
-    group.add_argument("--inherit", choices=("auto", "always", "never"), default="auto", help="start from the teacher's neck and head; auto: if both are of one kind")
+    group.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="the method's hyper-parameters, as alpha=2"
+    )
+    group.add_argument(
+        "--inherit",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="start from the teacher's neck and head; auto: if both are of one kind",
+    )
     group.add_argument("--levels", nargs="+", default=[], help="the student's levels to distil; else all that can be")
 
 

@@ -155,6 +155,4 @@ def _load(detector: nn.Module, weights: str) -> None:
             f"the teacher's weights {weights} do not fit its config, {len(wrong)} tensors would stay random {key}:\n  "
             + "\n  ".join(wrong)
         )
-    logger.info(
-        "teacher loaded: all %d tensors from %s (sha256 %s)", len(detector.state_dict()), weights, sha256(path)
-    )
+    logger.info("teacher loaded: all %d tensors from %s (sha256 %s)", len(detector.state_dict()), weights, sha256(path))

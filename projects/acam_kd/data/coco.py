@@ -51,7 +51,9 @@ def find_split(folder: str | Path, split: str) -> CocoSplit:
             found = CocoSplit(str(folder / json_file.format(split=name)), str(folder / images.format(split=name)))
             if os.path.isfile(found.json_file) and os.path.isdir(found.image_root):
                 return found
-    tried = ", ".join(f"{json_file.format(split=split)} + {images.format(split=split)}/" for json_file, images in LAYOUTS)
+    tried = ", ".join(
+        f"{json_file.format(split=split)} + {images.format(split=split)}/" for json_file, images in LAYOUTS
+    )
     raise FileNotFoundError(f"no {split} split in {folder.absolute()}: tried {tried}")
 
 

@@ -101,16 +101,23 @@ def draw(rng: np.random.Generator, size: int) -> tuple[Array, list[tuple[int, Ar
     canvas = _texture(rng, size)
     shapes: list[tuple[int, Array]] = []
     placed: list[tuple[float, float, float]] = []
-    radii = np.exp(rng.uniform(np.log(6), np.log(size * 0.55), int(rng.integers(2, 8))))
-    for radius in sorted(radii.tolist(), reverse=True):  # small ones over large ones
+    for category, radius in _sizes(rng, size):
         x, y = rng.uniform(0.6 * radius, size - 0.6 * radius, 2)  # the border cuts some
         if any(np.hypot(x - u, y - v) < 0.8 * max(radius, r) for u, v, r in placed):
             continue  # shapes may overlap, but none hides another
         placed.append((x, y, radius))
-        category = int(rng.integers(len(CLASSES)))
         shapes.append((category, _draw_shape(canvas, rng, category, x, y, radius)))
     noisy = canvas + rng.normal(0, 12, canvas.shape)
     return noisy.clip(0, 255).astype(np.uint8), shapes
+
+
+def _sizes(rng: np.random.Generator, size: int) -> list[tuple[int, float]]:
+    """Category and radius of 2 to 7 shapes, the largest area first: small ones lie over large ones."""
+    area = {"disc": np.pi, "square": 2.0, "triangle": 1.3}
+    count = int(rng.integers(2, 8))
+    radii = np.exp(rng.uniform(np.log(6), np.log(size * 0.55), count)).tolist()
+    drawn = list(zip(rng.integers(len(CLASSES), size=count).tolist(), radii))
+    return sorted(drawn, key=lambda x: -area[OUTLINES[x[0] // 2]] * x[1] ** 2)
 
 
 def _draw_shape(canvas: Any, rng: np.random.Generator, category: int, x: float, y: float, radius: float) -> Array:

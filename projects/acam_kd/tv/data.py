@@ -48,9 +48,7 @@ class CocoImages(Dataset[Sample]):
         name: for messages.
     """
 
-    def __init__(
-        self, split: CocoSplit, *, semantic: bool = False, masks: bool = False, name: str = "dataset"
-    ) -> None:
+    def __init__(self, split: CocoSplit, *, semantic: bool = False, masks: bool = False, name: str = "dataset") -> None:
         content = check_coco(split.json_file, split.image_root, name=name, masks=masks or semantic)
         self.split, self.semantic, self.masks = split, semantic, masks
         self.coco = CocoDetection(split.image_root, split.json_file)
@@ -126,7 +124,9 @@ class Stream(Sampler[list[tuple[int, int]]]):
 
     def __init__(self, length: int, *, batch_size: int, batches: int, seed: int, rank: int = 0, world: int = 1) -> None:
         if batch_size % world:
-            raise ValueError(f"the batch size, {batch_size}, must be a multiple of the {world} processes (--batch-size)")
+            raise ValueError(
+                f"the batch size, {batch_size}, must be a multiple of the {world} processes (--batch-size)"
+            )
         self.length, self.batch_size, self.batches, self.seed = length, batch_size, batches, seed
         self.rank, self.world, self.start = rank, world, 0
 

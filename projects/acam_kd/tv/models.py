@@ -76,6 +76,9 @@ def build_model(
             raise ValueError(f"torchvision has no weights for {name}; give a file, or weights for its backbone")
         return _compose(name, num_classes or 91, backbone_weights, arguments)
     _check_weights(name, weights)
+    _check_weights(
+        max((trunk for trunk in list_models(module=torchvision.models) if trunk in name), key=len), backbone_weights
+    )
     if name in SEGMENTATION and not name.startswith("lraspp"):
         arguments["aux_loss"] = True
     if name.startswith("fcos"):
@@ -105,6 +108,7 @@ def _check_weights(name: str, weights: str | None) -> None:
 def _compose(name: str, num_classes: int, backbone_weights: str | None, arguments: dict[str, Any]) -> nn.Module:
     match = _composed(name)
     assert match
+    _check_weights(match[2], backbone_weights)
     detector, trunk, channels = match[1], match[2], int(match[3] or 256)
     norm = FrozenBatchNorm2d if backbone_weights else nn.BatchNorm2d
     body, taps = _stages(trunk, backbone_weights, norm)

@@ -116,7 +116,9 @@ def read_card(folder: str | Path) -> tuple[Card, Path]:
     """
     path = Path(folder) / "student.json"
     if not path.is_file() or not path.with_suffix(".pth").is_file():
-        raise ValueError(f"there is no finished run in {Path(folder).absolute()}: it has no student.json and student.pth")
+        raise ValueError(
+            f"there is no finished run in {Path(folder).absolute()}: it has no student.json and student.pth"
+        )
     content = json.loads(path.read_text())
     content["categories"] = {int(label): name for label, name in content["categories"].items()}
     return Card(**content), path.with_suffix(".pth")

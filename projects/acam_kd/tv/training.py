@@ -175,7 +175,7 @@ class Training(lightning.LightningModule):
         self.seconds = checkpoint["seconds"]
         self._rng = checkpoint["rng"], checkpoint.get("rng_cuda")
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:
         """Restore the random state, once everything else is set up."""
         cpu, cuda = self.__dict__.pop("_rng", (None, None))
         if cpu is not None and self.trainer.world_size == 1:
@@ -288,9 +288,10 @@ def train(settings: Settings, output: str | Path, *, resume: bool = False, obser
         _evaluation_loader(validation, settings, trainer),
     )
     checkpoint = folder.checkpoint if resume and folder.checkpoint.is_file() else None
-    trainer.fit(task, *loaders, ckpt_path=checkpoint, weights_only=False)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(task, *loaders, ckpt_path=checkpoint, weights_only=False)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from None
     if task.evaluated_at != settings.iterations:
         trainer.validate(task, loaders[1], verbose=False)
     card = Card.of(settings, training)

@@ -1,0 +1,50 @@
+"""A dataset of a few images and models of a few channels."""
+
+from __future__ import annotations
+
+import pytest
+
+from acam_kd.data import shapes
+from acam_kd.data.coco import find_split
+from acam_kd.tv.run import Settings
+
+STUDENT = "fcos_mobilenet_v3_small_fpn64"
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "SPLITS", {"train": 6, "val": 3})
+        return shapes.make_shapes(tmp_path_factory.mktemp("data"), size=64)
+
+
+def tiny(data):
+    """Four steps on a CPU."""
+    return Settings(
+        find_split(data, "train"),
+        find_split(data, "val"),
+        STUDENT,
+        size=64,
+        iterations=4,
+        batch_size=2,
+        eval_period=2,
+        checkpoint_period=1,
+        workers=0,
+        accelerator="cpu",
+        inherit="never",
+    )
+
+
+@pytest.fixture
+def settings(data):
+    return tiny(data)
+
+
+@pytest.fixture(scope="session")
+def finished(data, tmp_path_factory):
+    """The folder of a complete run without a teacher: a teacher for the others."""
+    from acam_kd.tv.training import train
+
+    folder = tmp_path_factory.mktemp("runs") / "teacher"
+    train(tiny(data), folder)
+    return folder

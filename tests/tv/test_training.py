@@ -1,0 +1,170 @@
+"""Whole runs of a few steps: what they leave, how they go on, how they fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from acam_kd.core.distillers import Mimic
+from acam_kd.tv.models import build_model
+from acam_kd.tv.run import RunFolder, read_card
+from acam_kd.tv.training import evaluate, train
+
+from .conftest import STUDENT
+
+
+@pytest.fixture
+def distilling(settings, finished):
+    return replace(settings, teacher=str(finished), method="ACAMKD", inherit="auto", student="retinanet_resnet18_fpn32")
+
+
+def student_of(folder):
+    return torch.load(folder / "student.pth", weights_only=True)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_a_plain_student_and_says_what_it_was(settings, finished):
+    build_model(STUDENT, num_classes=7).load_state_dict(student_of(finished))  # strict
+    card, _ = read_card(finished)
+    assert (card.name, card.num_classes, card.size) == (STUDENT, 7, 64) and card.categories[2] == "barred disc"
+    result = json.loads((finished / "result.json").read_text())
+    assert result["settings"]["seed"] == 0 and result["versions"]["torch"] == torch.__version__
+    assert result["parameters"] == sum(p.numel() for p in build_model(STUDENT, num_classes=7).parameters())
+    found = [line for line in lines(finished) if "AP" in line]
+    assert [line["step"] for line in found] == [2, 4]
+    assert evaluate(str(finished), "", settings.val_split, workers=0) == pytest.approx(result["metrics"], nan_ok=True)
+    assert {p["image_id"] for p in json.loads((finished / "predictions.json").read_text())} <= {1, 2, 3}
+
+
+def test_the_seed_decides_everything(settings, finished, tmp_path):
+    torch.rand(5)
+    train(settings, tmp_path / "again")
+    assert same(student_of(tmp_path / "again"), student_of(finished))
+    train(replace(settings, seed=1), tmp_path / "other")
+    assert not same(student_of(tmp_path / "other"), student_of(finished))
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "fasterrcnn"])
+def test_an_interrupted_run_goes_on_bit_for_bit(distilling, tmp_path, kind):
+    """Faster R-CNN draws random numbers in training: its samples of proposals."""
+    settings = distilling if kind == "retinanet" else replace(distilling, student="fasterrcnn_resnet18_fpn32")
+
+    def interrupt(_, step):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    train(settings, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, tmp_path / "cut", observers=[interrupt])
+    assert not (tmp_path / "cut/student.pth").exists() and not (tmp_path / "cut/result.json").exists()
+    torch.rand(3)
+    train(settings, tmp_path / "cut", resume=True)
+    assert same(student_of(tmp_path / "whole"), student_of(tmp_path / "cut"))
+    assert {line["step"] for line in lines(tmp_path / "cut") if "AP" in line} == {2, 4}
+
+
+def test_what_is_complete_is_not_run_again(settings, finished):
+    before = (finished / "student.pth").stat().st_mtime_ns
+    assert train(settings, finished, resume=True) == json.loads((finished / "result.json").read_text())
+    assert (finished / "student.pth").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="has a run already: give --resume"):
+        train(settings, finished)
+    with pytest.raises(ValueError, match="has a run with learning_rate 0.01, not 0.02; choose another --output"):
+        train(replace(settings, learning_rate=0.02), finished, resume=True)
+    with pytest.raises(ValueError, match="has a run with seed 0, not 1"):
+        RunFolder(finished).start(replace(settings, seed=1), resume=True)
+
+
+def test_every_method_starts_from_the_same_student(distilling, tmp_path):
+    """What teacher and distiller draw for their own start moves neither the student's nor the data."""
+    starts = {}
+
+    def keep(name):
+        def observer(model, step):
+            if step == 0:
+                starts[name] = {k: v.clone() for k, v in model.student.state_dict().items()}
+
+        return observer
+
+    settings = replace(distilling, iterations=1, inherit="never")
+    train(replace(settings, method=""), tmp_path / "a", observers=[keep("alone")])
+    train(settings, tmp_path / "b", observers=[keep("acam")])
+    train(replace(settings, method="Mimic"), tmp_path / "c", observers=[keep("mimic")])
+    assert same(starts["alone"], starts["acam"]) and same(starts["alone"], starts["mimic"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(distilling, tmp_path, monkeypatch):
+    settings = replace(distilling, method="Mimic")
+    forward = Mimic.forward
+
+    def diverge(self, *features):
+        self.calls = getattr(self, "calls", 0) + 1
+        return {"loss_mimic_mse": forward(self, *features)["loss_mimic_mse"] * (float("nan") if self.calls > 2 else 1)}
+
+    monkeypatch.setattr(Mimic, "forward", diverge)
+    with pytest.raises(FloatingPointError, match="iteration 2: loss is not finite: loss_mimic_mse = nan"):
+        train(settings, tmp_path / "run")
+    state = torch.load(tmp_path / "run/last.ckpt", weights_only=False)["state_dict"]
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    assert not (tmp_path / "run/result.json").exists()
+    with pytest.raises(ValueError, match="there is no finished run in .*/run: it has no student.json"):
+        read_card(tmp_path / "run")
+
+
+def test_a_broken_gradient_stops_before_the_step(settings, tmp_path, monkeypatch):
+    def break_gradient(model, step):
+        if step == 0:
+            weight = model.student.backbone.fpn.inner_blocks[0][0].weight
+            weight.register_hook(lambda grad: grad * float("inf"))
+
+    with pytest.raises(FloatingPointError, match="iteration 0: the gradient is not finite in .*fpn.inner_blocks.0.0.w"):
+        train(settings, tmp_path / "run", observers=[break_gradient])
+
+
+def test_segmentation_runs_through_the_same_door(settings, tmp_path):
+    settings = replace(settings, student="lraspp_mobilenet_v3_large", iterations=2)
+    result = train(settings, tmp_path / "run")
+    assert 0 <= result["metrics"]["mIoU"] <= 100
+    found = evaluate(str(tmp_path / "run"), "", settings.val_split, workers=0)
+    assert found == pytest.approx(result["metrics"])
+
+
+def test_a_teacher_without_weights_is_refused(settings, tmp_path):
+    with pytest.raises(ValueError, match="teacher fcos_resnet18_fpn has no weights: give the folder"):
+        train(replace(settings, teacher="fcos_resnet18_fpn", method="Mimic"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_bfloat16_trains(distilling, tmp_path):
+    """Not a RetinaNet: torch 2.12's CPU gives wrong weight gradients of 3x3 convolutions on 1x1 maps, as its P7 here."""
+    settings = replace(distilling, student="fasterrcnn_resnet18_fpn32", precision="bf16-mixed", iterations=2)
+    result = train(settings, tmp_path / "run")
+    assert result["metrics"]["AP"] >= 0
+    assert all(tensor.dtype != torch.bfloat16 for tensor in student_of(tmp_path / "run").values())
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_each_image_once_and_agree(distilling, finished, data, tmp_path):
+    command = [sys.executable, "-m", "acam_kd.cli", "train", "--data", str(data), "--student", STUDENT, "--size", "64"]
+    command += ["--teacher", str(finished), "--iterations", "3", "--batch-size", "2", "--devices", "2", "--workers", "0"]
+    command += ["--accelerator", "cpu", "--eval-period", "3", "--checkpoint-period", "2", "--output", str(tmp_path / "run")]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    single = evaluate(str(tmp_path / "run"), "", distilling.val_split, workers=0)
+    assert single == pytest.approx(result["metrics"], nan_ok=True, abs=1e-4)
+    assert [line["step"] for line in lines(tmp_path / "run") if "AP" in line] == [3]
