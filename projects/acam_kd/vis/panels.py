@@ -40,8 +40,8 @@ def mask_panel(image: Array, masks: Mapping[str, Array], strides: Mapping[str, f
     """Spatial masks over the image they were made for: a row per label, the image and then its M masks.
 
     Masks cover the batch, which is padded at the right and at the bottom and so may be larger than the image;
-    what lies beyond the image is neither shown nor counted. Under each mask stands its mean and its smallest and largest value over the
-    image, so that also what is too little for the eye can be seen.
+    what lies beyond the image is neither shown nor counted. Under each mask stands its mean and its smallest and
+    largest value, so that also what is too little for the eye can be seen.
 
     Args:
         image: (H, W, 3).
