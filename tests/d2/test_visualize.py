@@ -18,7 +18,7 @@ from detectron2.structures import ImageList
 from acam_kd.d2.visualize import image_files, load_for_masks, load_moment, masks_of, read_rgb, strides_of
 from acam_kd.vis.panels import GAP, LINE, MARGIN, TILE
 
-from .conftest import ROOT, detector_config, distillation_config, inputs, save_config
+from .conftest import ROOT, distillation_config, inputs, save_config
 
 TOOL = str(ROOT / "tools" / "visualize_masks.py")
 
@@ -56,7 +56,11 @@ def test_the_storage_gets_a_picture_every_vis_period_iterations(cfg, storage, pe
     ours = [(step, image) for name, image, step in storage._vis_data if name == "distill/spatial masks"]
     assert [step for step, _ in ours] == ([0, 3, 6] if period else [])
     for _, image in ours:
-        assert image.shape == (3, 2 * MARGIN + LINE + 5 * (TILE * 2 // 3 + 2 * LINE + 2 * GAP) + GAP, 7 * (TILE + GAP) - GAP + 2 * MARGIN)
+        assert image.shape == (
+            3,
+            2 * MARGIN + LINE + 5 * (TILE * 2 // 3 + 2 * LINE + 2 * GAP) + GAP,
+            7 * (TILE + GAP) - GAP + 2 * MARGIN,
+        )
         assert image.dtype == np.uint8
 
 
@@ -230,7 +234,10 @@ def test_the_tool(cfg, tmp_path):
     assert done.stdout.splitlines()[-2:] == [str(out / "cells_spatial.png"), str(out / "cells_channel.png")]
     rows = 5 * 2  # levels and moments
     spatial = cv2.imread(str(out / "cells_spatial.png"))
-    assert spatial.shape[:2] == (2 * MARGIN + LINE + rows * (TILE * 2 // 3 + 2 * LINE + 2 * GAP) + GAP, 7 * (TILE + GAP) - GAP + 2 * MARGIN)
+    assert spatial.shape[:2] == (
+        2 * MARGIN + LINE + rows * (TILE * 2 // 3 + 2 * LINE + 2 * GAP) + GAP,
+        7 * (TILE + GAP) - GAP + 2 * MARGIN,
+    )
     assert cv2.imread(str(out / "cells_channel.png")) is not None
     done = command(*arguments, "--output", out, "NO.SUCH.KEY", "1")
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("visualize_masks.py: ")

@@ -70,7 +70,15 @@ def decoded(uri):
 
 def test_everything_is_there(page):
     made = page()
-    for text in ("ACAM-KD on synthetic shapes", "2 CPU cores", "35.80", "6.90 M", "1 h 06 min", "25 min 12 s", "+11.08"):
+    for text in (
+        "ACAM-KD on synthetic shapes",
+        "2 CPU cores",
+        "35.80",
+        "6.90 M",
+        "1 h 06 min",
+        "25 min 12 s",
+        "+11.08",
+    ):
         assert text in made.texts
     assert any("It does not beat plain mimicking" in text for text in made.texts)
     assert "One seed: differences under about 2 AP are noise." in made.texts
@@ -132,7 +140,12 @@ def test_as_many_detections_as_objects_best_first(rows):
     truth = Detections(np.array([[2.0, 2, 30, 30]]), ["cat"])
     boxes = np.array([[40.0, 40, 60, 60], [2, 2, 30, 31]])
     both = Detections(boxes, ["cat", "cat"], np.array([0.2, 0.9]))
-    sample = Example("x", np.zeros((64, 64, 3), np.uint8), truth, {"teacher": both, "ACAM-KD": Detections(boxes[:0], [], np.zeros(0))})
+    sample = Example(
+        "x",
+        np.zeros((64, 64, 3), np.uint8),
+        truth,
+        {"teacher": both, "ACAM-KD": Detections(boxes[:0], [], np.zeros(0))},
+    )
     drawn = report._example(sample, rows)
     assert [picture.caption for picture in drawn] == [
         "ground truth: 1 object", "teacher: 1 of 1", "ACAM-KD: no detections",
@@ -193,7 +206,14 @@ def test_total_and_shared_losses_come_first(rows):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(math.nan, "-"), (0.4, "0 s"), (59.7, "1 min 00 s"), (754, "12 min 34 s"), (3600, "1 h 00 min"), (7325, "2 h 02 min")],
+    [
+        (math.nan, "-"),
+        (0.4, "0 s"),
+        (59.7, "1 min 00 s"),
+        (754, "12 min 34 s"),
+        (3600, "1 h 00 min"),
+        (7325, "2 h 02 min"),
+    ],
 )
 def test_durations(seconds, text):
     assert report._duration(seconds) == text

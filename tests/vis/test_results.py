@@ -17,16 +17,19 @@ def row(name, value, role="student"):
 def test_each_student_is_compared_with_those_above_it():
     rows = [row("big", 40.0, "teacher"), row("alone", 20.0, "alone"), row("mimic", 31.0), row("ours", 30.5)]
     assert sentences(rows) == [
-        "mimic reaches 31.00 AP: 11.00 more than alone. That is 55% of the way from alone to big.",
+        "mimic reaches 31.00 AP: 11.00 more than alone. It goes 55% of the way from alone to big.",
         "ours reaches 30.50 AP: 10.50 more than alone and 0.50 less than mimic. It does not beat mimic. "
-        "That is 52% of the way from alone to big.",
+        "It goes 52% of the way from alone to big.",
     ]
 
 
 def test_a_student_that_distillation_hurts():
     rows = [row("big", 40.0, "teacher"), row("alone", 20.0, "alone"), row("a", 20.001), row("b", 12.0)]
     assert sentences(rows)[0].startswith("a reaches 20.00 AP: the same as alone. It does not beat alone.")
-    assert sentences(rows)[1] == "b reaches 12.00 AP: 8.00 less than alone and 8.00 less than a. It does not beat alone and a."
+    assert (
+        sentences(rows)[1]
+        == "b reaches 12.00 AP: 8.00 less than alone and 8.00 less than a. It does not beat alone and a."
+    )
 
 
 def test_words_follow_the_two_printed_digits():

@@ -106,7 +106,7 @@ def draw_detections(
     for k in reversed(range(len(corners))):
         text = labels[k] if scores is None else f"{labels[k]} {scores[k]:.2f}".lstrip()
         if text:
-            _tag(out, text, *corners[k][:2], colours[k])
+            _tag(out, text, corners[k][0], corners[k][1], colours[k])
     return out
 
 

@@ -112,7 +112,8 @@ def _table(rows: Sequence[Row]) -> dict[str, Any]:
             cells.append((f"{value:.2f}" if _known(row, name) else UNKNOWN, bold, small))
         parameters = f"{row.parameters / 1e6:.2f} M" if row.parameters else UNKNOWN
         lines.append({"row": row, "cells": cells, "parameters": parameters, "time": _duration(row.seconds)})
-    return {"names": names, "lines": lines, "alone": alone.name if alone else ""}
+    teacher = any(row.role == "teacher" for row in rows)
+    return {"names": names, "lines": lines, "alone": alone.name if alone else "", "teacher": teacher}
 
 
 def _known(row: Row, name: str) -> bool:

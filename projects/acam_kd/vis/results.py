@@ -138,7 +138,7 @@ def _gap(rows: Sequence[Row], value: float, metric: str) -> str:
     if not high > low or value <= low:
         return ""
     part = (value - low) / (high - low)
-    return f" That is {part:.0%} of the way from {ends['alone'].name} to {ends['teacher'].name}."
+    return f" It goes {part:.0%} of the way from {ends['alone'].name} to {ends['teacher'].name}."
 
 
 def hits(found: Detections, truth: Detections) -> list[bool]:
