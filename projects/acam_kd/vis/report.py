@@ -85,12 +85,15 @@ def write_report(
         examples=[(example.file_name, _example(example, rows)) for example in examples],
         masks=[(x.file_name, _masks(x, [s for s in snapshots if s.image == i])) for i, x in enumerate(examples)],
     )
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    _write_whole(Path(path), text)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
