@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import traceback
 from typing import Any
 
 import torch
-import yacs
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, hooks, launch
@@ -25,7 +23,6 @@ from detectron2.utils import comm
 from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException
 
-import acam_kd
 from acam_kd.d2 import (
     DistillationMetaArch,
     add_distillation_config,
@@ -34,6 +31,7 @@ from acam_kd.d2 import (
     check_student,
     checkpoint_distiller,
     guard_gradients,
+    one_line_errors,
     register_coco_datasets,
     student_config,
 )
@@ -105,18 +103,12 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
 
 def main(args: argparse.Namespace) -> Any:
     """What every process runs."""
-    try:
+    with one_line_errors("train_net.py"):
         cfg = setup(args)
         if args.eval_only:
             return evaluate(cfg, args.resume)
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
-    except (ValueError, KeyError, FileNotFoundError, AssertionError) as error:
-        # What the user can mend comes without the traceback; yacs is where unknown keys and wrong types end.
-        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-        if not raised_in.startswith((os.path.dirname(acam_kd.__file__), os.path.dirname(yacs.__file__))):
-            raise
-        raise SystemExit(f"train_net.py: {error.args[0]}") from None
     return trainer.train()
 
 

@@ -24,8 +24,8 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("folder", ["core", "data"])
-def test_core_and_data_know_no_framework(folder):
+@pytest.mark.parametrize("folder", ["core", "data", "vis"])
+def test_core_data_and_pictures_know_no_framework(folder):
     files = list((PACKAGE / folder).rglob("*.py"))
     assert files
     for path in files:
@@ -33,7 +33,7 @@ def test_core_and_data_know_no_framework(folder):
 
 
 def test_core_imports_without_detectron2():
-    code = "import sys; sys.modules['detectron2'] = None; import acam_kd.core, acam_kd.data.shapes"
+    code = "import sys; sys.modules['detectron2'] = None; import acam_kd.core, acam_kd.data.shapes, acam_kd.vis.report"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -56,7 +56,7 @@ def test_no_path_of_one_machine_is_in_the_tree(root):
         pytest.fail("not a git checkout")
     for name in listed.stdout.split():
         path = root / name
-        if path.suffix in (".py", ".md", ".yaml", ".toml", ".txt", ".cfg", "") and path.is_file():
+        if path.suffix in (".py", ".md", ".yaml", ".toml", ".txt", ".cfg", ".html", "") and path.is_file():
             text = path.read_text()
             assert not [h for h in homes if h in text], name
 
@@ -64,3 +64,8 @@ def test_no_path_of_one_machine_is_in_the_tree(root):
 def test_train_net_is_short(root):
     assert len((root / "train_net.py").read_text().splitlines()) < 150
     assert os.path.isfile(root / "LICENSE")
+
+
+def test_pictures_need_no_torch():
+    code = "import sys; sys.modules['torch'] = None; import acam_kd.vis.report"
+    subprocess.run([sys.executable, "-c", code], check=True)

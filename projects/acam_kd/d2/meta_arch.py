@@ -9,6 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
@@ -26,6 +27,7 @@ from ..core import (
 from ..core.features import describe
 from .config import INHERIT, META_ARCHITECTURE, student_config
 from .teacher import build_teacher
+from .visualize import put_masks
 
 __all__ = ["DistillationMetaArch"]
 
@@ -44,6 +46,8 @@ class DistillationMetaArch(DistillationModel):
     Args:
         student, teacher, distiller, levels: see ``DistillationModel``.
         log_period: iterations between two records of the metrics.
+        vis_period: iterations between two pictures of the spatial masks in the event storage; 0 for none.
+        input_format: of the images, as in INPUT.FORMAT; for the pictures.
     """
 
     @configurable
@@ -55,9 +59,12 @@ class DistillationMetaArch(DistillationModel):
         distiller: Distiller | None,
         levels: Mapping[str, str],
         log_period: int = 20,
+        vis_period: int = 0,
+        input_format: str = "BGR",
     ) -> None:
         super().__init__(student=student, teacher=teacher, distiller=distiller, levels=levels)
         self.log_period = log_period
+        self.vis_period, self.input_format = vis_period, input_format
         self._warned: set[str] = set()
         self._new = True  # the distiller, until it was loaded or used
         if distiller is not None:
@@ -80,7 +87,7 @@ class DistillationMetaArch(DistillationModel):
             raise ValueError(f"DISTILL.LOG_PERIOD must be at least 1, not {cfg.DISTILL.LOG_PERIOD}")
         student = build_model(student_config(cfg))
         built: dict[str, Any] = {"student": student, "teacher": None, "distiller": None, "levels": {}}
-        built["log_period"] = cfg.DISTILL.LOG_PERIOD
+        built |= {"log_period": cfg.DISTILL.LOG_PERIOD, "vis_period": cfg.VIS_PERIOD, "input_format": cfg.INPUT.FORMAT}
         if not cfg.DISTILL.METHOD and cfg.DISTILL.INHERIT == "never":
             logger.info("student alone: DISTILL.METHOD is empty and DISTILL.INHERIT is 'never'")
             return built
@@ -100,6 +107,8 @@ class DistillationMetaArch(DistillationModel):
                 self._warn_if_forgotten(iteration)
                 if (iteration + 1) % self.log_period == 0:
                     self._log()
+                if self.vis_period > 0 and iteration % self.vis_period == 0 and comm.is_main_process():
+                    put_masks(self, batched_inputs, self.input_format)
         return output
 
     def _warn_if_forgotten(self, iteration: int) -> None:

@@ -1,0 +1,188 @@
+"""Pictures of masks and detections: arrays in, RGB arrays out.
+
+Letters: M masks, C channels, H x W pixels, h x w positions of one level, K boxes. All pictures
+are uint8 RGB, (H, W, 3).
+The heat scale is the same everywhere, 0 to 1, so that panels of different levels and moments compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+__all__ = ["Array", "channel_panel", "draw_detections", "heat", "mask_panel"]
+
+Array = np.ndarray[Any, Any]
+Colour = tuple[int, int, int]
+
+TILE = 150
+"""Longest side of one picture of a mask panel, in pixels."""
+STRIP_WIDTH, STRIP_HEIGHT = 768, 14
+"""Of one channel mask; the width is a multiple of C, so at least C and at most this where C is smaller."""
+OPACITY = 0.6
+"""Of the heat over the grey image."""
+MARGIN, GAP, LINE = 10, 6, 18
+INK, PAPER = (40, 40, 40), (255, 255, 255)
+FONT, SIZE = cv2.FONT_HERSHEY_SIMPLEX, 0.42
+
+
+def heat(values: Array) -> Array:
+    """Colours of values on the fixed scale from 0, dark blue, to 1, yellow: (...) float -> (..., 3)."""
+    index = (values.clip(0, 1) * 255).round().astype(np.uint8)
+    table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_VIRIDIS)
+    return table.reshape(256, 3)[:, ::-1][index]
+
+
+def mask_panel(image: Array, masks: Mapping[str, Array], strides: Mapping[str, float]) -> Array:
+    """Spatial masks over the image they were made for: a row per label, the image and then its M masks.
+
+    Masks cover the batch, which is padded at the right and at the bottom and so may be larger than the image;
+    what lies beyond the image is neither shown nor counted. Under each mask stands its mean and its smallest and
+    largest value, so that also what is too little for the eye can be seen.
+
+    Args:
+        image: (H, W, 3).
+        masks: label -> (M, h, w) in [0, 1]; labels are levels, or moments of one level, or both.
+        strides: label -> pixels of ``image`` per position.
+
+    Raises:
+        ValueError: the image or a mask has another shape.
+    """
+    _check(image, masks, 3)
+    small = _fit(image)
+    rows = [_scale()]
+    for label, mask in masks.items():
+        shown = [_over_image(m, strides[label], image.shape[:2], small.shape[:2]) for m in mask]
+        visible = np.stack([values for values, _ in shown]) if shown else np.zeros(1)
+        grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)[..., None]
+        tiles = [_captioned(small, "image")]
+        for values, full in shown:
+            overlay = (1 - OPACITY) * grey + OPACITY * heat(full)
+            tiles.append(_captioned(overlay.round().astype(np.uint8), _range(values)))
+        rows += [_text(f"{label}: mean {visible.mean():.3f}"), _beside(tiles)]
+    return _framed(rows)
+
+
+def channel_panel(masks: Mapping[str, Array]) -> Array:
+    """Channel masks as strips, one cell per channel: a group per label, a strip per mask.
+
+    Args:
+        masks: label -> (M, C) in [0, 1].
+
+    Raises:
+        ValueError: a mask has another shape.
+    """
+    _check(np.zeros((1, 1, 3), np.uint8), masks, 2)
+    rows = [_scale()]
+    for label, mask in masks.items():
+        rows.append(_text(f"{label}: mean {mask.mean():.3f}"))
+        for values in mask:
+            cell = max(1, STRIP_WIDTH // len(values))
+            strip = np.repeat(heat(values)[None], STRIP_HEIGHT, 0).repeat(cell, 1)
+            rows.append(_beside([strip, _text(_range(values), STRIP_HEIGHT)]))
+    return _framed(rows, gap=3)
+
+
+def draw_detections(
+    image: Array, boxes: Array, labels: Sequence[str], scores: Array | None, colours: Sequence[Colour]
+) -> Array:
+    """Boxes with their labels on a copy of the image, the first one on top.
+
+    Args:
+        image: (H, W, 3).
+        boxes: (K, 4), x0, y0, x1, y1 in pixels.
+        labels: K names; "" for no text.
+        scores: (K,), printed behind the label; None for ground truth.
+        colours: K RGB colours.
+    """
+    out = np.array(image, order="C")
+    corners = np.asarray(boxes, dtype=float).reshape(-1, 4).round().astype(int).tolist()
+    for k in reversed(range(len(corners))):
+        x0, y0, x1, y1 = corners[k]
+        cv2.rectangle(out, (x0, y0), (x1, y1), colours[k], 2)
+    for k in reversed(range(len(corners))):
+        text = labels[k] if scores is None else f"{labels[k]} {scores[k]:.2f}".lstrip()
+        if text:
+            _tag(out, text, corners[k][0], corners[k][1], colours[k])
+    return out
+
+
+def _tag(out: Array, text: str, x: int, y: int, colour: Colour) -> None:
+    """A text on a patch of the colour, above the corner where there is room, within the image in any case."""
+    width, height = _extent(text)[0] + 4, LINE - 3
+    x = max(0, min(x - 1, out.shape[1] - width))
+    y = y - height if y >= height else min(y, out.shape[0] - height)
+    cv2.rectangle(out, (x, y), (x + width, y + height), colour, -1)
+    dark = sum(c * w for c, w in zip(colour, (0.299, 0.587, 0.114))) < 140
+    cv2.putText(out, text, (x + 2, y + height - 4), FONT, SIZE, PAPER if dark else INK, 1, cv2.LINE_AA)
+
+
+def _check(image: Array, masks: Mapping[str, Array], dims: int) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise ValueError(f"an image must be uint8 RGB (H, W, 3), not {image.dtype} {image.shape}")
+    for label, mask in masks.items():
+        if mask.ndim != dims:
+            raise ValueError(f"masks of {label} must be {('(M, C)', '(M, h, w)')[dims - 2]}, not {mask.shape}")
+
+
+def _fit(image: Array) -> Array:
+    height, width = image.shape[:2]
+    factor = TILE / max(height, width)
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST)
+
+
+def _over_image(mask: Array, stride: float, image: Sequence[int], tile: Sequence[int]) -> tuple[Array, Array]:
+    """The positions whose corner lies in the image, and their values at the tile's pixels (nearest)."""
+    index = []
+    for size, pixels, positions in zip(image, tile, mask.shape):
+        centres = (np.arange(pixels) + 0.5) * size / pixels
+        index.append((centres / stride).astype(int).clip(max=positions - 1))
+    rows, columns = (int(np.ceil(size / stride)) for size in image)
+    return mask[:rows, :columns], mask[index[0][:, None], index[1]]
+
+
+def _range(values: Array) -> str:
+    return f"{values.mean():.3f}  ({values.min():.3f}-{values.max():.3f})"
+
+
+def _extent(text: str) -> tuple[int, int]:
+    (width, height), _ = cv2.getTextSize(text, FONT, SIZE, 1)
+    return width, height
+
+
+def _text(text: str, height: int = LINE) -> Array:
+    width, tall = _extent(text)
+    out = np.full((height, width + 4, 3), PAPER, np.uint8)
+    cv2.putText(out, text, (1, (height + tall) // 2), FONT, SIZE, INK, 1, cv2.LINE_AA)
+    return out
+
+
+def _scale() -> Array:
+    """What the colours mean."""
+    strip = np.repeat(heat(np.linspace(0, 1, 128))[None], LINE - 6, 0)
+    padded = np.pad(strip, ((3, 3), (0, 0), (0, 0)), constant_values=255)
+    return _beside([_text("mask value 0"), padded, _text("1")])
+
+
+def _captioned(tile: Array, caption: str) -> Array:
+    return _stack([tile, _text(caption)], 0)
+
+
+def _beside(pictures: Sequence[Array], gap: int = GAP) -> Array:
+    height = max(p.shape[0] for p in pictures)
+    padded = [np.pad(p, ((0, height - p.shape[0]), (0, gap), (0, 0)), constant_values=255) for p in pictures]
+    return np.concatenate(padded, 1)[:, :-gap]
+
+
+def _stack(pictures: Sequence[Array], gap: int) -> Array:
+    width = max(p.shape[1] for p in pictures)
+    padded = [np.pad(p, ((0, gap), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures]
+    return np.concatenate(padded, 0)
+
+
+def _framed(rows: Sequence[Array], gap: int = GAP) -> Array:
+    return np.pad(_stack(rows, gap), ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), constant_values=255)
