@@ -1,16 +1,22 @@
-# make test: a virtual environment, the package and its tests. Detectron2 is installed into it by hand (README.md, Set-up).
+# make demo: a virtual environment, the package, and the whole story on drawn shapes, from the package index alone.
+# make test: the tests. For ENGINE=detectron2 and its tests Detectron2 is installed into it by hand (README.md, Set-up).
 VENV ?= .venv
 PYTHON ?= python3
 PYTEST_ARGS ?=
+ENGINE ?= torchvision
+DEMO_ARGS ?=
 BIN = $(VENV)/bin
 
-.PHONY: install test test-fast lint
+.PHONY: install demo test test-fast lint
 
 # setuptools < 81 has the pkg_resources that Detectron2's model zoo imports.
 install:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt wheel "setuptools<81"
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[dev]"
+
+demo: install
+	$(BIN)/acam-kd demo --engine $(ENGINE) $(DEMO_ARGS)
 
 test: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -32,6 +32,17 @@ def test_core_data_and_pictures_know_no_framework(folder):
         assert not imported(path) & {"detectron2", "torchvision", "yacs"}, path
 
 
+@pytest.mark.parametrize(("framework", "folder"), [("detectron2", "d2"), ("torchvision", "tv"), ("lightning", "tv")])
+def test_each_framework_has_its_folder(framework, folder):
+    for path in PACKAGE.rglob("*.py"):
+        assert path.parent.name == folder or framework not in imported(path), path
+
+
+def test_the_command_runs_without_detectron2():
+    code = "import sys; sys.modules['detectron2'] = None; from acam_kd import cli, demo; import acam_kd.tv.demo"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_core_imports_without_detectron2():
     code = "import sys; sys.modules['detectron2'] = None; import acam_kd.core, acam_kd.data.shapes, acam_kd.vis.report"
     subprocess.run([sys.executable, "-c", code], check=True)

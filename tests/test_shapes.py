@@ -61,7 +61,7 @@ def test_an_interrupted_run_leaves_nothing_under_the_final_name(small, tmp_path,
         patch.setattr(json, "dumps", fail)
         with pytest.raises(KeyboardInterrupt):
             shapes.make_shapes(tmp_path, size=64)
-    assert not (tmp_path / "shapes_64_0").exists()
+    assert not list(tmp_path.iterdir())
     assert (shapes.make_shapes(tmp_path, size=64) / "val.json").is_file()
 
 
@@ -70,4 +70,21 @@ def test_sizes_run_from_small_to_large():
     for index in range(60):
         _, drawn = shapes.draw(np.random.default_rng((0, index)), 160)
         areas += [cv2.contourArea(polygon) for _, polygon in drawn]
-    assert min(areas) < 20**2 and max(areas) > 64**2
+    sizes = [sum(low <= area < high for area in areas) for low, high in ((0, 32**2), (32**2, 96**2), (96**2, 1e9))]
+    assert min(sizes) > len(areas) // 12  # COCO's small, medium and large all mean something
+
+
+def test_label_images_show_what_is_drawn(small, tmp_path):
+    folder = shapes.make_shapes(tmp_path, size=96)
+    annotations = COCO(str(folder / "val.json")).imgToAnns
+    for index in range(3):
+        labels = cv2.imread(str(folder / f"val_labels/{index:05d}.png"), cv2.IMREAD_GRAYSCALE)
+        assert labels.shape == (96, 96) and set(np.unique(labels)) - {0} == {
+            a["category_id"] for a in annotations[index + 1]
+        }
+
+
+def test_nothing_lies_outside_the_image():
+    for index in range(40):
+        for _, polygon in shapes.draw(np.random.default_rng((1, index)), 160)[1]:
+            assert polygon.min() >= 0 and polygon.max() < 160 and cv2.isContourConvex(polygon)

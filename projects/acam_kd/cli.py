@@ -68,8 +68,12 @@ def _parser() -> argparse.ArgumentParser:
         "demo", help="the whole story on drawn shapes, in a quarter of an hour", formatter_class=defaults
     )
     demo.add_argument("--engine", choices=("torchvision", "detectron2"), default="torchvision", help="who trains")
-    demo.add_argument("--seed", type=int, default=0, help="of the students; the data and the teacher keep theirs")
-    demo.add_argument("--output", type=Path, default=Path("output/demo"), help="folder; a demo found there goes on")
+    demo.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the students; the teacher keeps its own")
+    demo.add_argument(
+        "--output",
+        type=Path,
+        help="folder; a demo found there goes on; default: output/demo, or output/demo_detectron2",
+    )
     demo.set_defaults(run=_demo)
     return parser
 
@@ -214,7 +218,8 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
 def _demo(args: argparse.Namespace) -> None:
     from .demo import demo
 
-    demo(args.output, engine=args.engine, seed=args.seed)
+    suffix = "" if args.engine == "torchvision" else f"_{args.engine}"
+    demo(args.output or Path(f"output/demo{suffix}"), engine=args.engine, seeds=args.seeds)
 
 
 if __name__ == "__main__":

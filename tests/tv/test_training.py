@@ -159,8 +159,28 @@ def test_bfloat16_trains(distilling, tmp_path):
 @pytest.mark.slow
 def test_two_processes_evaluate_each_image_once_and_agree(distilling, finished, data, tmp_path):
     command = [sys.executable, "-m", "acam_kd.cli", "train", "--data", str(data), "--student", STUDENT, "--size", "64"]
-    command += ["--teacher", str(finished), "--iterations", "3", "--batch-size", "2", "--devices", "2", "--workers", "0"]
-    command += ["--accelerator", "cpu", "--eval-period", "3", "--checkpoint-period", "2", "--output", str(tmp_path / "run")]
+    command += [
+        "--teacher",
+        str(finished),
+        "--iterations",
+        "3",
+        "--batch-size",
+        "2",
+        "--devices",
+        "2",
+        "--workers",
+        "0",
+    ]
+    command += [
+        "--accelerator",
+        "cpu",
+        "--eval-period",
+        "3",
+        "--checkpoint-period",
+        "2",
+        "--output",
+        str(tmp_path / "run"),
+    ]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

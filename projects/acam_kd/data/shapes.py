@@ -46,14 +46,14 @@ def make_shapes(root: str | Path, *, size: int = 160, seed: int = 0) -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=folder.parent))
-    for number, (split, count) in enumerate(SPLITS.items()):
-        _write_split(building, split, count, size, (seed, number))
-    building.chmod(0o755)
     try:
+        for number, (split, count) in enumerate(SPLITS.items()):
+            _write_split(building, split, count, size, (seed, number))
+        building.chmod(0o755)
         os.rename(building, folder)
-    except OSError:
+    except BaseException as error:
         shutil.rmtree(building)
-        if not folder.is_dir():  # otherwise another process was faster
+        if not (isinstance(error, OSError) and folder.is_dir()):  # otherwise another process was faster
             raise
     return folder
 
@@ -107,7 +107,7 @@ def draw(rng: np.random.Generator, size: int) -> tuple[Array, list[tuple[int, Ar
             continue  # shapes may overlap, but none hides another
         placed.append((x, y, radius))
         shapes.append((category, _draw_shape(canvas, rng, category, x, y, radius)))
-    noisy = canvas + rng.normal(0, 12, canvas.shape)
+    noisy = canvas + rng.normal(0, 10, canvas.shape)
     return noisy.clip(0, 255).astype(np.uint8), shapes
 
 
@@ -115,7 +115,7 @@ def _sizes(rng: np.random.Generator, size: int) -> list[tuple[int, float]]:
     """Category and radius of 2 to 7 shapes, the largest area first: small ones lie over large ones."""
     area = {"disc": np.pi, "square": 2.0, "triangle": 1.3}
     count = int(rng.integers(2, 8))
-    radii = np.exp(rng.uniform(np.log(6), np.log(size * 0.55), count)).tolist()
+    radii = np.exp(rng.uniform(np.log(size * 0.055), np.log(size * 0.55), count)).tolist()
     drawn = list(zip(rng.integers(len(CLASSES), size=count).tolist(), radii))
     return sorted(drawn, key=lambda x: -area[OUTLINES[x[0] // 2]] * x[1] ** 2)
 
@@ -131,8 +131,8 @@ def _draw_shape(canvas: Any, rng: np.random.Generator, category: int, x: float, 
     polygon = cut.reshape(-1, 2).round().astype(np.int32)
     mask = np.zeros(canvas.shape[:2], np.uint8)
     cv2.fillPoly(mask, [polygon], 1)
-    colour = rng.uniform(40, 215, 3)
-    filled = colour + rng.normal(0, 20, (canvas.shape[0], canvas.shape[1], 1))
+    colour = _colour(rng, category // 2)
+    filled = colour + rng.normal(0, 15, (canvas.shape[0], canvas.shape[1], 1))
     canvas[mask > 0] = filled[mask > 0]
     if category % 2:  # the bar
         along = radius * 0.55 * np.array([np.cos(turn), np.sin(turn)])
@@ -142,7 +142,14 @@ def _draw_shape(canvas: Any, rng: np.random.Generator, category: int, x: float, 
     return polygon
 
 
+def _colour(rng: np.random.Generator, outline: int) -> Any:
+    """BGR; each outline has its own tendency of hue, which helps, but does not decide."""
+    hue = rng.normal(60 * outline, 20) % 180
+    hsv = np.array([[[hue, rng.uniform(70, 220), rng.uniform(70, 230)]]]).astype(np.uint8)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float64)
+
+
 def _texture(rng: np.random.Generator, size: int) -> Any:
-    coarse = rng.uniform(60, 195, (5, 5, 3)).astype(np.float32)
-    fine = rng.normal(0, 15, (size // 4, size // 4, 3)).astype(np.float32)
+    coarse = rng.uniform(90, 165, (5, 5, 3)).astype(np.float32)
+    fine = rng.normal(0, 10, (size // 4, size // 4, 3)).astype(np.float32)
     return np.ascontiguousarray(sum(cv2.resize(x, (size, size), interpolation=cv2.INTER_CUBIC) for x in (coarse, fine)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -51,7 +53,8 @@ class CocoImages(Dataset[Sample]):
     def __init__(self, split: CocoSplit, *, semantic: bool = False, masks: bool = False, name: str = "dataset") -> None:
         content = check_coco(split.json_file, split.image_root, name=name, masks=masks or semantic)
         self.split, self.semantic, self.masks = split, semantic, masks
-        self.coco = CocoDetection(split.image_root, split.json_file)
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
+            self.coco = CocoDetection(split.image_root, split.json_file)
         self.labels = label_of([category["id"] for category in content["categories"]])
         self.categories = {self.labels[c["id"]]: str(c["name"]) for c in content["categories"]}
         self.num_classes = max(self.labels.values()) + 1

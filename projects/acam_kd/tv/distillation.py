@@ -156,13 +156,13 @@ def _backbone_proper(model: nn.Module) -> str:
 
 
 def _pixel_transform(student: nn.Module, teacher: nn.Module) -> PixelTransform:
-    own, other = (model if isinstance(model, Segmentor) else model.transform for model in (student, teacher))
-    return PixelTransform(
-        student_mean=own.image_mean,  # type: ignore[arg-type]
-        student_std=own.image_std,  # type: ignore[arg-type]
-        teacher_mean=other.image_mean,  # type: ignore[arg-type]
-        teacher_std=other.image_std,  # type: ignore[arg-type]
-    )
+    own, other = _statistics(student), _statistics(teacher)
+    return PixelTransform(student_mean=own[0], student_std=own[1], teacher_mean=other[0], teacher_std=other[1])
+
+
+def _statistics(model: nn.Module) -> tuple[list[float], list[float]]:
+    holder: Any = model if isinstance(model, Segmentor) else model.transform
+    return holder.image_mean, holder.image_std
 
 
 def normalized_batch(student: nn.Module, images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:

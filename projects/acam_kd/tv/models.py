@@ -149,7 +149,7 @@ def _stages(trunk: str, weights: str | None, norm: type[nn.Module]) -> tuple[nn.
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """torchvision's own model: the one that is saved and that anybody can load."""
+    """Torchvision's own model: the one that is saved and that anybody can load."""
     return model.network if isinstance(model, Segmentor) else model
 
 

@@ -1,0 +1,111 @@
+"""The demo's runs with Detectron2: ``train_net.py``, each run in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+
+from ..core import Distiller, write_atomically
+from ..data.coco import find_split
+from ..demo import Plan, keep_masks
+from .config import add_distillation_config, student_config
+from .visualize import load_for_masks, load_moment, masks_of, read_rgb, strides_of
+
+__all__ = ["DESCRIPTION", "run"]
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+DESCRIPTION = (
+    "Teacher and student are Detectron2's RetinaNet on narrow ResNet-50s of different width, 600 and 300 iterations, "
+    "from scratch, 8 images of 160 x 160 pixels a step (configs/demo)."
+)
+NAMES = {"iteration": "step", "total_loss": "loss"}
+"""Detectron2's name -> the report's."""
+
+
+def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watched: Sequence[str]) -> None:
+    """See ``demo.Engine``.
+
+    Raises:
+        FileNotFoundError: the package is installed without the repository, whose ``train_net.py`` is needed.
+    """
+    train_net = CHECKOUT / "train_net.py"
+    if not train_net.is_file():
+        raise FileNotFoundError(
+            f"the demo with Detectron2 runs train_net.py of a checkout of the repository, there is none in {CHECKOUT} "
+            "(option: --engine)"
+        )
+    config = "teacher.yaml" if plan.role == "teacher" else "acam.yaml"
+    command = [sys.executable, str(train_net), "--config-file", str(CHECKOUT / "configs/demo" / config), "--resume"]
+    command += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
+    if plan.role != "teacher":
+        command += ["DISTILL.TEACHER.WEIGHTS", str(teacher / "model_final.pth"), "DISTILL.METHOD", plan.method]
+        command += ["DISTILL.INHERIT", "always" if plan.inherit else "never"]
+        for name, value in plan.options.items():
+            command += [f"DISTILL.{plan.method.upper()}.{name.upper()}", str(value)]
+    done = subprocess.run(command, env={**os.environ, "DETECTRON2_DATASETS": str(data.parent.absolute())}, check=False)
+    if done.returncode:
+        raise ValueError(f"{plan.name} failed; what Detectron2 says is above, and in {folder / 'log.txt'}")
+    cfg = _config(folder)
+    history = _history(folder)
+    write_atomically(folder / "metrics.jsonl", "\n".join(json.dumps(line) for line in history))
+    detections = (folder / "inference/coco_instances_results.json").read_text()
+    write_atomically(folder / "predictions.json", detections)
+    if plan.method and watched:
+        _keep_masks(folder, cfg, [Path(find_split(data, "val").image_root) / name for name in watched])
+    write_atomically(folder / "result.json", json.dumps(_result(cfg, history), indent=1))
+
+
+def _config(folder: Path) -> CfgNode:
+    cfg = get_cfg()
+    add_distillation_config(cfg)
+    cfg.merge_from_file(str(folder / "config.yaml"))
+    return cfg
+
+
+def _history(folder: Path) -> list[dict[str, float]]:
+    """Detectron2's metrics.json with the report's names; its iteration 19 is the end of step 20."""
+    history = []
+    for text in (folder / "metrics.json").read_text().splitlines():
+        line = {NAMES.get(k, k.removeprefix("bbox/")): v for k, v in json.loads(text).items()}
+        history.append({**line, "step": line["step"] + 1})
+    return history
+
+
+def _keep_masks(folder: Path, cfg: CfgNode, images: Sequence[Path]) -> None:
+    """The masks at every checkpoint of the run."""
+    checkpoints = sorted(folder.glob("model_0*.pth"))
+    model = load_for_masks(cfg, str(checkpoints[0]))
+    if type(model.distiller).masks is Distiller.masks:
+        return  # the method makes none
+    for checkpoint in checkpoints:
+        load_moment(model, str(checkpoint))
+        step = int(checkpoint.stem.removeprefix("model_")) + 1
+        for number, path in enumerate(images):
+            image = read_rgb(str(path))
+            keep_masks(folder, step, number, masks_of(model, cfg, image), strides_of(model, cfg, image))
+
+
+def _result(cfg: CfgNode, history: Sequence[dict[str, float]]) -> dict[str, Any]:
+    last: dict[str, float] = {}
+    for line in history:
+        last.update(line)
+    device = cfg.MODEL.DEVICE
+    return {
+        "metrics": {name: last[name] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")},
+        "seconds": last["time"] * cfg.SOLVER.MAX_ITER,  # the median step of the last 20; evaluations not included
+        "parameters": sum(p.numel() for p in build_model(student_config(cfg)).parameters()),
+        "versions": {m.__name__: m.__version__ for m in (torch, detectron2)},
+        "device": "CPU" if device == "cpu" else torch.cuda.get_device_name(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }

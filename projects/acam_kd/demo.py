@@ -1,0 +1,276 @@
+"""The demo: a teacher, and one student trained in four ways, on shapes that are drawn on the spot.
+
+Both engines fill the same folder, table and report. What is complete is not run again, so a demo that was
+interrupted goes on when it is started again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+
+from .core import write_atomically
+from .data.coco import find_split
+from .data.shapes import make_shapes
+from .vis.report import write_report
+from .vis.results import Detections, Example, Row, Snapshot
+
+__all__ = ["ENGINES", "PLANS", "Engine", "Plan", "demo", "keep_masks"]
+
+logger = logging.getLogger("acam_kd")
+
+ENGINES = {"torchvision": ".tv.demo", "detectron2": ".d2.demo"}
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+EXAMPLES = 3
+SCORE = 0.3
+"""Detections below this score are not drawn."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One row of the table: how a model is trained.
+
+    Args:
+        key: its folder.
+        name, note, role: see ``vis.results.Row``.
+        method, options: the distiller and its hyper-parameters; empty for none.
+        inherit: whether the student's neck and head start from the teacher's.
+    """
+
+    key: str
+    name: str
+    note: str
+    role: str = "student"
+    method: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    inherit: bool = True
+
+
+TEACHER = Plan("teacher", "teacher", "the large model", role="teacher", inherit=False)
+PLANS = (
+    Plan("alone", "student alone", "the small model, without a teacher", role="alone", inherit=False),
+    Plan("inheritance", "inheritance alone", "starts from the teacher's neck and head, nothing else"),
+    # ACAM-KD has two masked errors, one for each kind of mask; here is their sum when all masks are 1.
+    Plan(
+        "mimicking",
+        "plain mimicking",
+        "and imitates the teacher's features, all alike",
+        "student",
+        "Mimic",
+        {"alpha": 2.0},
+    ),
+    Plan("acam", "ACAM-KD", "and imitates them where the masks say", "student", "ACAMKD"),
+)
+
+
+class Engine(Protocol):
+    """What ``tv.demo`` and ``d2.demo`` have, as modules."""
+
+    DESCRIPTION: str
+
+    def run(self, plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watched: Sequence[str]) -> None:
+        """Train and evaluate, or go on with it.
+
+        In ``folder`` it leaves, besides what the engine needs itself: ``result.json`` (``metrics``, ``seconds``,
+        ``parameters``, ``versions``, ``device``, ``date``; the mark of a complete run), ``metrics.jsonl`` (lines with
+        ``step`` and losses or metrics), ``predictions.json`` (COCO's results format), and what ``keep_masks`` writes,
+        for the watched images at several moments.
+        """
+
+
+def demo(output: Path, *, engine: str = "torchvision", seeds: Sequence[int] = (0,)) -> None:
+    """Run what is missing, print the table, write ``table.md`` and ``report.html``.
+
+    Args:
+        output: folder; gets the data, the teacher, and a folder per seed.
+        engine: a key of ``ENGINES``.
+        seeds: of the students; the data and the teacher have 0.
+
+    Raises:
+        ValueError: the engine is not installed.
+    """
+    started = time.perf_counter()
+    runner = _engine(engine)
+    logger.info("drawing the data into %s", output / "data")
+    data = make_shapes(output / "data")
+    watched = _watched(data)
+    folders = {(seed, plan.key): output / f"seed{seed}" / plan.key for seed in seeds for plan in PLANS}
+    todo = [(TEACHER, output / "teacher", 0), *((p, folders[seed, p.key], seed) for seed in seeds for p in PLANS)]
+    for number, (plan, folder, seed) in enumerate(todo, 1):
+        logger.info("\n== %d of %d: %s, seed %d (%s) ==", number, len(todo), plan.name, seed, folder)
+        if not (folder / "result.json").is_file():
+            runner.run(plan, folder, data=data, teacher=output / "teacher", seed=seed, watched=watched)
+    results = {plan.key: [_result(folders[seed, plan.key]) for seed in seeds] for plan in PLANS}
+    results["teacher"] = [_result(output / "teacher")]
+    table = _table(results, seeds)
+    write_atomically(output / "table.md", table + "\n")
+    _report(output, results, seeds=seeds, data=data, watched=watched, engine=engine, description=runner.DESCRIPTION)
+    print(f"\n{table}\n\ntook {time.perf_counter() - started:.0f} s; the report: {output / 'report.html'}")
+
+
+def _engine(name: str) -> Engine:
+    try:
+        return importlib.import_module(ENGINES[name], __package__)  # type: ignore[return-value]
+    except ImportError as error:
+        raise ValueError(f"{name} cannot be used: {error} (option: --engine; README.md, Set-up)") from error
+
+
+def keep_masks(
+    folder: Path, step: int, number: int, masks: dict[str, dict[str, Any]], strides: dict[str, float]
+) -> None:
+    """Write one image's masks at one moment, for the report.
+
+    Args:
+        folder: of the run.
+        step: the moment.
+        number: the watched image's place.
+        masks: level -> kind -> array.
+        strides: level -> pixels of the image per position.
+    """
+    target = folder / "masks" / f"{step:07d}_{number}.npz"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {f"{level}/{kind}": np.asarray(mask) for level, kinds in masks.items() for kind, mask in kinds.items()}
+    arrays |= {f"{level}/stride": np.array(stride) for level, stride in strides.items()}
+    np.savez(target, **arrays)  # type: ignore[arg-type]
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result
+
+
+def _content(data: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(Path(find_split(data, "val").json_file).read_text())
+    return content
+
+
+def _watched(data: Path) -> list[str]:
+    """The file names of the examples: the first of the images with objects of the most sizes, of three."""
+    content = _content(data)
+    sizes: dict[int, set[int]] = {}
+    for a in content["annotations"]:
+        sizes.setdefault(a["image_id"], set()).add(int(a["area"] > 32**2) + int(a["area"] > 64**2))
+    images = sorted(content["images"], key=lambda image: -len(sizes.get(image["id"], ())))
+    return [image["file_name"] for image in images[:EXAMPLES]]
+
+
+def _table(results: dict[str, list[dict[str, Any]]], seeds: Sequence[int]) -> str:
+    """Markdown; of several seeds the mean, and the standard deviation of AP."""
+    several = len(seeds) > 1
+    heads = [*METRICS, *(["AP per seed"] if several else []), "parameters", "time"]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for plan in (TEACHER, *PLANS):
+        own = results[plan.key]
+        cells = [f"{statistics.mean(r['metrics'][m] for r in own):.2f}" for m in METRICS]
+        if several:
+            values = [r["metrics"]["AP"] for r in own]
+            if len(own) > 1:
+                cells[0] += f" ({statistics.stdev(values):.2f})"
+            cells.append(", ".join(f"{value:.2f}" for value in values))
+        cells += [f"{own[0]['parameters'] / 1e6:.2f} M", f"{statistics.mean(r['seconds'] for r in own):.0f} s"]
+        lines.append(f"| {plan.name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _report(
+    output: Path,
+    results: dict[str, list[dict[str, Any]]],
+    *,
+    seeds: Sequence[int],
+    data: Path,
+    watched: Sequence[str],
+    engine: str,
+    description: str,
+) -> None:
+    shown = {"teacher": output / "teacher", **{plan.key: output / f"seed{seeds[0]}" / plan.key for plan in PLANS}}
+    rows = []
+    for plan in (TEACHER, *PLANS):
+        own = results[plan.key]
+        per_seed = ", ".join(f"{r['metrics']['AP']:.2f}" for r in own)
+        rows.append(
+            Row(
+                name=plan.name,
+                note=plan.note + (f"; AP per seed: {per_seed}" if len(own) > 1 else ""),
+                metrics={m: statistics.mean(r["metrics"][m] for r in own) for m in METRICS},
+                seconds=statistics.mean(r["seconds"] for r in own),
+                parameters=own[0]["parameters"],
+                history=_history(shown[plan.key]),
+                role=plan.role,
+            )
+        )
+    result = results["acam"][0]
+    several = len(seeds) > 1
+    write_report(
+        output / "report.html",
+        title="ACAM-KD: a small detector learns from a large one",
+        intro=f"{description} All students have the same data, iterations and, for a seed, the same start. "
+        f"{'Means over the seeds; curves and pictures are of the first' if several else 'One seed'}.",
+        caveat="This is a demonstration on drawn shapes, from scratch and short. Differences of less than about "
+        f"{'one' if several else 'two'} AP are within what another seed would change; docs/demo.md has several seeds.",
+        about={
+            "engine": engine,
+            "command": f"acam-kd demo --engine {engine} --seeds {' '.join(map(str, seeds))}",
+            "seeds": ", ".join(map(str, seeds)),
+            "versions": ", ".join(f"{name} {version}" for name, version in result["versions"].items()),
+            "date": result["date"],
+            "machine": f"{result['device']}, {platform.machine()}",
+        },
+        rows=rows,
+        examples=_examples(data, watched, {plan.name: shown[plan.key] for plan in (TEACHER, *PLANS)}),
+        snapshots=_snapshots(shown["acam"]),
+    )
+
+
+def _history(folder: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl; where a resumed run repeated a step, both, the later last."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _examples(data: Path, watched: Sequence[str], folders: dict[str, Path]) -> list[Example]:
+    content = _content(data)
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    predictions = {name: json.loads((folder / "predictions.json").read_text()) for name, folder in folders.items()}
+    examples = []
+    for image in content["images"]:
+        if image["file_name"] in watched:
+
+            def of(annotations: list[dict[str, Any]], image: dict[str, Any] = image) -> Detections:
+                own = [a for a in annotations if a["image_id"] == image["id"] and a.get("score", 1) >= SCORE]
+                boxes = np.array([a["bbox"] for a in own], float).reshape(-1, 4)
+                boxes[:, 2:] += boxes[:, :2]
+                scores = np.array([a["score"] for a in own]) if "score" in (annotations or [{}])[0] else None
+                return Detections(boxes, [names[a["category_id"]] for a in own], scores)
+
+            pixels = cv2.imread(str(Path(find_split(data, "val").image_root) / image["file_name"]))
+            found = {name: of(results) for name, results in predictions.items()}
+            rgb = np.ascontiguousarray(pixels[:, :, ::-1])  # type: ignore[index]
+            examples.append(Example(image["file_name"], rgb, of(content["annotations"]), found))
+    return examples
+
+
+def _snapshots(folder: Path) -> list[Snapshot]:
+    snapshots = []
+    for path in sorted((folder / "masks").glob("*.npz")):
+        step, number = map(int, path.stem.split("_"))
+        masks: dict[str, dict[str, Any]] = {}
+        strides: dict[str, float] = {}
+        with np.load(path) as arrays:
+            for key, array in arrays.items():
+                level, kind = key.split("/")
+                if kind == "stride":
+                    strides[level] = float(array)
+                else:
+                    masks.setdefault(level, {})[kind] = array
+        snapshots.append(Snapshot(step, number, masks, strides))
+    return snapshots

@@ -1,0 +1,78 @@
+"""The demo's runs with torchvision's detectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torchvision.io import decode_image
+
+from ..core import DistillationModel
+from ..data.coco import find_split
+from ..demo import Plan, keep_masks
+from .distillation import normalized_batch
+from .models import pyramid, side_of
+from .run import Settings
+from .training import train
+
+__all__ = ["DESCRIPTION", "run"]
+
+TEACHER, STUDENT = "fcos_resnet18_fpn64", "fcos_mobilenet_v3_small_fpn64"
+TEACHER_ITERATIONS, ITERATIONS = 600, 300
+SIZE = 160
+DESCRIPTION = (
+    f"The teacher is torchvision's FCOS on a ResNet-18, {TEACHER_ITERATIONS} iterations; the student FCOS on a small "
+    f"MobileNetV3, {ITERATIONS} iterations; both from scratch, 8 images of {SIZE} x {SIZE} pixels a step."
+)
+
+
+def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watched: Sequence[str]) -> None:
+    """See ``demo.Engine``."""
+    val = find_split(data, "val")
+    is_teacher = plan.role == "teacher"
+    iterations = TEACHER_ITERATIONS if is_teacher else ITERATIONS
+    settings = Settings(
+        find_split(data, "train"),
+        val,
+        TEACHER if is_teacher else STUDENT,
+        teacher=str(teacher) if plan.method or plan.inherit else "",
+        method=plan.method,
+        options=tuple(f"{name}={value}" for name, value in plan.options.items()),
+        inherit="always" if plan.inherit else "never",
+        size=SIZE,
+        iterations=iterations,
+        batch_size=8,
+        optimizer="adamw",
+        learning_rate=0.001 if is_teacher else 0.002,
+        warmup=50,
+        seed=seed,
+        workers=0,
+        eval_period=iterations // 4,
+        checkpoint_period=50,
+    )
+    images = [Path(val.image_root) / name for name in watched]
+    train(settings, folder, resume=True, observers=[_observer(folder, images)])
+
+
+def _observer(folder: Path, images: Sequence[Path]) -> Callable[[DistillationModel, int], None]:
+    """Keeps the masks for some images at every moment that it is called."""
+
+    def observe(model: DistillationModel, step: int) -> None:
+        if model.distiller is None:
+            return
+        student = model.student
+        device = next(student.parameters()).device
+        levels = pyramid(student, side_of(student))
+        for number, path in enumerate(images):
+            image = decode_image(str(path)).to(device, torch.float32) / 255
+            batch, parts = normalized_batch(student, [image])
+            masks = {
+                level: {kind: mask[0].float().cpu() for kind, mask in kinds.items()}
+                for level, kinds in model.observe(batch).items()
+            }
+            scale = image.shape[1] / parts[0][0]
+            if any(masks.values()):
+                keep_masks(folder, step, number, masks, {level: levels[level].stride * scale for level in masks})
+
+    return observe

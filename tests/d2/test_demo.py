@@ -1,0 +1,63 @@
+"""The demo with Detectron2: its runs leave what the table and the report need."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from acam_kd.d2 import demo as engine
+from acam_kd.data import shapes
+from acam_kd.demo import PLANS, TEACHER, demo
+
+
+@pytest.fixture
+def short(root, tmp_path, monkeypatch):
+    """A checkout whose demo takes four steps, on few images."""
+    checkout = tmp_path / "checkout"
+    shutil.copytree(root / "configs", checkout / "configs")
+    shutil.copy(root / "train_net.py", checkout)
+    monkeypatch.setattr(engine, "CHECKOUT", checkout)
+    for name in ("student", "teacher"):
+        path = checkout / f"configs/demo/{name}.yaml"
+        text = path.read_text()
+        for key, value in {"MAX_ITER": 4, "CHECKPOINT_PERIOD": 2, "EVAL_PERIOD": 2, "WARMUP_ITERS": 1}.items():
+            text = "\n".join(
+                f"{line.split(key)[0]}{key}: {value}" if key + ":" in line else line for line in text.splitlines()
+            )
+        path.write_text(text + "\n")
+    (checkout / "configs/demo/student.yaml").write_text(
+        (checkout / "configs/demo/student.yaml").read_text().replace("IMS_PER_BATCH: 8", "IMS_PER_BATCH: 2")
+    )
+    monkeypatch.setattr(shapes, "SPLITS", {"train": 6, "val": 6})
+    return tmp_path / "demo"
+
+
+@pytest.mark.slow
+def test_it_runs_and_is_not_repeated(short, capfd):
+    demo(short, engine="detectron2")
+    for folder in (short / "teacher", *(short / "seed0" / plan.key for plan in PLANS)):
+        result = json.loads((folder / "result.json").read_text())
+        assert {"AP", "AP50", "APs"} <= result["metrics"].keys() and result["seconds"] > 0
+        steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert steps[-1] == 4 and isinstance(json.loads((folder / "predictions.json").read_text()), list)
+    small, large = (
+        json.loads((short / f / "result.json").read_text())["parameters"] for f in ("seed0/acam", "teacher")
+    )
+    assert small < 1e6 < 6e6 < large
+    text = (short / "seed0/acam/config.yaml").read_text()
+    assert "METHOD: ACAMKD" in text and "INHERIT: always" in text
+    assert "ALPHA: 2.0" in (short / "seed0/mimicking/config.yaml").read_text()
+    moments = {path.name.split("_")[0] for path in (short / "seed0/acam/masks").iterdir()}
+    assert moments == {"0000002", "0000004"}
+    assert TEACHER.name in (short / "table.md").read_text() and "base64," in (short / "report.html").read_text()
+    capfd.readouterr()
+    demo(short, engine="detectron2")
+    assert "iter:" not in capfd.readouterr().out
+
+
+def test_without_the_repository_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "CHECKOUT", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"runs train_net.py of a checkout.*\(option: --engine\)"):
+        engine.run(TEACHER, tmp_path, data=tmp_path, teacher=tmp_path, seed=0, watched=[])

@@ -1,0 +1,82 @@
+"""The demo, whole and in a few steps: table, report, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from acam_kd import demo as module
+from acam_kd.data import shapes
+from acam_kd.demo import PLANS, demo
+from acam_kd.tv import demo as engine
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(shapes, "SPLITS", {"train": 4, "val": 12})
+    monkeypatch.setattr(module, "make_shapes", lambda root: shapes.make_shapes(root, size=96))
+    for name, value in {"TEACHER": engine.STUDENT, "SIZE": 96, "TEACHER_ITERATIONS": 4, "ITERATIONS": 4}.items():
+        monkeypatch.setattr(engine, name, value)
+
+
+@pytest.mark.slow
+def test_it_runs_and_goes_on_and_is_not_repeated(small, tmp_path, monkeypatch, capsys):
+    run, done = engine.run, []
+
+    def stop_at_the_third(plan, *args, **kwargs):
+        done.append(plan.key)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        run(plan, *args, **kwargs)
+
+    monkeypatch.setattr(engine, "run", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        demo(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+    demo(tmp_path, seeds=[0])
+    assert done == ["teacher", "alone", "inheritance", "inheritance", "mimicking", "acam"]
+    demo(tmp_path, seeds=[0, 1])
+    assert done[6:] == [plan.key for plan in PLANS]  # of seed 1; the teacher is there
+    table = (tmp_path / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    for plan in (module.TEACHER, *PLANS):
+        assert f"| {plan.name} |" in table
+    assert len(table.splitlines()[0].split("|")) == len(table.splitlines()[2].split("|"))
+    page = (tmp_path / "report.html").read_text()
+    assert "ACAM-KD" in page and "plain mimicking" in page and "base64," in page
+    masks = sorted(path.name for path in (tmp_path / "seed0/acam/masks").iterdir())
+    assert {name.split("_")[0] for name in masks} == {f"{step:07d}" for step in range(5)}  # the start, every evaluation
+    assert not (tmp_path / "seed0/mimicking/masks").exists()
+
+
+def test_rows_differ_only_in_what_they_say(small, tmp_path, monkeypatch):
+    """Same data, iterations, schedule and seed; the teacher is a folder of its own."""
+    asked = {}
+    monkeypatch.setattr(engine, "train", lambda settings, folder, **_: asked.update({folder: settings}))
+    data = shapes.make_shapes(tmp_path, size=96)
+    for plan in PLANS:
+        engine.run(plan, tmp_path / plan.key, data=data, teacher=tmp_path / "t", seed=3, watched=[])
+    kept = [
+        {k: v for k, v in settings.asdict().items() if k not in ("teacher", "method", "options", "inherit")}
+        for settings in asked.values()
+    ]
+    assert len(kept) == 4 and all(settings == kept[0] for settings in kept) and kept[0]["seed"] == 3
+    rows = {folder.name: (s.method, s.options, s.inherit, bool(s.teacher)) for folder, s in asked.items()}
+    assert rows == {
+        "alone": ("", (), "never", False),
+        "inheritance": ("", (), "always", True),
+        "mimicking": ("Mimic", ("alpha=2.0",), "always", True),
+        "acam": ("ACAMKD", (), "always", True),
+    }
+
+
+def test_watched_images_have_objects_of_many_sizes(small, tmp_path):
+    folder = shapes.make_shapes(tmp_path, size=96)
+    names = module._watched(folder)
+    content = json.loads((folder / "val.json").read_text())
+    sizes = {image["file_name"]: set() for image in content["images"]}
+    for a in content["annotations"]:
+        sizes[f"{a['image_id'] - 1:05d}.png"].add((a["area"] > 32**2) + (a["area"] > 64**2))
+    assert len(names) == module.EXAMPLES
+    assert min(len(sizes[name]) for name in names) >= max(len(s) for n, s in sizes.items() if n not in names)
