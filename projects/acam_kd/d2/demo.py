@@ -57,7 +57,7 @@ def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watch
     if done.returncode:
         raise ValueError(f"{plan.name} failed; what Detectron2 says is above, and in {folder / 'log.txt'}")
     cfg = _config(folder)
-    history = _history(folder)
+    history = _history(folder, cfg.SOLVER.MAX_ITER)
     write_atomically(folder / "metrics.jsonl", "\n".join(json.dumps(line) for line in history))
     detections = (folder / "inference/coco_instances_results.json").read_text()
     write_atomically(folder / "predictions.json", detections)
@@ -73,12 +73,12 @@ def _config(folder: Path) -> CfgNode:
     return cfg
 
 
-def _history(folder: Path) -> list[dict[str, float]]:
-    """Detectron2's metrics.json with the report's names; its iteration 19 is the end of step 20."""
+def _history(folder: Path, end: int) -> list[dict[str, float]]:
+    """Detectron2's metrics.json with the report's names; its iteration 19 is the end of step 20, but not the last."""
     history = []
     for text in (folder / "metrics.json").read_text().splitlines():
         line = {NAMES.get(k, k.removeprefix("bbox/")): v for k, v in json.loads(text).items()}
-        history.append({**line, "step": line["step"] + 1})
+        history.append({**line, "step": min(line["step"] + 1, end)})
     return history
 
 
@@ -86,7 +86,7 @@ def _keep_masks(folder: Path, cfg: CfgNode, images: Sequence[Path]) -> None:
     """The masks at every checkpoint of the run."""
     checkpoints = sorted(folder.glob("model_0*.pth"))
     model = load_for_masks(cfg, str(checkpoints[0]))
-    if type(model.distiller).masks is Distiller.masks:
+    if model.distiller is None or type(model.distiller).masks is Distiller.masks:
         return  # the method makes none
     for checkpoint in checkpoints:
         load_moment(model, str(checkpoint))
