@@ -14,6 +14,7 @@ import os
 from typing import Any
 
 import torch
+import yacs
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, hooks, launch
@@ -31,10 +32,10 @@ from acam_kd.d2 import (
     check_student,
     checkpoint_distiller,
     guard_gradients,
-    one_line_errors,
     register_coco_datasets,
     student_config,
 )
+from acam_kd.errors import one_line_errors
 
 
 class Trainer(DefaultTrainer):
@@ -103,7 +104,7 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
 
 def main(args: argparse.Namespace) -> Any:
     """What every process runs."""
-    with one_line_errors("train_net.py"):
+    with one_line_errors("train_net.py", yacs):
         cfg = setup(args)
         if args.eval_only:
             return evaluate(cfg, args.resume)

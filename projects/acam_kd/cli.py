@@ -12,7 +12,6 @@ import argparse
 import json
 import logging
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,10 @@ import acam_kd
 
 from .core import DISTILLER_REGISTRY
 from .data.coco import CocoSplit, find_split
+from .errors import one_line_errors
 
 __all__ = ["main"]
 
-MENDABLE = (ValueError, KeyError, FileNotFoundError, FloatingPointError)
-"""What the user can mend: raised in this package, it is printed without a traceback."""
 METHODS = [name for name, _ in DISTILLER_REGISTRY]
 
 
@@ -34,12 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     try:
-        args.run(args)
-    except MENDABLE as error:
-        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-        if not raised_in.startswith(str(Path(acam_kd.__file__).parent)):
-            raise
-        raise SystemExit(f"acam-kd: {error.args[0]}") from None
+        with one_line_errors("acam-kd"):
+            args.run(args)
     except KeyboardInterrupt:
         print("acam-kd: interrupted; the same command with --resume goes on (demo: as it is)", file=sys.stderr)
         raise SystemExit(130) from None

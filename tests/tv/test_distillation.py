@@ -176,3 +176,16 @@ def test_options_have_the_types_of_the_defaults():
 def test_wrong_options_are_refused(method, pair, message):
     with pytest.raises(ValueError, match=message):
         parse_options(method, [pair])
+
+
+def test_a_student_with_frozen_batch_norm_loads_in_one_without(tmp_path):
+    """Pretrained backbones have it; what is saved has no counters of batches then."""
+    frozen = model()
+    state = {name: value for name, value in frozen.state_dict().items() if not name.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "w.pth")
+    other = model()
+    load_weights(other, str(tmp_path / "w.pth"), role="student")
+    batch = torch.rand(1, 3, 64, 64)
+    ours, theirs = (x.eval().backbone(batch)["0"] for x in (other, frozen))
+    assert torch.equal(ours, theirs)
+    model().load_state_dict(state)  # plain torch, strict

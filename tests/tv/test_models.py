@@ -110,6 +110,15 @@ def test_a_composed_model_is_torchvisions_own(name, monkeypatch):
     ]
 
 
+def test_a_pyramid_may_have_batch_normalisation():
+    fpn = build_model("fcos_resnet18_fpn64_bn", num_classes=2).backbone.fpn
+    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in fpn.modules()) == 6
+    assert not any(
+        isinstance(m, torch.nn.BatchNorm2d)
+        for m in build_model("fcos_resnet18_fpn64", num_classes=2).backbone.fpn.modules()
+    )
+
+
 @pytest.mark.parametrize("name", ["ssdlite320_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large"])
 def test_what_is_saved_loads_in_plain_torchvision(name):
     state = plain(build_model(name, num_classes=5)).state_dict()

@@ -85,7 +85,7 @@ def test_what_is_complete_is_not_run_again(settings, finished):
     with pytest.raises(ValueError, match="has a run with learning_rate 0.01, not 0.02; choose another --output"):
         train(replace(settings, learning_rate=0.02), finished, resume=True)
     with pytest.raises(ValueError, match="has a run with seed 0, not 1"):
-        RunFolder(finished).start(replace(settings, seed=1), resume=True)
+        RunFolder(finished).check(replace(settings, seed=1), resume=True)
 
 
 def test_every_method_starts_from_the_same_student(distilling, tmp_path):

@@ -2,7 +2,6 @@
 
 from .config import add_distillation_config, check_student, student_config
 from .datasets import check_datasets, register_coco_datasets
-from .errors import one_line_errors
 from .evaluation import build_evaluator
 from .meta_arch import DistillationMetaArch
 from .training import checkpoint_distiller, guard_gradients
@@ -15,7 +14,6 @@ __all__ = [
     "check_student",
     "checkpoint_distiller",
     "guard_gradients",
-    "one_line_errors",
     "register_coco_datasets",
     "student_config",
 ]

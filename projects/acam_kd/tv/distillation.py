@@ -58,8 +58,10 @@ def load_weights(model: nn.Module, path: str, *, role: str) -> None:
     own = plain(model).state_dict()
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"the {role}'s weights {path} are no dict of tensors {option}")
-    wrong = [f"{name} missing in the file" for name in own if name not in state]
-    wrong += [f"{name} unknown to the model" for name in state if name not in own]
+    # A counter that frozen batch normalisation has not; torch fills it in.
+    names = [{n for n in names if not n.endswith("num_batches_tracked")} for names in (own, state)]
+    wrong = [f"{name} missing in the file" for name in own if name in names[0] - names[1]]
+    wrong += [f"{name} unknown to the model" for name in state if name in names[1] - names[0]]
     wrong += [
         f"{name} is {tuple(state[name].shape)} in the file, {tuple(tensor.shape)} in the model"
         for name, tensor in own.items()
@@ -68,7 +70,7 @@ def load_weights(model: nn.Module, path: str, *, role: str) -> None:
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise ValueError(f"the {role}'s weights {path} are not this model's {option}: {'; '.join(wrong[:4])}{more}")
-    plain(model).load_state_dict(state)
+    plain(model).load_state_dict(dict(state))
     logger.info("%s loaded: all %d tensors from %s (sha256 %s)", role, len(own), path, sha256(path))
 
 

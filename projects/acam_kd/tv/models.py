@@ -2,7 +2,8 @@
 
 Names are torchvision's own, as ``fcos_resnet50_fpn`` or ``deeplabv3_resnet101``. Of its pyramid detectors there
 are more: ``<detector>_<trunk>_fpn<channels>``, as ``fcos_resnet18_fpn`` or ``retinanet_mobilenet_v2_fpn64``,
-built from torchvision's own classes, where ``<channels>`` is the width of the pyramid, 256 if left out.
+built from torchvision's own classes, where ``<channels>`` is the width of the pyramid, 256 if left out. With ``_bn`` at
+the end the pyramid has batch normalisation: from scratch its features otherwise grow to any scale.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ PYRAMID_DETECTORS = {
     "fasterrcnn": FasterRCNN,
     "maskrcnn": MaskRCNN,
 }
-COMPOSED = re.compile(rf"({'|'.join(PYRAMID_DETECTORS)})_((?:resn|wide_resn|mobilen).+)_fpn(\d*)")
+COMPOSED = re.compile(rf"({'|'.join(PYRAMID_DETECTORS)})_((?:resn|wide_resn|mobilen).+)_fpn(\d*)(_bn)?")
 DETECTION = {name for name in list_models(module=torchvision.models.detection) if "keypoint" not in name}
 SEGMENTATION = set(list_models(module=torchvision.models.segmentation))
 TRUNKS = {n for n in list_models(module=torchvision.models) if re.match("resnet|resnext|wide_resnet|mobilenet", n)}
@@ -68,7 +69,7 @@ def build_model(
     if name not in DETECTION | SEGMENTATION and not _composed(name):
         raise ValueError(
             f"no model is called {name!r}; known: {', '.join(sorted(DETECTION | SEGMENTATION))}, and "
-            f"({'|'.join(PYRAMID_DETECTORS)})_TRUNK_fpn[CHANNELS] with TRUNK one of {', '.join(sorted(TRUNKS))}"
+            f"({'|'.join(PYRAMID_DETECTORS)})_TRUNK_fpn[CHANNELS][_bn] with TRUNK one of {', '.join(sorted(TRUNKS))}"
         )
     arguments: dict[str, Any] = {} if size is None or name in SEGMENTATION else _sizes(name, size)
     if name not in DETECTION | SEGMENTATION:
@@ -120,6 +121,7 @@ def _compose(name: str, num_classes: int, backbone_weights: str | None, argument
         [taps[stride][1] for stride in strides],
         channels,
         extra_blocks=LastLevelP6P7(channels, channels) if dense else LastLevelMaxPool(),
+        norm_layer=nn.BatchNorm2d if match[4] else None,
     )
     model: nn.Module = PYRAMID_DETECTORS[detector](backbone, num_classes, **arguments)
     return model

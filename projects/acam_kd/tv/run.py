@@ -144,13 +144,8 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoint = self.path / "last.ckpt"
 
-    def result(self, settings: Settings) -> dict[str, Any] | None:
-        """The result of a complete run, None if it is not complete.
-
-        Raises:
-            ValueError: the folder has a run with other settings.
-        """
-        self._check_settings(settings)
+    def result(self) -> dict[str, Any] | None:
+        """The result of a complete run, None if it is not complete."""
         path = self.path / "result.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
@@ -166,16 +161,19 @@ class RunFolder:
                 )
 
     @rank_zero_only
-    def start(self, settings: Settings, *, resume: bool) -> None:
-        """Write the settings, or compare them with those of the run that is resumed.
+    def check(self, settings: Settings, *, resume: bool) -> None:
+        """Look whether a run may start here, or go on.
 
         Raises:
             ValueError: the folder has a run, and it is not to be resumed, or has other settings.
         """
-        if (self.path / "settings.json").is_file():
-            if not resume:
-                raise ValueError(f"{self.path} has a run already: give --resume to go on with it, or another --output")
-            self._check_settings(settings)
+        if not resume and (self.path / "settings.json").is_file():
+            raise ValueError(f"{self.path} has a run already: give --resume to go on with it, or another --output")
+        self._check_settings(settings)
+
+    @rank_zero_only
+    def start(self, settings: Settings) -> None:
+        """Make the folder and write the settings."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / "settings.json", json.dumps(settings.asdict(), indent=1))
 

@@ -147,8 +147,7 @@ class Training(lightning.LightningModule):
 
     def on_validation_end(self) -> None:
         """Observe, where the masks are in this moment."""
-        if self.trainer.state.fn == "fit":
-            self._observe(self.global_step)
+        self._observe(self.global_step)
 
     def _observe(self, step: int) -> None:
         if self.trainer.is_global_zero:
@@ -262,7 +261,8 @@ def train(settings: Settings, output: str | Path, *, resume: bool = False, obser
         FloatingPointError: a loss or gradient is not finite.
     """
     folder = RunFolder(output)
-    if resume and (result := folder.result(settings)) is not None:
+    folder.check(settings, resume=resume)
+    if resume and (result := folder.result()) is not None:
         logger.info("%s is complete already", folder.path)
         return result
     semantic = is_segmentation(settings.student_name)
@@ -281,7 +281,7 @@ def train(settings: Settings, output: str | Path, *, resume: bool = False, obser
         rank=trainer.global_rank,
         world=trainer.world_size,
     )
-    folder.start(settings, resume=resume)
+    folder.start(settings)
     task = Training(model, settings, validation=validation, stream=stream, folder=folder, observers=observers)
     loaders: tuple[DataLoader[Any], DataLoader[Any]] = (
         training_loader(training, stream, workers=settings.workers),

@@ -6,31 +6,29 @@ import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-
-import yacs
+from types import ModuleType
 
 __all__ = ["one_line_errors"]
 
-FOLDERS = (str(Path(__file__).parent.parent), os.path.dirname(yacs.__file__))
+MENDABLE = (ValueError, KeyError, FileNotFoundError, FloatingPointError, AssertionError)
 
 
 @contextmanager
-def one_line_errors(program: str) -> Iterator[None]:
+def one_line_errors(program: str, *others: ModuleType) -> Iterator[None]:
     """Turn the errors that this package raises on purpose into the program's last line, without the traceback.
-
-    So are those of yacs, where unknown keys and wrong types end. All others pass.
 
     Args:
         program: its name, for the beginning of the line.
+        others: packages whose errors are turned too, as yacs, where unknown keys and wrong types end.
 
     Raises:
         SystemExit: instead of such an error.
     """
     try:
         yield
-    except (ValueError, KeyError, FileNotFoundError, AssertionError) as error:
+    except MENDABLE as error:
+        folders = [__file__, *(str(module.__file__) for module in others)]
         raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-        if not raised_in.startswith(FOLDERS):
+        if not raised_in.startswith(tuple(os.path.dirname(folder) for folder in folders)):
             raise
         raise SystemExit(f"{program}: {error.args[0]}") from None
