@@ -13,7 +13,7 @@ import platform
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,7 +44,8 @@ class Plan:
     Args:
         key: its folder.
         name, note, role: see ``vis.results.Row``.
-        method, options: the distiller and its hyper-parameters; empty for none.
+        method: the distiller; empty for none.
+        weight: its alpha, in multiples of the engine's.
         inherit: whether the student's neck and head start from the teacher's.
     """
 
@@ -53,7 +54,7 @@ class Plan:
     note: str
     role: str = "student"
     method: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
     inherit: bool = True
 
 
@@ -61,16 +62,9 @@ TEACHER = Plan("teacher", "teacher", "the large model", role="teacher", inherit=
 PLANS = (
     Plan("alone", "student alone", "the small model, without a teacher", role="alone", inherit=False),
     Plan("inheritance", "inheritance alone", "starts from the teacher's neck and head, nothing else"),
-    # ACAM-KD has two masked errors, one for each kind of mask; here is their sum when all masks are 1.
-    Plan(
-        "mimicking",
-        "plain mimicking",
-        "and imitates the teacher's features, all alike",
-        "student",
-        "Mimic",
-        {"alpha": 2.0},
-    ),
-    Plan("acam", "ACAM-KD", "and imitates them where the masks say", "student", "ACAMKD"),
+    # ACAM-KD has two masked errors, one for each kind of mask: with all masks 1 they are twice the plain error.
+    Plan("mimicking", "plain mimicking", "and imitates the teacher's features, all alike", method="Mimic", weight=2.0),
+    Plan("acam", "ACAM-KD", "and imitates them where the masks say", method="ACAMKD"),
 )
 
 

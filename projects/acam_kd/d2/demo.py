@@ -25,6 +25,7 @@ from .visualize import load_for_masks, load_moment, masks_of, read_rgb, strides_
 __all__ = ["DESCRIPTION", "run"]
 
 CHECKOUT = Path(__file__).resolve().parents[3]
+ALPHA = 1.0
 DESCRIPTION = (
     "Teacher and student are Detectron2's RetinaNet on narrow ResNet-50s of different width, 600 and 300 iterations, "
     "from scratch, 8 images of 160 x 160 pixels a step (configs/demo)."
@@ -51,8 +52,8 @@ def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watch
     if plan.role != "teacher":
         command += ["DISTILL.TEACHER.WEIGHTS", str(teacher / "model_final.pth"), "DISTILL.METHOD", plan.method]
         command += ["DISTILL.INHERIT", "always" if plan.inherit else "never"]
-        for name, value in plan.options.items():
-            command += [f"DISTILL.{plan.method.upper()}.{name.upper()}", str(value)]
+        if plan.method:
+            command += [f"DISTILL.{plan.method.upper()}.ALPHA", str(ALPHA * plan.weight)]
     done = subprocess.run(command, env={**os.environ, "DETECTRON2_DATASETS": str(data.parent.absolute())}, check=False)
     if done.returncode:
         raise ValueError(f"{plan.name} failed; what Detectron2 says is above, and in {folder / 'log.txt'}")

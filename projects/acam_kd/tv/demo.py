@@ -18,8 +18,10 @@ from .training import train
 
 __all__ = ["DESCRIPTION", "run"]
 
-TEACHER, STUDENT = "fcos_resnet18_fpn64", "fcos_mobilenet_v3_small_fpn64"
-TEACHER_ITERATIONS, ITERATIONS = 600, 300
+TEACHER, STUDENT = "fcos_resnet18_fpn64_bn", "fcos_mobilenet_v3_small_fpn64_bn"
+TEACHER_ITERATIONS, ITERATIONS = 500, 300
+TEACHER_LEARNING_RATE, LEARNING_RATE = 0.001, 0.004
+ALPHA = 10.0
 SIZE = 160
 DESCRIPTION = (
     f"The teacher is torchvision's FCOS on a ResNet-18, {TEACHER_ITERATIONS} iterations; the student FCOS on a small "
@@ -38,13 +40,13 @@ def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watch
         TEACHER if is_teacher else STUDENT,
         teacher=str(teacher) if plan.method or plan.inherit else "",
         method=plan.method,
-        options=tuple(f"{name}={value}" for name, value in plan.options.items()),
+        options=(f"alpha={ALPHA * plan.weight}",) if plan.method else (),
         inherit="always" if plan.inherit else "never",
         size=SIZE,
         iterations=iterations,
         batch_size=8,
         optimizer="adamw",
-        learning_rate=0.001 if is_teacher else 0.002,
+        learning_rate=TEACHER_LEARNING_RATE if is_teacher else LEARNING_RATE,
         warmup=50,
         seed=seed,
         workers=0,
