@@ -19,7 +19,7 @@ from .training import train
 __all__ = ["DESCRIPTION", "run"]
 
 TEACHER, STUDENT = "fcos_resnet18_fpn64_bn", "fcos_mobilenet_v3_small_fpn64_bn"
-TEACHER_ITERATIONS, ITERATIONS = 500, 300
+TEACHER_ITERATIONS, ITERATIONS = 400, 300
 TEACHER_LEARNING_RATE, LEARNING_RATE = 0.001, 0.004
 ALPHA = 10.0
 SIZE = 160
@@ -50,7 +50,7 @@ def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watch
         warmup=50,
         seed=seed,
         workers=0,
-        eval_period=iterations // 4,
+        eval_period=iterations // 3,
         checkpoint_period=50,
     )
     images = [Path(val.image_root) / name for name in watched]
