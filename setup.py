@@ -23,11 +23,12 @@ setup(
         "torchvision",
         "fvcore",
         "iopath",
+        "pyyaml",
         "yacs",
         "pycocotools",
         "opencv-python",
         "numpy",
-        "lightning>=2.5,!=2.6.2,!=2.6.3",  # those two were compromised (GHSA-w37p-236h-pfx3)
+        "lightning>=2.6,!=2.6.2,!=2.6.3",  # those two were compromised (GHSA-w37p-236h-pfx3)
         "tensorboard",
         "matplotlib",
         "jinja2",

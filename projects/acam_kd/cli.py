@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,8 @@ METHODS = [name for name, _ in DISTILLER_REGISTRY]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; bad input ends it with one line and a non-zero status."""
     args = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # with several devices this runs once for each
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s", force=True)
     try:
         with one_line_errors("acam-kd"):
             args.run(args)
@@ -56,13 +58,15 @@ def _parser() -> argparse.ArgumentParser:
     _data_options(evaluate, training=False)
     _model_options(evaluate)
     evaluate.add_argument("--batch-size", type=_positive, default=8, help="images at a time")
-    evaluate.add_argument("--workers", type=int, default=2, help="processes that read images")
+    evaluate.add_argument("--workers", type=_natural, default=2, help="processes that read images")
     evaluate.set_defaults(run=_evaluate)
     demo = commands.add_parser(
         "demo", help="the whole story on drawn shapes, in a quarter of an hour", formatter_class=defaults
     )
     demo.add_argument("--engine", choices=("torchvision", "detectron2"), default="torchvision", help="who trains")
-    demo.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the students; the teacher keeps its own")
+    demo.add_argument(
+        "--seeds", type=_natural, nargs="+", default=[0], help="of the students; the teacher keeps its own"
+    )
     demo.add_argument(
         "--output",
         type=Path,
@@ -92,7 +96,10 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
         "--student-weights", default="", metavar="FILE|NAME", help="a state dict, or torchvision's, as DEFAULT"
     )
     group.add_argument(
-        "--size", type=_positive, metavar="PIXELS", help="shorter side of the images; else the model's own"
+        "--size",
+        type=_positive,
+        metavar="PIXELS",
+        help="shorter side of the images; else the model's own; SSD's is fixed",
     )
 
 
@@ -104,7 +111,10 @@ def _distillation_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--teacher-weights", default="", metavar="FILE|NAME", help="as --student-weights")
     group.add_argument(
-        "--teacher-classes", type=int, default=0, help="of a teacher's file, with the background, if not the data's"
+        "--teacher-classes",
+        type=_natural,
+        default=0,
+        help="of a teacher's file, with the background, if not the data's",
     )
     group.add_argument("--method", choices=[*METHODS, "none"], help="default: ACAMKD with a teacher, none without")
     group.add_argument(
@@ -123,24 +133,38 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the run")
     group.add_argument("--output", type=Path, required=True, help="folder of the run")
     group.add_argument("--resume", action="store_true", help="go on with the run in --output, if there is one")
-    group.add_argument("--seed", type=int, default=0, help="decides the start and the order of the images")
+    group.add_argument("--seed", type=_natural, default=0, help="decides the start and the order of the images")
     group.add_argument("--iterations", type=_positive, default=90000, help="optimizer steps")
     group.add_argument("--batch-size", type=_positive, default=16, help="images a step, of all devices together")
     group.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
-    group.add_argument("--lr", type=float, default=0.01, help="after the warm-up; for sgd and 16 images a step")
-    group.add_argument("--warmup", type=int, default=1000, help="steps; at most a quarter of the run")
+    group.add_argument("--lr", type=_rate, default=0.01, help="after the warm-up; for sgd and 16 images a step")
+    group.add_argument("--warmup", type=_natural, default=1000, help="steps; at most a quarter of the run")
     group.add_argument("--eval-period", type=_positive, default=5000, help="steps between two evaluations")
     group.add_argument("--checkpoint-period", type=_positive, default=1000, help="steps between two checkpoints")
     group.add_argument("--devices", type=_positive, default=1, help="GPUs, or processes on a CPU")
     group.add_argument("--accelerator", default="auto", help="Lightning's: auto, gpu, cpu, ...")
     group.add_argument("--precision", choices=("32-true", "bf16-mixed", "16-mixed"), default="32-true")
-    group.add_argument("--workers", type=int, default=2, help="processes that read images, per device")
+    group.add_argument("--workers", type=_natural, default=2, help="processes that read images, per device")
 
 
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, found {value}")
+    return value
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, found {value}")
+    return value
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be positive and finite, found {value}")
     return value
 
 
@@ -192,7 +216,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from .tv.training import evaluate
+    from .tv.build import evaluate
 
     found = evaluate(
         args.student,

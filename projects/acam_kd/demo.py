@@ -20,9 +20,9 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
-from .core import write_atomically
 from .data.coco import find_split
 from .data.shapes import make_shapes
+from .files import write_atomically
 from .vis.report import write_report
 from .vis.results import Detections, Example, Row, Snapshot
 
@@ -74,7 +74,7 @@ class Engine(Protocol):
     DESCRIPTION: str
 
     def run(self, plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watched: Sequence[str]) -> None:
-        """Train and evaluate, or go on with it.
+        """Train and evaluate, or go on with it; what is complete is left alone.
 
         In ``folder`` it leaves, besides what the engine needs itself: ``result.json`` (``metrics``, ``seconds``,
         ``parameters``, ``versions``, ``device``, ``date``; the mark of a complete run), ``metrics.jsonl`` (lines with
@@ -103,8 +103,7 @@ def demo(output: Path, *, engine: str = "torchvision", seeds: Sequence[int] = (0
     todo = [(TEACHER, output / "teacher", 0), *((p, folders[seed, p.key], seed) for seed in seeds for p in PLANS)]
     for number, (plan, folder, seed) in enumerate(todo, 1):
         logger.info("\n== %d of %d: %s, seed %d (%s) ==", number, len(todo), plan.name, seed, folder)
-        if not (folder / "result.json").is_file():
-            runner.run(plan, folder, data=data, teacher=output / "teacher", seed=seed, watched=watched)
+        runner.run(plan, folder, data=data, teacher=output / "teacher", seed=seed, watched=watched)
     results = {plan.key: [_result(folders[seed, plan.key]) for seed in seeds] for plan in PLANS}
     results["teacher"] = [_result(output / "teacher")]
     table = _table(results, seeds)
@@ -208,7 +207,8 @@ def _report(
     write_report(
         output / "report.html",
         title="ACAM-KD: a small detector learns from a large one",
-        intro=f"{description} All students have the same data, iterations and, for a seed, the same start. "
+        intro=f"{description} All students have the same data and iterations and, for a seed, the same random start, "
+        "before they inherit. "
         f"{'Means over the seeds; curves and pictures are of the first' if several else 'One seed'}.",
         caveat="This is a demonstration on drawn shapes, from scratch and short. Differences of less than about "
         f"{'one' if several else 'two'} AP are within what another seed would change; docs/demo.md has several seeds.",
@@ -235,21 +235,21 @@ def _examples(data: Path, watched: Sequence[str], folders: dict[str, Path]) -> l
     content = _content(data)
     names = {category["id"]: category["name"] for category in content["categories"]}
     predictions = {name: json.loads((folder / "predictions.json").read_text()) for name, folder in folders.items()}
+    images = {image["file_name"]: image for image in content["images"]}
     examples = []
-    for image in content["images"]:
-        if image["file_name"] in watched:
+    for image in (images[name] for name in watched):
 
-            def of(annotations: list[dict[str, Any]], image: dict[str, Any] = image) -> Detections:
-                own = [a for a in annotations if a["image_id"] == image["id"] and a.get("score", 1) >= SCORE]
-                boxes = np.array([a["bbox"] for a in own], float).reshape(-1, 4)
-                boxes[:, 2:] += boxes[:, :2]
-                scores = np.array([a["score"] for a in own]) if "score" in (annotations or [{}])[0] else None
-                return Detections(boxes, [names[a["category_id"]] for a in own], scores)
+        def of(annotations: list[dict[str, Any]], image: dict[str, Any] = image) -> Detections:
+            own = [a for a in annotations if a["image_id"] == image["id"] and a.get("score", 1) >= SCORE]
+            boxes = np.array([a["bbox"] for a in own], float).reshape(-1, 4)
+            boxes[:, 2:] += boxes[:, :2]
+            scores = np.array([a["score"] for a in own]) if "score" in (annotations or [{}])[0] else None
+            return Detections(boxes, [names[a["category_id"]] for a in own], scores)
 
-            pixels = cv2.imread(str(Path(find_split(data, "val").image_root) / image["file_name"]))
-            found = {name: of(results) for name, results in predictions.items()}
-            rgb = np.ascontiguousarray(pixels[:, :, ::-1])  # type: ignore[index]
-            examples.append(Example(image["file_name"], rgb, of(content["annotations"]), found))
+        pixels = cv2.imread(str(Path(find_split(data, "val").image_root) / image["file_name"]))
+        found = {name: of(results) for name, results in predictions.items()}
+        rgb = np.ascontiguousarray(pixels[:, :, ::-1])  # type: ignore[index]
+        examples.append(Example(image["file_name"], rgb, of(content["annotations"]), found))
     return examples
 
 

@@ -12,6 +12,9 @@ __all__ = ["one_line_errors"]
 
 MENDABLE = (ValueError, KeyError, FileNotFoundError, FloatingPointError, AssertionError)
 
+WORKER = "in DataLoader worker process"
+"""torch raises what a worker raised again, with the traceback as its text."""
+
 
 @contextmanager
 def one_line_errors(program: str, *others: ModuleType) -> Iterator[None]:
@@ -29,6 +32,8 @@ def one_line_errors(program: str, *others: ModuleType) -> Iterator[None]:
     except MENDABLE as error:
         folders = [__file__, *(str(module.__file__) for module in others)]
         raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+        if WORKER in str(error) and os.path.dirname(__file__) in str(error).rpartition('File "')[2]:
+            raise SystemExit(f"{program}: {str(error).strip().splitlines()[-1].partition(': ')[2]}") from None
         if not raised_in.startswith(tuple(os.path.dirname(folder) for folder in folders)):
             raise
         raise SystemExit(f"{program}: {error.args[0]}") from None

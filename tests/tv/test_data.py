@@ -129,7 +129,7 @@ def test_loaders_draw_nothing_from_the_global_generator(data):
         for _, ts in evaluation_loader(dataset, batch_size=2, workers=0, rank=r, world=2)
         for t in ts
     ]
-    assert sorted(seen) == sorted(dataset.coco.ids)  # each image once
+    assert sorted(seen) == sorted(dataset.ids)  # each image once
     assert len(list(training_loader(dataset, Stream(3, batch_size=2, batches=2, seed=0), workers=0))) == 2
     assert torch.equal(torch.get_rng_state(), state)
 

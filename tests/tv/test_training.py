@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from acam_kd.core.distillers import Mimic
+from acam_kd.tv.build import evaluate
 from acam_kd.tv.models import build_model
 from acam_kd.tv.run import RunFolder, read_card
-from acam_kd.tv.training import evaluate, train
+from acam_kd.tv.training import train
 
 from .conftest import STUDENT
 

@@ -3,7 +3,6 @@
 from . import distillers, fusion, losses, masking  # importing registers
 from .distiller import Distiller, method_arguments
 from .features import FeatureSpec, FeatureTap, match_levels
-from .files import sha256, write_atomically
 from .gradients import clip_gradients
 from .inheritance import inherit
 from .model import DistillationModel
@@ -28,6 +27,4 @@ __all__ = [
     "masking",
     "match_levels",
     "method_arguments",
-    "sha256",
-    "write_atomically",
 ]

@@ -43,6 +43,12 @@ def register_coco_datasets(datasets: Sequence[Sequence[str]]) -> None:
             raise ValueError(f"a dataset is [name, json file, image folder], found {entry!r} {KEY}")
         name, json_file, image_root = (os.path.expanduser(str(value)) for value in entry)
         content = check_coco(json_file, image_root, name=f"dataset {name}", hint=KEY)
+        zero = [number for number, annotation in enumerate(content["annotations"]) if annotation["id"] == 0]
+        if zero:
+            raise ValueError(
+                f"dataset {name}: {json_file}: annotations[{zero[0]}]: id is 0, which COCO evaluation takes for "
+                "'no match'; start at 1"
+            )
         if name in DatasetCatalog.list():
             known = MetadataCatalog.get(name)
             if (known.get("json_file"), known.get("image_root")) != (json_file, image_root):

@@ -16,9 +16,10 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
-from ..core import Distiller, write_atomically
+from ..core import Distiller
 from ..data.coco import find_split
 from ..demo import Plan, keep_masks
+from ..files import write_atomically
 from .config import add_distillation_config, student_config
 from .visualize import load_for_masks, load_moment, masks_of, read_rgb, strides_of
 
@@ -46,6 +47,7 @@ def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watch
             f"the demo with Detectron2 runs train_net.py of a checkout of the repository, there is none in {CHECKOUT} "
             "(option: --engine)"
         )
+    folder.mkdir(parents=True, exist_ok=True)
     config = "teacher.yaml" if plan.role == "teacher" else "acam.yaml"
     command = [sys.executable, str(train_net), "--config-file", str(CHECKOUT / "configs/demo" / config), "--resume"]
     command += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
@@ -54,6 +56,8 @@ def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watch
         command += ["DISTILL.INHERIT", "always" if plan.inherit else "never"]
         if plan.method:
             command += [f"DISTILL.{plan.method.upper()}.ALPHA", str(ALPHA * plan.weight)]
+    if _is_complete(folder, command):
+        return
     done = subprocess.run(command, env={**os.environ, "DETECTRON2_DATASETS": str(data.parent.absolute())}, check=False)
     if done.returncode:
         raise ValueError(f"{plan.name} failed; what Detectron2 says is above, and in {folder / 'log.txt'}")
@@ -64,7 +68,17 @@ def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watch
     write_atomically(folder / "predictions.json", detections)
     if plan.method and watched:
         _keep_masks(folder, cfg, [Path(find_split(data, "val").image_root) / name for name in watched])
-    write_atomically(folder / "result.json", json.dumps(_result(cfg, history), indent=1))
+    write_atomically(folder / "result.json", json.dumps({**_result(cfg, history), "command": command[1:]}, indent=1))
+
+
+def _is_complete(folder: Path, command: Sequence[str]) -> bool:
+    path = folder / "result.json"
+    if not path.is_file():
+        return False
+    before = json.loads(path.read_text())["command"]
+    if before != command[1:]:
+        raise ValueError(f"{folder} has a run of other settings, {' '.join(before)}; choose another --output")
+    return True
 
 
 def _config(folder: Path) -> CfgNode:

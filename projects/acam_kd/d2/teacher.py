@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from ..core import sha256
+from ..files import sha256
 from .config import META_ARCHITECTURE
 
 __all__ = ["build_teacher", "teacher_config"]

@@ -16,6 +16,15 @@ REQUIRED = {
     "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
     "categories": ("id", "name"),
 }
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "file_name": str,
+    "width": int,
+    "height": int,
+    "bbox": list,
+    "area": (int, float),
+    "iscrowd": int,
+}
+"""Of the values that are not just any number or text."""
 LAYOUTS = (
     ("{split}.json", "{split}"),
     ("{split}.json", "images"),
@@ -104,9 +113,12 @@ def _check_parts(where: str, content: Any, hint: str) -> None:
         if not content[part]:
             raise ValueError(f"{where} has no {part}{hint}")
         for number, item in enumerate(content[part]):
-            missing = [key for key in keys if key not in item]
+            missing = [key for key in keys if not isinstance(item, dict) or key not in item]
             if missing:
                 raise ValueError(f"{where}: {part}[{number}] has no {missing[0]!r}")
+            wrong = [key for key in keys if not isinstance(item[key], TYPES.get(key, (int, float, str)))]
+            if wrong:
+                raise ValueError(f"{where}: {part}[{number}]: {wrong[0]} is {item[wrong[0]]!r}")
         if len({item["id"] for item in content[part]}) < len(content[part]):
             raise ValueError(f"{where}: two {part} have the same id")
 
@@ -120,8 +132,6 @@ def _check_annotations(where: str, content: dict[str, Any], masks: bool) -> None
             problem = f"image_id {item['image_id']} is no image"
         elif item["category_id"] not in categories:
             problem = f"category_id {item['category_id']} is no category"
-        elif item["id"] == 0:
-            problem = "id is 0, which COCO evaluation takes for 'no match'; start at 1"
         elif masks and not item.get("segmentation"):
             problem = "it has no 'segmentation', which a model of masks needs"
         else:

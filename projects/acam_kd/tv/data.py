@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from PIL import Image, ImageOps
+from pycocotools.coco import COCO
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.datasets import CocoDetection
 from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes, Mask
 
@@ -52,9 +54,14 @@ class CocoImages(Dataset[Sample]):
 
     def __init__(self, split: CocoSplit, *, semantic: bool = False, masks: bool = False, name: str = "dataset") -> None:
         content = check_coco(split.json_file, split.image_root, name=name, masks=masks or semantic)
-        self.split, self.semantic, self.masks = split, semantic, masks
+        for number, annotation in enumerate(content["annotations"], 1):
+            annotation["id"] = number  # COCO's evaluation takes 0, which some exporters start from, for "no match"
+        self.split, self.semantic, self.masks, self.name = split, semantic, masks, name
+        self.coco = COCO()
+        self.coco.dataset = content
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
-            self.coco = CocoDetection(split.image_root, split.json_file)
+            self.coco.createIndex()
+        self.ids = sorted(self.coco.imgs)
         self.labels = label_of([category["id"] for category in content["categories"]])
         self.categories = {self.labels[c["id"]]: str(c["name"]) for c in content["categories"]}
         self.num_classes = max(self.labels.values()) + 1
@@ -62,22 +69,35 @@ class CocoImages(Dataset[Sample]):
         self.finish = v2.Compose([v2.ClampBoundingBoxes(), v2.ToDtype(torch.float32, scale=True)])
 
     def __len__(self) -> int:
-        return len(self.coco)
+        return len(self.ids)
 
     def __getitem__(self, index: int | tuple[int, int]) -> Sample:
         seed = None
         if isinstance(index, tuple):
             index, seed = index
-        image, annotations = self.coco[index]
-        image = v2.functional.to_image(image)
-        target = self._target(annotations, image.shape[-2:])
+        image_id = self.ids[index]
+        image = self._image(self.coco.imgs[image_id])
+        target = self._target(self.coco.imgToAnns[image_id], image.shape[-2:])
         if seed is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
                 image, target = self.augment(image, target)
         image, target = self.finish(image, target)
-        target["image_id"] = self.coco.ids[index]
+        target["image_id"] = image_id
         return image.as_subclass(Tensor), _without_empty(target)
+
+    def _image(self, entry: dict[str, Any]) -> Any:
+        """Read the image, turned as its EXIF entry says, as Detectron2 does."""
+        path = os.path.join(self.split.image_root, entry["file_name"])
+        try:
+            with Image.open(path) as file:
+                image = ImageOps.exif_transpose(file).convert("RGB")
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{self.name}: {path} cannot be read as an image: {error}") from error
+        if image.size != (entry["width"], entry["height"]):
+            sizes = f"{image.width} x {image.height}, not {entry['width']} x {entry['height']}"
+            raise ValueError(f"{self.name}: {path} is {sizes} as {self.split.json_file} says")
+        return v2.functional.to_image(image)
 
     def _target(self, annotations: list[dict[str, Any]], shape: tuple[int, int]) -> dict[str, Any]:
         if self.semantic:
@@ -90,14 +110,14 @@ class CocoImages(Dataset[Sample]):
             "labels": torch.tensor([self.labels[a["category_id"]] for a in kept], dtype=torch.int64),
         }
         if self.masks:
-            drawn = [torch.from_numpy(self.coco.coco.annToMask(a)) for a in kept]
+            drawn = [torch.from_numpy(self.coco.annToMask(a)) for a in kept]
             target["masks"] = Mask(torch.stack(drawn) if drawn else torch.zeros((0, *shape), dtype=torch.uint8))
         return target
 
     def _semantic(self, annotations: list[dict[str, Any]], shape: tuple[int, int]) -> Tensor:
         semantic = torch.zeros(shape, dtype=torch.int64)
         for a in sorted(annotations, key=lambda a: -a["area"]):
-            semantic[torch.from_numpy(self.coco.coco.annToMask(a)).bool()] = self.labels[a["category_id"]]
+            semantic[torch.from_numpy(self.coco.annToMask(a)).bool()] = self.labels[a["category_id"]]
         return semantic
 
 

@@ -21,8 +21,8 @@ from ..core import (
     inherit,
     match_levels,
     method_arguments,
-    sha256,
 )
+from ..files import sha256
 from .models import plain, pyramid, side_of
 from .segmentation import Segmentor
 
@@ -88,13 +88,21 @@ def parse_options(method: str, pairs: Sequence[str]) -> dict[str, Any]:
         if not equals or name not in known:
             allowed = ", ".join(f"{key}={value!r}" for key, value in known.items()) or "nothing, without a method"
             raise ValueError(f"--set {pair}: {method or 'no method'} knows {allowed}")
-        value = text if isinstance(known[name], str) else yaml.safe_load(text)
-        if isinstance(known[name], float) and type(value) is int:
-            value = float(value)
+        value = _read(text, known[name])
         if type(value) is not type(known[name]):
             raise ValueError(f"--set {pair}: {type(known[name]).__name__} is needed, as {name}={known[name]!r}")
         options[name] = value
     return options
+
+
+def _read(text: str, default: Any) -> Any:
+    """A value of the default's type, or whatever else the text means."""
+    if isinstance(default, str):
+        return text
+    try:
+        return float(text) if isinstance(default, float) else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
+        return text
 
 
 def build_distillation(
@@ -132,9 +140,11 @@ def build_distillation(
     if not method:
         return DistillationModel(student=student, teacher=None, distiller=None, levels={})
     side = side_of(student)
-    own, other = pyramid(student, side), pyramid(teacher, side)
     try:
+        own, other = pyramid(student, side), pyramid(teacher, side)
         pairs = match_levels(own, other, levels)
+    except RuntimeError as error:
+        raise ValueError(f"student and teacher do not take images of one size, {side} x {side}: {error}") from error
     except (KeyError, ValueError) as error:
         message = str(error.args[0]).replace("DISTILL.LEVELS", "--levels").replace("key:", "option:")
         raise ValueError(message) from error

@@ -42,7 +42,7 @@ class CocoEvaluator:
     """
 
     def __init__(self, dataset: CocoImages) -> None:
-        self.coco = dataset.coco.coco
+        self.coco = dataset.coco
         self.category = {label: category for category, label in dataset.labels.items()}
         self.masks = dataset.masks
         self.results: list[dict[str, Any]] = []
@@ -67,7 +67,10 @@ class CocoEvaluator:
                     self.results.append(result)
 
     def metrics(self) -> dict[str, float]:
-        """``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl`` in percent; NaN where there are no such objects."""
+        """``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl`` in percent.
+
+        NaN where there are no such objects; all 0 if nothing was detected.
+        """
         found = self._evaluate("bbox")
         if self.masks:
             found.update({f"segm/{name}": value for name, value in self._evaluate("segm").items()})

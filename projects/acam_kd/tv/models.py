@@ -61,7 +61,7 @@ def build_model(
         size: the shorter side that images are resized to inside the model; None for torchvision's 800 in
             detectors, for no resizing in segmentation. SSD's is fixed.
         weights: a name of torchvision's weights for the whole model, as ``DEFAULT``, or None.
-        backbone_weights: the same for the backbone; part of it is then frozen, as torchvision does.
+        backbone_weights: the same for the backbone; of a detector's the beginning is then frozen.
 
     Raises:
         ValueError: an unknown name of a model or of weights.
@@ -76,6 +76,10 @@ def build_model(
         if weights:
             raise ValueError(f"torchvision has no weights for {name}; give a file, or weights for its backbone")
         return _compose(name, num_classes or 91, backbone_weights, arguments)
+    if name.startswith("ssdlite") and backbone_weights:
+        raise ValueError(f"{name} cannot start from its backbone's weights: torchvision gives it another shape then")
+    if name.startswith("ssd300") and backbone_weights == "DEFAULT":
+        backbone_weights = "IMAGENET1K_FEATURES"  # the ones that its normalisation of pixels is for
     _check_weights(name, weights)
     _check_weights(
         max((trunk for trunk in list_models(module=torchvision.models) if trunk in name), key=len), backbone_weights
@@ -85,7 +89,7 @@ def build_model(
     if name.startswith("fcos"):
         arguments["score_thresh"] = 0.05
     arguments["num_classes"] = None if weights else num_classes
-    built = get_model(name, weights=weights, weights_backbone=backbone_weights, **arguments)
+    built = _get(name, weights=weights, weights_backbone=backbone_weights, **arguments)
     return Segmentor(built, size=size) if name in SEGMENTATION else built
 
 
@@ -106,11 +110,20 @@ def _check_weights(name: str, weights: str | None) -> None:
         raise ValueError(f"no weights of {name} are called {weights!r}; known: {', '.join(known)}, or a file")
 
 
+def _get(name: str, **arguments: Any) -> Any:
+    try:
+        return get_model(name, **arguments)
+    except OSError as error:
+        raise ValueError(f"the weights of {name} cannot be downloaded: {error}") from error
+
+
 def _compose(name: str, num_classes: int, backbone_weights: str | None, arguments: dict[str, Any]) -> nn.Module:
     match = _composed(name)
     assert match
-    _check_weights(match[2], backbone_weights)
     detector, trunk, channels = match[1], match[2], int(match[3] or 256)
+    if channels == 0 or (detector == "fcos" and channels % 32):
+        raise ValueError(f"{name}: a pyramid cannot be {channels} wide; FCOS's has to be a multiple of 32")
+    _check_weights(trunk, backbone_weights)
     norm = FrozenBatchNorm2d if backbone_weights else nn.BatchNorm2d
     body, taps = _stages(trunk, backbone_weights, norm)
     dense = detector in ("fcos", "retinanet")
@@ -131,9 +144,9 @@ def _compose(name: str, num_classes: int, backbone_weights: str | None, argument
 def _stages(trunk: str, weights: str | None, norm: type[nn.Module]) -> tuple[nn.Module, dict[int, tuple[str, int]]]:
     """A classifier without its head, and stride -> (name of the last child of that stride, its channels).
 
-    With weights, what comes before stride 8 is frozen, as torchvision and Detectron2 do.
+    With weights, what comes before stride 8 is frozen, as Detectron2 does.
     """
-    body = get_model(trunk, weights=weights, norm_layer=norm)
+    body = _get(trunk, weights=weights, norm_layer=norm)
     if "mobilenet" in trunk:
         body = body.features[:-1]  # without the 1x1 before its classifier
     else:

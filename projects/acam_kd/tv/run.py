@@ -15,10 +15,10 @@ import lightning
 import torch
 import torchvision
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from torch import Tensor, nn
+from torch import nn
 
-from ..core import write_atomically
 from ..data.coco import CocoSplit
+from ..files import write_atomically
 from .data import CocoImages
 
 __all__ = ["Card", "RunFolder", "Settings", "read_card"]
@@ -87,6 +87,12 @@ class Settings:
         """The name of the student's model, also if ``student`` is a folder."""
         return read_card(self.student)[0].name if Path(self.student).is_dir() else self.student
 
+    def resolved(self) -> Settings:
+        """With the size of the folder's student, if ``student`` is a folder and no size was asked for."""
+        if self.size is None and Path(self.student).is_dir():
+            return dataclasses.replace(self, size=read_card(self.student)[0].size)
+        return self
+
     def asdict(self) -> dict[str, Any]:
         """Json's types only."""
         return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
@@ -137,7 +143,8 @@ class RunFolder:
     | ``student.json`` | the model's name, classes, size |
     | ``result.json`` | metrics, time, versions; written last, so a run that has it is complete |
 
-    Only the first process of several writes.
+    Only the first process of several writes. A run that is interrupted during an evaluation, before its end, goes on
+    after it: that one line is missing in ``metrics.jsonl``.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -174,8 +181,11 @@ class RunFolder:
     @rank_zero_only
     def start(self, settings: Settings) -> None:
         """Make the folder and write the settings."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / "settings.json", json.dumps(settings.asdict(), indent=1))
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / "settings.json", json.dumps(settings.asdict(), indent=1))
+        except OSError as error:
+            raise ValueError(f"{self.path} cannot be written: {error.strerror} (option: --output)") from error
 
     @rank_zero_only
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -185,9 +195,8 @@ class RunFolder:
                 file.write(json.dumps({"step": step, **values}) + "\n")
 
     def write_predictions(self, results: list[Any]) -> None:
-        """Write ``predictions.json``, of detections."""
-        if results and not isinstance(results[0], Tensor):
-            write_atomically(self.path / "predictions.json", json.dumps(results))
+        """Write ``predictions.json``."""
+        write_atomically(self.path / "predictions.json", json.dumps(results))
 
     def finish(
         self, card: Card, student: nn.Module, settings: Settings, *, metrics: dict[str, float], seconds: float

@@ -59,9 +59,9 @@ class Segmentor(nn.Module):
             targets: ``{"semantic": (H, W) labels}`` each; needed in training. An image without any label that
                 counts gives a loss of zero.
         """
+        if not self.training:  # one by one: padding would change what is pooled over the image
+            return [{"semantic": self._labels(self.network(self.batch([i]))["out"][0], i)} for i in images]
         out = self.network(self.batch(images))
-        if not self.training:
-            return [{"semantic": self._labels(logits, image)} for logits, image in zip(out["out"], images)]
         if targets is None:
             raise ValueError("targets are needed in training")
         resized = [self._resized(target["semantic"][None].float(), "nearest")[0].long() for target in targets]
@@ -72,10 +72,8 @@ class Segmentor(nn.Module):
         return losses
 
     def _labels(self, logits: Tensor, image: Tensor) -> Tensor:
-        """(K, H', W') of the padded batch -> (H, W) of the image."""
-        height, width = self._resized(image, "bilinear").shape[1:]
-        logits = logits[:, :height, :width]
-        if (height, width) != image.shape[1:]:
+        """(K, H', W') -> (H, W) of the image."""
+        if logits.shape[1:] != image.shape[1:]:
             logits = F.interpolate(logits[None], image.shape[1:], mode="bilinear", align_corners=False)[0]
         return logits.argmax(0)
 

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
-import time
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor, nn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..core import DistillationModel, clip_gradients
+from .build import build
 from .data import CocoImages, Stream, evaluation_loader, training_loader
-from .distillation import build_distillation, load_weights, parse_options
 from .evaluation import build_evaluator
-from .models import build_model, is_segmentation, plain
-from .run import Card, RunFolder, Settings, read_card
+from .models import is_segmentation, plain
+from .run import Card, RunFolder, Settings
 
-__all__ = ["evaluate", "load_model", "train"]
+__all__ = ["Training", "train"]
 
 logger = logging.getLogger("acam_kd")
 
@@ -61,7 +64,7 @@ class Training(lightning.LightningModule):
         self.stream, self.folder, self.observers = stream, folder, observers
         self.evaluator = build_evaluator(validation)
         self.evaluated_at, self.found = -1, dict[str, float]()
-        self.seconds, self._started = 0.0, time.perf_counter()
+        self.seconds, self._started = 0.0, perf_counter()
         self._warned: set[str] = set()
 
     # One step.
@@ -83,7 +86,7 @@ class Training(lightning.LightningModule):
         if isinstance(self.logger, TensorBoardLogger):
             self.logger.log_metrics(values, step)
         parts = "  ".join(f"{name.removeprefix('loss_')} {value:.3g}" for name, value in values.items())
-        logger.info("step %d/%d  %s  (%.0f s)", step, settings.iterations, parts, self._time())
+        logger.info("step %d/%d  %s  (%.0f s)", step, settings.iterations, parts, self.time())
         if self.model.distiller is not None:
             for place, warning in self.model.distiller.warnings().items():
                 if place not in self._warned:
@@ -92,8 +95,10 @@ class Training(lightning.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip, and stop before a bad gradient reaches the weights; float16's scaler skips such steps itself."""
-        if self.settings.precision != "16-mixed":
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
             clip_gradients(self, MAX_GRADIENT_NORM, when=f"iteration {self.global_step}")
+        else:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), MAX_GRADIENT_NORM)
 
     def configure_optimizers(self) -> Any:
         """SGD or AdamW; a linear warm-up, then a cosine down to zero."""
@@ -118,7 +123,7 @@ class Training(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         """Observe the student as it starts."""
-        self._started = time.perf_counter()
+        self._started = perf_counter()
         if self.global_step == 0:
             self._observe(0)
 
@@ -135,7 +140,7 @@ class Training(lightning.LightningModule):
             torch.distributed.all_gather_object(shares, self.evaluator.results)
         self.evaluator.results = [result for share in shares for result in share]
         self.found = self.evaluator.metrics()
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and not self.validation.semantic:
             self.folder.write_predictions(self.evaluator.results)
         self.evaluator.results = []
         self.evaluated_at = self.global_step
@@ -159,14 +164,17 @@ class Training(lightning.LightningModule):
     def on_train_batch_end(self, *_: Any) -> None:
         """Save what a resumed run needs."""
         if self.global_step % self.settings.checkpoint_period == 0:
-            self.trainer.save_checkpoint(self.folder.checkpoint)
+            part = self.folder.checkpoint.with_suffix(".part")  # Lightning's own way there is not always atomic
+            self.trainer.save_checkpoint(part)
+            if self.trainer.is_global_zero:
+                os.replace(part, self.folder.checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning's checkpoint, and the random state of the first process and the time so far."""
         checkpoint["rng"] = torch.get_rng_state()
         if torch.cuda.is_available():
             checkpoint["rng_cuda"] = torch.cuda.get_rng_state()
-        checkpoint["seconds"] = self._time()
+        checkpoint["seconds"] = self.time()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on at the same image, with the same random numbers."""
@@ -182,66 +190,9 @@ class Training(lightning.LightningModule):
             if cuda is not None and torch.cuda.is_available():
                 torch.cuda.set_rng_state(cuda)
 
-    def _time(self) -> float:
-        return self.seconds + time.perf_counter() - self._started
-
-
-def load_model(
-    name: str, weights: str, *, num_classes: int | None, size: int | None, role: str, backbone_weights: str = ""
-) -> tuple[nn.Module, Card | None]:
-    """A model by the folder of a finished run, or by its name; see ``Settings`` for both.
-
-    Returns:
-        The model, and what its run's folder says about it.
-    """
-    if Path(name).is_dir():
-        card, path = read_card(name)
-        model = build_model(card.name, num_classes=card.num_classes, size=size or card.size)
-        load_weights(model, weights or str(path), role=role)
-        return model, card
-    is_file = bool(weights) and (Path(weights).exists() or not weights.replace("_", "").isalnum())
-    model = build_model(
-        name,
-        num_classes=num_classes,
-        size=size,
-        weights=None if is_file else weights or None,
-        backbone_weights=backbone_weights or None,
-    )
-    if is_file:
-        load_weights(model, weights, role=role)
-    return model, None
-
-
-def _build(settings: Settings, data: CocoImages) -> DistillationModel:
-    options = parse_options(settings.method, settings.options)
-    student, _ = load_model(
-        settings.student,
-        settings.student_weights,
-        num_classes=data.num_classes,
-        size=settings.size,
-        role="student",
-        backbone_weights=settings.student_backbone_weights,
-    )
-    teacher = None
-    if settings.teacher and (settings.method or settings.inherit != "never"):
-        if not settings.teacher_weights and not Path(settings.teacher).is_dir():
-            raise ValueError(
-                f"the teacher {settings.teacher} has no weights: give the folder of a finished run, or a name with "
-                "--teacher-weights FILE or DEFAULT"
-            )
-        with torch.random.fork_rng(devices=[]):  # what the teacher draws for its start must not move the student
-            classes = settings.teacher_classes or data.num_classes
-            teacher, _ = load_model(
-                settings.teacher, settings.teacher_weights, num_classes=classes, size=None, role="teacher"
-            )
-    return build_distillation(
-        student,
-        teacher,
-        method=settings.method,
-        options=options,
-        inheritance=settings.inherit,
-        levels=settings.levels,
-    )
+    def time(self) -> float:
+        """Seconds of training and evaluating so far, those before an interruption included."""
+        return self.seconds + perf_counter() - self._started
 
 
 def train(settings: Settings, output: str | Path, *, resume: bool = False, observers: Sequence[Moment] = ()) -> Any:
@@ -265,13 +216,14 @@ def train(settings: Settings, output: str | Path, *, resume: bool = False, obser
     if resume and (result := folder.result()) is not None:
         logger.info("%s is complete already", folder.path)
         return result
+    asked, settings = settings, settings.resolved()
     semantic = is_segmentation(settings.student_name)
     masks = settings.student_name.startswith("maskrcnn")
     training = CocoImages(settings.train_split, semantic=semantic, masks=masks, name="training data")
     validation = CocoImages(settings.val_split, semantic=semantic, masks=masks, name="validation data")
     _check_classes(training, validation)
     lightning.seed_everything(settings.seed, verbose=False)
-    model = _build(settings, training)
+    model = build(settings, training)
     trainer = _trainer(settings, folder)
     stream = Stream(
         len(training),
@@ -281,44 +233,30 @@ def train(settings: Settings, output: str | Path, *, resume: bool = False, obser
         rank=trainer.global_rank,
         world=trainer.world_size,
     )
-    folder.start(settings)
     task = Training(model, settings, validation=validation, stream=stream, folder=folder, observers=observers)
     loaders: tuple[DataLoader[Any], DataLoader[Any]] = (
         training_loader(training, stream, workers=settings.workers),
         _evaluation_loader(validation, settings, trainer),
     )
-    checkpoint = folder.checkpoint if resume and folder.checkpoint.is_file() else None
+    folder.start(asked)
     try:
-        trainer.fit(task, *loaders, ckpt_path=checkpoint, weights_only=False)
+        trainer.fit(task, *loaders, ckpt_path=_checkpoint(folder) if resume else None, weights_only=False)
+        if task.evaluated_at != settings.iterations:
+            trainer.validate(task, loaders[1], verbose=False)
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
-    if task.evaluated_at != settings.iterations:
-        trainer.validate(task, loaders[1], verbose=False)
-    card = Card.of(settings, training)
-    seconds = task._time()
     if not trainer.is_global_zero:
         return None
-    return folder.finish(card, plain(model.student), settings, metrics=task.found, seconds=seconds)
+    card = Card.of(settings, training)
+    return folder.finish(card, plain(model.student), asked, metrics=task.found, seconds=task.time())
 
 
-def evaluate(
-    student: str, weights: str, split: Any, *, size: int | None = None, batch_size: int = 8, workers: int = 0
-) -> dict[str, float]:
-    """Evaluate a finished run's student, or a model by its name and weights, on a dataset."""
-    name = read_card(student)[0].name if Path(student).is_dir() else student
-    data = CocoImages(split, semantic=is_segmentation(name), masks=name.startswith("maskrcnn"))
-    if not weights and not Path(student).is_dir():
-        raise ValueError(f"{student} has no weights (option: --student-weights; or give the folder of a finished run)")
-    model, card = load_model(student, weights, num_classes=data.num_classes, size=size, role="student")
-    if card and card.categories != data.categories:
-        raise ValueError(f"{student} knows {card.categories}, the data has {data.categories}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device).eval()
-    evaluator = build_evaluator(data)
-    with torch.inference_mode():
-        for images, targets in evaluation_loader(data, batch_size=batch_size, workers=workers):
-            evaluator.add(model([image.to(device) for image in images]), targets)
-    return evaluator.metrics()
+def _checkpoint(folder: RunFolder) -> Path | None:
+    if not folder.checkpoint.is_file():
+        return None
+    if not zipfile.is_zipfile(folder.checkpoint):  # torch's format
+        raise ValueError(f"{folder.checkpoint} is no checkpoint; without it --resume starts anew")
+    return folder.checkpoint
 
 
 def _check_classes(training: CocoImages, validation: CocoImages) -> None:
@@ -337,6 +275,14 @@ def _evaluation_loader(data: CocoImages, settings: Settings, trainer: lightning.
 def _trainer(settings: Settings, folder: RunFolder) -> lightning.Trainer:
     warnings.filterwarnings("ignore", module="lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    try:
+        return _lightning(settings, folder)
+    except MisconfigurationException as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"Lightning: {reason} (options: --accelerator, --devices, --precision)") from error
+
+
+def _lightning(settings: Settings, folder: RunFolder) -> lightning.Trainer:
     return lightning.Trainer(
         max_steps=settings.iterations,
         val_check_interval=settings.eval_period,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import cv2
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..files import write_atomically
 from .curves import colours, curve, loss_names, series
 from .panels import Array, channel_panel, draw_detections, mask_panel
 from .results import Detections, Example, Row, Snapshot, hits, metric_names, sentences
@@ -85,17 +85,8 @@ def write_report(
         examples=[(example.file_name, _example(example, rows)) for example in examples],
         masks=[(x.file_name, _masks(x, [s for s in snapshots if s.image == i])) for i, x in enumerate(examples)],
     )
-    _write_whole(Path(path), text)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text)
 
 
 def _table(rows: Sequence[Row]) -> dict[str, Any]:
