@@ -115,9 +115,22 @@ def test_bad_options(data, finished, tmp_path, refused):
     assert "there is no teacher" in refused(*quick(data, out, "--method", "Mimic"))
     assert "there is no val data: give --data FOLDER" in refused("eval", "--student", finished)
     assert "has no weights" in refused("eval", "--data", data, "--student", STUDENT)
-    with pytest.raises(SystemExit):
-        run(*quick(data, out, "--iterations", 0))
+    for option, value in (("--iterations", 0), ("--workers", -1), ("--lr", "nan"), ("--seed", -1), ("--warmup", -1)):
+        with pytest.raises(SystemExit) as error:
+            run(*quick(data, out, option, value))
+        assert error.value.code == 2
     assert not out.exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named_also_by_a_worker(data, tmp_path, refused, workers):
+    folder = broken(data, tmp_path, lambda content: None)
+    (folder / "train").unlink()
+    (folder / "train").mkdir()
+    for image in (data / "train").iterdir():
+        (folder / "train" / image.name).write_text("no image")
+    message = refused(*quick(folder, tmp_path / "out", "--workers", workers))
+    assert "cannot be read as an image" in message
 
 
 def test_a_checkpoint_of_another_model(data, finished, tmp_path, refused):

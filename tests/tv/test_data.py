@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from acam_kd.data.coco import CocoSplit, find_split
 from acam_kd.tv.data import CocoImages, Stream, evaluation_loader, label_of, training_loader
@@ -165,6 +166,35 @@ def test_what_is_not_coco_is_said_in_one_line(one, changes, message):
     with pytest.raises(ValueError, match=message) as error:
         CocoImages(one(**changes), name="my data")
     assert "my data" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_ids_that_start_from_0_are_counted_anew(one):
+    dataset = CocoImages(one(annotations=[{**BOX, "id": 0}]))
+    assert [a["id"] for a in dataset.coco.dataset["annotations"]] == [1]
+
+
+@pytest.mark.parametrize("wrong", [7, {**BOX, "bbox": None}, {**BOX, "area": "1"}, {**BOX, "id": [1]}])
+def test_entries_of_a_wrong_type_are_said(one, wrong):
+    with pytest.raises(ValueError, match=r"annotations\[0\](: | has no )"):
+        CocoImages(one(annotations=[wrong]))
+    with pytest.raises(ValueError, match="width is '8'"):
+        CocoImages(one(images=[{"id": 5, "file_name": "a.png", "width": "8", "height": 6}]))
+
+
+def test_an_image_is_turned_as_it_says_and_has_the_size_of_the_json(one):
+    split = one()
+    path = Path(split.image_root) / "a.png"
+    turned = Image.new("RGB", (6, 8), (255, 0, 0))  # as the sensor has it; entry 6 turns it
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(path, exif=exif)
+    assert CocoImages(split)[0][0].shape == (3, 6, 8)
+    turned.save(path)
+    with pytest.raises(ValueError, match=r"a.png is 6 x 8, not 8 x 6 as .*a.json says"):
+        CocoImages(split)[0]
+    path.write_text("no image")
+    with pytest.raises(ValueError, match="a.png cannot be read as an image"):
+        CocoImages(split)[0]
 
 
 def test_masks_are_asked_for_where_they_are_needed(one):

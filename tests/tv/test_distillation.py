@@ -111,6 +111,10 @@ def test_inheritance_is_for_pairs_of_one_kind_unless_asked_for():
         ),
         ({"levels": ["p3"]}, r"unknown level 'p3'; the student has: 0, 1, 2, p6, p7 \(option: --levels\)"),
         ({"student": "fasterrcnn_resnet18_fpn32", "levels": ["0", "1"]}, r"no level for 0 \(option: --levels\)"),
+        (
+            {"student": "fasterrcnn_resnet18_fpn32", "teacher": "ssd300_vgg16"},
+            "student and teacher do not take images of one size, 256 x 256: ",
+        ),
         ({"inheritance": "sometimes"}, "auto, always, never, not 'sometimes'"),
     ],
 )
@@ -160,6 +164,7 @@ def test_options_have_the_types_of_the_defaults():
         "mask_gradient": "paper",
         "num_masks": 3,
     }
+    assert parse_options("Mimic", ["alpha=1e-3"]) == {"alpha": 0.001}
     assert parse_options("", []) == {}
 
 
@@ -169,6 +174,7 @@ def test_options_have_the_types_of_the_defaults():
         ("ACAMKD", "alpha", "--set alpha: ACAMKD knows alpha=1.0, lambda_div=1.0"),
         ("ACAMKD", "beta=2", "--set beta=2: ACAMKD knows alpha=1.0"),
         ("ACAMKD", "num_masks=2.5", "int is needed, as num_masks=6"),
+        ("ACAMKD", "num_masks=[", "int is needed"),
         ("ACAMKD", "alpha=much", "float is needed, as alpha=1.0"),
         ("", "alpha=2", "no method knows nothing, without a method"),
     ],

@@ -157,6 +157,46 @@ def test_bfloat16_trains(distilling, tmp_path):
     assert all(tensor.dtype != torch.bfloat16 for tensor in student_of(tmp_path / "run").values())
 
 
+def test_masks_of_instances_are_learnt_and_evaluated(settings, tmp_path):
+    result = train(replace(settings, student="maskrcnn_resnet18_fpn32", iterations=1), tmp_path / "run")
+    assert {"AP", "segm/AP"} <= result["metrics"].keys()
+    assert evaluate(str(tmp_path / "run"), "", settings.val_split, workers=0).keys() == result["metrics"].keys()
+
+
+def test_a_folder_as_student_goes_on_from_its_student(settings, finished, tmp_path):
+    settings = replace(settings, student=str(finished), size=None, iterations=1, learning_rate=1e-9)
+    train(settings, tmp_path / "run")
+    assert read_card(tmp_path / "run")[0] == read_card(finished)[0]
+    for name, tensor in student_of(finished).items():
+        if name.endswith("weight"):
+            torch.testing.assert_close(student_of(tmp_path / "run")[name], tensor)
+    with pytest.raises(ValueError, match="has weights; --student-backbone-weights are for a name"):
+        train(replace(settings, student_backbone_weights="DEFAULT"), tmp_path / "other")
+
+
+def test_named_weights_know_their_own_classes(settings, tmp_path):
+    settings = replace(settings, student="fcos_resnet50_fpn", student_weights="DEFAULT")
+    with pytest.raises(ValueError, match="DEFAULT know 91 classes with the background, the data has 7: start from"):
+        train(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_lightning_refuses_is_one_line(settings, tmp_path):
+    with pytest.raises(ValueError, match=r"^Lightning: .*\(options: --accelerator, --devices, --precision\)$"):
+        train(replace(settings, accelerator="tpu"), tmp_path / "run")
+    with pytest.raises(ValueError, match="2 images a device are needed at least"):
+        train(replace(settings, student="deeplabv3_mobilenet_v3_large", batch_size=1), tmp_path / "run")
+
+
+def test_a_broken_checkpoint_is_said_and_a_folder_that_is_a_file(settings, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/last.ckpt").write_text("half a file")
+    with pytest.raises(ValueError, match="last.ckpt is no checkpoint; without it --resume starts anew"):
+        train(settings, tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match=r"run/last.ckpt cannot be written: .*\(option: --output\)"):
+        train(settings, tmp_path / "run/last.ckpt")
+
+
 @pytest.mark.slow
 def test_two_processes_evaluate_each_image_once_and_agree(distilling, finished, data, tmp_path):
     command = [sys.executable, "-m", "acam_kd.cli", "train", "--data", str(data), "--student", STUDENT, "--size", "64"]
