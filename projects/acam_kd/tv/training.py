@@ -15,8 +15,8 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -277,7 +277,7 @@ def _trainer(settings: Settings, folder: RunFolder) -> lightning.Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
         return _lightning(settings, folder)
-    except MisconfigurationException as error:
+    except (MisconfigurationException, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"Lightning: {reason} (options: --accelerator, --devices, --precision)") from error
 
