@@ -87,4 +87,4 @@ def test_label_images_show_what_is_drawn(small, tmp_path):
 def test_nothing_lies_outside_the_image():
     for index in range(40):
         for _, polygon in shapes.draw(np.random.default_rng((1, index)), 160)[1]:
-            assert polygon.min() >= 0 and polygon.max() < 160 and cv2.isContourConvex(polygon)
+            assert len(polygon) >= 3 and polygon.min() >= 0 and polygon.max() < 160
