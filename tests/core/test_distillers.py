@@ -60,6 +60,12 @@ def test_contract(name, channels, n):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_contract_on_logits(name):
+    levels = {"p3": FeatureSpec(5, 8, logits=True), "p4": FeatureSpec(5, 8, logits=True)}
+    check_contract(DISTILLER_REGISTRY.get(name)(levels, levels), features(5, grad=True), features(5))
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_contract_under_autocast(name):
     method = DISTILLER_REGISTRY.get(name)(pyramid(8), pyramid(8))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -105,6 +111,28 @@ def test_alignment_is_the_identity_where_channels_match():
     x = torch.randn(1, 6, 3, 3)
     assert torch.equal(same["p3"](x), x)
     assert other["p4"](x).shape == (1, 9, 3, 3)
+
+
+def test_logits_are_compared_as_they_are():
+    """Class with class: a trained 1x1 convolution between them could exchange classes."""
+    levels = {"logits": FeatureSpec(5, 8, logits=True)}
+    method = Mimic(levels, levels)
+    assert not list(method.parameters())
+    student, teacher = torch.randn(2, 5, 4, 4), torch.randn(2, 5, 4, 4)
+    loss = method({"logits": student}, {"logits": teacher})["loss_mimic_mse"]
+    torch.testing.assert_close(loss, (student - teacher).square().mean())
+
+
+@pytest.mark.parametrize(("chosen", "features", "logits"), [(0, 6, 19), (3, 3, 3)])
+def test_there_are_as_many_masks_as_classes_on_logits(chosen, features, logits):
+    levels = {"p3": FeatureSpec(8, 8), "logits": FeatureSpec(19, 8, logits=True)}
+    method = ACAMKD(levels, levels, num_masks=chosen)
+    maps = {"p3": torch.randn(1, 8, 2, 3), "logits": torch.randn(1, 19, 2, 3)}
+    method(maps, maps)
+    masks = method.masks()
+    assert masks["p3"]["spatial"].shape == (1, features, 2, 3) and masks["p3"]["channel"].shape == (1, features, 8)
+    assert masks["logits"]["spatial"].shape == (1, logits, 2, 3)
+    assert masks["logits"]["channel"].shape == (1, logits, 19)
 
 
 def test_uniform_masks_are_plain_mimicking():
@@ -207,7 +235,7 @@ def test_no_images_have_no_metrics():
         ({"alpha": -1.0}, "alpha must be finite and not negative, found -1.0"),
         ({"alpha": float("nan")}, "found nan"),
         ({"lambda_div": -0.1}, "LAMBDA_DIV"),
-        ({"num_masks": 0}, "num_masks must be at least 1, not 0"),
+        ({"num_masks": -1}, "num_masks must not be negative, found -1"),
         ({"mask_gradient": "none"}, "'detached', 'paper', 'frozen'"),
         ({"channel_masking": "UniformMasking"}, "makes spatial masks, not channel ones .key: CHANNEL_MASKING"),
         ({"spatial_masking": "ChannelMasking"}, "makes channel masks"),

@@ -88,6 +88,34 @@ def test_tap_wants_named_levels():
         module(torch.randn(1, 3, 2, 2))
 
 
+def test_tap_names_a_single_map():
+    module = nn.Conv2d(3, 4, 1)
+    tap, batch = FeatureTap(module, level="logits"), torch.randn(1, 3, 2, 2)
+    out = module(batch)
+    assert tap.pop()[1]["logits"] is out
+
+
+def test_levels_of_one_stride_are_paired_by_name():
+    """A dilated backbone has several."""
+    dilated = {"res4": FeatureSpec(64, 8), "res5": FeatureSpec(128, 8)}
+    assert match_levels(dilated, {"res5": FeatureSpec(9, 8), "res4": FeatureSpec(9, 8)}) == {
+        "res4": "res4",
+        "res5": "res5",
+    }
+    with pytest.raises(ValueError, match="two levels of the student have the same stride"):
+        match_levels(dilated, {"res4": FeatureSpec(9, 8), "res5": FeatureSpec(9, 16)})
+
+
+def test_logits_are_paired_with_logits_at_any_stride():
+    student = {"p3": FeatureSpec(8, 8), "logits": FeatureSpec(19, 8, logits=True)}
+    teacher = {"p3": FeatureSpec(8, 8), "out": FeatureSpec(19, 16, logits=True)}
+    assert match_levels(student, teacher) == {"p3": "p3", "logits": "out"}
+    with pytest.raises(ValueError, match="the student predicts 19 classes, the teacher 21, .*key: DISTILL.TAPS"):
+        match_levels(student, {**teacher, "out": FeatureSpec(21, 16, logits=True)})
+    with pytest.raises(ValueError, match="no level for logits"):
+        match_levels(student, {"p3": FeatureSpec(19, 8)}, ["p3", "logits"])
+
+
 def test_levels_are_paired_by_stride_whatever_their_names():
     teacher = {"a": FeatureSpec(8, 32), "b": FeatureSpec(8, 8), "c": FeatureSpec(8, 16)}
     assert match_levels(pyramid(8, 16, 32), teacher) == {"p3": "b", "p4": "c", "p5": "a"}

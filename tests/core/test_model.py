@@ -62,7 +62,7 @@ def test_training_adds_the_losses_and_their_gradients_stay_out_of_the_teacher(ba
     assert set(losses) == {"loss_cls", "loss_acam_spatial", "loss_acam_channel", "loss_acam_diversity"}
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in model.parameters())
-    assert all(p.grad is None for p in model.teacher.backbone.parameters())
+    assert all(p.grad is None for p in model.teacher.network.parameters())
 
 
 def test_distillation_reaches_the_students_backbone(batch):
@@ -74,7 +74,7 @@ def test_distillation_reaches_the_students_backbone(batch):
 
 def test_the_teacher_is_nobodys_submodule(batch):
     model = build()
-    teacher = {id(p) for p in model.teacher.backbone.parameters()}
+    teacher = {id(p) for p in model.teacher.network.parameters()}
     assert not teacher & {id(p) for p in model.parameters()}
     assert not [name for name in model.state_dict() if "teacher" in name]
     assert not [name for name, _ in model.named_modules() if "teacher" in name]
@@ -82,30 +82,30 @@ def test_the_teacher_is_nobodys_submodule(batch):
 
 def test_the_teacher_never_trains(batch):
     model = build().train()
-    before = {k: v.clone() for k, v in model.teacher.backbone.state_dict().items()}
+    before = {k: v.clone() for k, v in model.teacher.network.state_dict().items()}
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, weight_decay=0.1)
     for _ in range(2):
         sum(model(batch).values()).backward()
         optimizer.step()
-    assert not model.teacher.backbone.training
-    assert all(torch.equal(v, before[k]) for k, v in model.teacher.backbone.state_dict().items())
+    assert not model.teacher.network.training
+    assert all(torch.equal(v, before[k]) for k, v in model.teacher.network.state_dict().items())
     assert not model.teacher(batch)["p3"].requires_grad
 
 
 def test_the_teacher_follows_the_model(batch):
     model = build().to(torch.float64)
-    assert model.teacher.backbone.conv.weight.dtype == torch.float64
+    assert model.teacher.network.conv.weight.dtype == torch.float64
     model(batch.double())
     model.teacher.transform = PixelTransform(**BGR, **RGB)
     model.to("meta")
-    assert next(model.teacher.backbone.parameters()).device.type == "meta"
+    assert next(model.teacher.network.parameters()).device.type == "meta"
     assert model.teacher.transform.scale.device.type == "meta"
 
 
 def test_the_teacher_gets_the_very_batch_of_the_student(batch):
     model, seen = build(), []
     model.student.sizes = [32, 48]
-    model.teacher.backbone.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    model.teacher.network.register_forward_hook(lambda module, args, out: seen.append(args[0]))
     model.student.backbone.register_forward_hook(lambda module, args, out: seen.append(args[0]))
     model(batch)
     assert seen[0] is seen[1] and seen[0].shape[-1] in (32, 48)
@@ -157,7 +157,7 @@ def test_a_student_without_backbone_is_an_error():
 
 def test_maps_of_other_sizes_are_an_error(batch):
     model = build()
-    model.teacher.backbone.conv.stride = (4, 4)
+    model.teacher.network.conv.stride = (4, 4)
     with pytest.raises(ValueError, match=r"level p3 of the student is \(2, 2\), level p3 of the teacher is \(4, 4\)"):
         model(batch)
 
@@ -166,7 +166,7 @@ def test_non_finite_losses_are_named_with_term_level_and_time(batch):
     model = build(ACAMKD)
     model.raise_if_not_finite(model(batch), when="iteration 6")
     with torch.no_grad():
-        model.teacher.backbone.norm.running_mean.fill_(float("nan"))
+        model.teacher.network.norm.running_mean.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match=r"iteration 7: .*loss_acam_spatial = nan.*p3/spatial_mse"):
         model.raise_if_not_finite(model(batch), when="iteration 7")
 
@@ -229,3 +229,54 @@ def test_observing_gives_masks_and_changes_nothing(batch):
         model.student.backbone.conv.weight.mul_(-3)
     assert not torch.equal(model.observe(batch)["p3"]["spatial"], masks["spatial"])  # they move with the student
     assert build(Mimic).observe(batch) == {}
+
+
+def extract(network, batch):
+    features = network.backbone(batch)
+    return {**features, "logits": network.head(features["p3"])}
+
+
+def build_on_logits(method=Mimic, teacher_stride=8, **arguments):
+    spec = {"logits": FeatureSpec(2, 8, logits=True)}
+    student, teacher = Detector(), Detector()
+    teacher.backbone.conv.stride = (teacher_stride, teacher_stride)
+    return DistillationModel(
+        student=student,
+        teacher=FrozenTeacher(teacher, extract=extract),
+        distiller=method(spec, spec, **arguments),
+        levels={"logits": "logits"},
+        logits=student.head,
+        extract=extract,
+    )
+
+
+def test_logits_are_tapped_where_they_are_made(batch):
+    model = build_on_logits()
+    losses = model(batch)
+    student, teacher = (extract(x, batch)["logits"] for x in (model.student, model.teacher.network))
+    torch.testing.assert_close(losses["loss_mimic_mse"], (student - teacher).square().mean())
+    losses["loss_mimic_mse"].backward()
+    assert model.student.head.weight.grad.abs().sum() > 0 and model.student.backbone.conv.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in model.teacher.network.parameters())
+    assert model(batch)  # nothing was left in a tap
+
+
+def test_a_teachers_logits_of_another_stride_are_resized_corner_to_corner(batch):
+    model = build_on_logits(teacher_stride=4)
+    student, teacher = (extract(x, batch)["logits"] for x in (model.student, model.teacher.network))
+    assert student.shape[2:] == (2, 2) and teacher.shape[2:] == (4, 4)
+    corners = teacher[:, :, ::3, ::3]
+    torch.testing.assert_close(model(batch)["loss_mimic_mse"], (student - corners).square().mean())
+
+
+def test_masks_on_logits_can_be_observed_and_a_deep_copy_is_its_own(batch):
+    model = build_on_logits(ACAMKD)
+    assert model.observe(batch)["logits"]["spatial"].shape == (2, 2, 2, 2)
+    twin = copy.deepcopy(model)
+    twin(batch)
+    with torch.no_grad():
+        twin.student.head.weight.zero_()
+        twin.student.head.bias.fill_(5.0)
+    before = model(batch)["loss_acam_spatial"]
+    assert twin(batch)["loss_acam_spatial"] != before
+    assert not [name for name in model.state_dict() if "teacher" in name]

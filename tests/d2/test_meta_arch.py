@@ -187,7 +187,9 @@ def test_pyramids_without_a_common_stride_are_both_printed(retinanet, tmp_path):
         (["DISTILL.METHOD", "ACAM"], KeyError, "no distiller is called 'ACAM'; known: ACAMKD, Mimic"),
         (["DISTILL.ACAMKD.FUSION", "Sum"], KeyError, "no fusion is called 'Sum'"),
         (["DISTILL.ACAMKD.SPATIAL_MASKING", "Soft"], KeyError, "no masking is called 'Soft'"),
-        (["DISTILL.ACAMKD.NUM_MASKS", 0], ValueError, "num_masks must be at least 1"),
+        (["DISTILL.ACAMKD.NUM_MASKS", -1], ValueError, "num_masks must not be negative"),
+        (["DISTILL.TAPS", "['logit']"], ValueError, "DISTILL.TAPS is .'logit'.; a list of backbone, logits is needed"),
+        (["DISTILL.TAPS", "['logits']"], ValueError, "a RetinaNet has no map of logits"),
         (["DISTILL.ACAMKD.ALPHA", -1.0], ValueError, "alpha must be finite and not negative"),
         (["DISTILL.STUDENT_META_ARCHITECTURE", "RetinaNot"], KeyError, "'RetinaNot'; known: .*RetinaNet"),
         (["DISTILL.INHERIT", "yes"], ValueError, "auto.*always.*never.*'yes'"),
@@ -209,7 +211,7 @@ def test_channel_order_and_statistics_are_the_teachers(retinanet, tmp_path, stor
     retinanet.MODEL.PIXEL_MEAN = [10.0, 20.0, 30.0]
     model = build_model(distillation_config(retinanet, save_config(rgb, tmp_path / "rgb.yaml"))).train()
     seen = []
-    model.teacher.backbone.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    model.teacher.network.register_forward_hook(lambda module, args, out: seen.append(args[0]))
     batch = inputs()
     for x in batch:
         x["image"] = torch.tensor([10, 20, 30], dtype=torch.uint8).view(3, 1, 1).expand(3, 64, 96)
@@ -303,7 +305,7 @@ def test_non_finite_losses_name_term_level_and_iteration(retinanet, retinanet_te
     model = build_model(distillation_config(retinanet, retinanet_teacher)).train()
     storage.iter = 41
     with torch.no_grad():
-        next(model.teacher.backbone.fpn_output4.parameters()).fill_(float("inf"))
+        next(model.teacher.network.fpn_output4.parameters()).fill_(float("inf"))
     with pytest.raises(FloatingPointError, match=r"iteration 41: .*loss_acam_spatial.*p4/spatial_mse"):
         model(inputs())
 
@@ -311,7 +313,7 @@ def test_non_finite_losses_name_term_level_and_iteration(retinanet, retinanet_te
 def test_amp_trains_teacher_and_student_under_one_autocast(retinanet, retinanet_teacher, storage):
     model = build_model(distillation_config(retinanet, retinanet_teacher)).train()
     dtypes = []
-    model.teacher.backbone.fpn_output4.register_forward_hook(lambda m, a, out: dtypes.append(out.dtype))
+    model.teacher.network.fpn_output4.register_forward_hook(lambda m, a, out: dtypes.append(out.dtype))
     model.student.backbone.fpn_output4.register_forward_hook(lambda m, a, out: dtypes.append(out.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = model(inputs())

@@ -237,7 +237,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(arguments, tmp_pat
     trainer = train_net.Trainer(train_net.setup(args))
     trainer.resume_or_load(resume=True)
     with torch.no_grad():
-        next(trainer.model.teacher.backbone.fpn_output3.parameters()).fill_(float("nan"))
+        next(trainer.model.teacher.network.fpn_output3.parameters()).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="iteration 2: .*loss_acam_spatial = nan.*p3/"):
         trainer.train()
     assert (out / "model_0000001.pth").read_bytes() == saved

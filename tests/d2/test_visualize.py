@@ -115,7 +115,7 @@ def test_masks_of_a_checkpoint_equal_a_direct_computation(cfg, tmp_path, layout)
     other.student.load_state_dict(checkpoint["model"])
     other.distiller.load_state_dict(checkpoint["distiller"])
     with torch.no_grad():
-        other.distiller(other.student.backbone(batch), other.teacher.backbone(batch))
+        other.distiller(other.student.backbone(batch), other.teacher.network(batch))
     want = other.distiller.masks()
     assert list(got) == ["p3", "p4", "p5", "p6", "p7"] and set(got["p3"]) == {"spatial", "channel"}
     assert got["p3"]["spatial"].shape == (6, 8, 16) and got["p3"]["channel"].shape == (6, 16)

@@ -38,7 +38,7 @@ def test_the_teacher_sees_the_batch_of_the_students_backbone():
     """torchvision resizes inside the detector, at random in training."""
     built = build(student=model("retinanet_mobilenet_v3_small_fpn32"))
     built.student.transform.min_size = (32, 48, 64)
-    spies = built.student.backbone, built.teacher.backbone = Spy(built.student.backbone), Spy(built.teacher.backbone)
+    spies = built.student.backbone, built.teacher.network = Spy(built.student.backbone), Spy(built.teacher.network)
     sizes = set()
     for _ in range(6):
         built(IMAGES, TARGETS)
@@ -65,12 +65,12 @@ def test_other_pixel_statistics_are_translated():
 )
 def test_a_step_trains_student_and_distiller_and_leaves_the_teacher(student, teacher):
     built = build(model(student), model(teacher))
-    before = {name: value.clone() for name, value in built.teacher.backbone.state_dict().items()}
+    before = {name: value.clone() for name, value in built.teacher.network.state_dict().items()}
     losses = built.train()(IMAGES, TARGETS)
     assert "loss_acam_spatial" in losses
     torch.stack(list(losses.values())).sum().backward()
     assert all(p.grad is not None for p in built.parameters() if p.requires_grad)
-    assert all(torch.equal(before[n], value) for n, value in built.teacher.backbone.state_dict().items())
+    assert all(torch.equal(before[n], value) for n, value in built.teacher.network.state_dict().items())
     assert not any("teacher" in name for name in built.state_dict())
 
 

@@ -2,7 +2,7 @@
 
 from . import distillers, fusion, losses, masking  # importing registers
 from .distiller import Distiller, method_arguments
-from .features import FeatureSpec, FeatureTap, match_levels
+from .features import LOGITS, FeatureSpec, FeatureTap, match_levels
 from .gradients import clip_gradients
 from .inheritance import inherit
 from .model import DistillationModel
@@ -12,6 +12,7 @@ from .teacher import FrozenTeacher, PixelTransform
 __all__ = [
     "DISTILLER_REGISTRY",
     "FUSION_REGISTRY",
+    "LOGITS",
     "MASKING_REGISTRY",
     "DistillationModel",
     "Distiller",

@@ -61,12 +61,16 @@ class Distiller(nn.Module):
 
 
 def align_levels(student: Pyramid, teacher: Pyramid) -> nn.ModuleDict:
-    """One 1x1 convolution per level from the student's channels to the teacher's.
+    """One 1x1 convolution per level from the student's channels to the teacher's; none on logits.
 
-    It starts as the identity where the channels match (a reading of the paper, which says nothing).
+    It starts as the identity where the channels match (a reading of the paper, which says nothing). Logits have a
+    meaning, class by class, so they are compared as they are (a reading too; MasKD does so).
     """
     aligned = nn.ModuleDict()
     for level, spec in student.items():
+        if spec.logits:
+            aligned[level] = nn.Identity()
+            continue
         conv = nn.Conv2d(spec.channels, teacher[level].channels, 1)
         if conv.in_channels == conv.out_channels:
             nn.init.dirac_(conv.weight)

@@ -11,18 +11,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["FeatureSpec", "FeatureTap", "Features", "Pyramid", "match_levels"]
+__all__ = ["LOGITS", "FeatureSpec", "FeatureTap", "Features", "Pyramid", "match_levels"]
 
 Features = Mapping[str, Tensor]
 """Level name -> (N, C, H, W)."""
 
 
+LOGITS = "logits"
+"""The level of a segmentation model's predicted map, before upsampling."""
+
+
 @dataclass(frozen=True)
 class FeatureSpec:
-    """One level of a pyramid: its channels, and its stride in input pixels."""
+    """One level of a pyramid: its channels, its stride in input pixels, whether its channels are classes."""
 
     channels: int
     stride: int
+    logits: bool = False
 
 
 Pyramid = Mapping[str, FeatureSpec]
@@ -35,7 +40,7 @@ def describe(pyramid: Pyramid) -> str:
 
 
 def match_levels(student: Pyramid, teacher: Pyramid, levels: Sequence[str] = ()) -> dict[str, str]:
-    """Pair the levels of two pyramids by stride.
+    """Pair the levels of two pyramids: by name where name and stride agree, else by stride; logits with logits.
 
     Args:
         student: the student's pyramid.
@@ -47,25 +52,26 @@ def match_levels(student: Pyramid, teacher: Pyramid, levels: Sequence[str] = ())
 
     Raises:
         KeyError: a name in ``levels`` is not a level of the student.
-        ValueError: two levels of one pyramid share a stride, no strides are shared, a level asked for has
-            no partner, or, where none was asked for, most have none. The message prints both pyramids.
+        ValueError: which of several levels of one stride belong together is open, no strides are shared, a level
+            asked for has no partner, or, where none was asked for, most have none; the message prints both
+            pyramids. Or the numbers of classes of two logit maps differ.
     """
     both = f"student: {describe(student)}; teacher: {describe(teacher)}"
     unknown = [name for name in levels if name not in student]
     if unknown:
         raise KeyError(f"unknown level {unknown[0]!r}; the student has: {', '.join(student)} (key: DISTILL.LEVELS)")
     wanted = [name for name in student if not levels or name in levels]
-    strides = [student[name].stride for name in wanted]
-    if len(set(strides)) < len(strides):
-        raise ValueError(f"two levels of the student have the same stride; choose with DISTILL.LEVELS. {both}")
-    by_stride: dict[int, str] = {}
-    for name, spec in teacher.items():
-        if spec.stride in by_stride and spec.stride in strides:
+    pairs: dict[str, str] = {}
+    for name in wanted:
+        partners = _partners(name, student[name], teacher)
+        if len(partners) > 1:
             raise ValueError(
-                f"two levels of the teacher have stride {spec.stride}; leave that level out of DISTILL.LEVELS. {both}"
+                f"two levels of the teacher have stride {student[name].stride}; leave that level out of "
+                f"DISTILL.LEVELS. {both}"
             )
-        by_stride[spec.stride] = name
-    pairs = {name: by_stride[student[name].stride] for name in wanted if student[name].stride in by_stride}
+        pairs.update((name, partner) for partner in partners)
+    if len(set(pairs.values())) < len(pairs):
+        raise ValueError(f"two levels of the student have the same stride; choose with DISTILL.LEVELS. {both}")
     if not pairs:
         raise ValueError(f"student and teacher share no stride, so there is nothing to distil. {both}")
     if not levels and 2 * len(pairs) < len(wanted):
@@ -73,7 +79,22 @@ def match_levels(student: Pyramid, teacher: Pyramid, levels: Sequence[str] = ())
     if levels and len(pairs) < len(wanted):
         alone = [name for name in wanted if name not in pairs]
         raise ValueError(f"the teacher has no level for {', '.join(alone)} (key: DISTILL.LEVELS). {both}")
+    for name, partner in pairs.items():
+        own, other = student[name], teacher[partner]
+        if own.logits and own.channels != other.channels:
+            raise ValueError(
+                f"the student predicts {own.channels} classes, the teacher {other.channels}, so their logit maps do "
+                "not correspond; distil backbone features instead (key: DISTILL.TAPS)"
+            )
     return pairs
+
+
+def _partners(name: str, spec: FeatureSpec, teacher: Pyramid) -> list[str]:
+    """The teacher's levels that this one may be paired with."""
+    if spec.logits:
+        return [level for level, other in teacher.items() if other.logits]
+    same = {level: other for level, other in teacher.items() if other.stride == spec.stride and not other.logits}
+    return [name] if name in same else list(same)
 
 
 class FeatureTap:
@@ -84,10 +105,12 @@ class FeatureTap:
 
     Args:
         module: returns a mapping from level name to (N, C, H, W), as the backbones of Detectron2 and
-            torchvision do.
+            torchvision do, or a single map if ``level`` is given.
+        level: the name for a single map.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, level: str = "") -> None:
+        self._level = level
         self._recorded: tuple[Tensor, Features] | None = None
         self._times = 0
         self._handle = module.register_forward_hook(self._record)
@@ -95,6 +118,8 @@ class FeatureTap:
     def _record(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not module.training:
             return
+        if self._level and isinstance(output, Tensor):
+            output = {self._level: output}
         if not isinstance(output, Mapping):
             raise TypeError(
                 f"{type(module).__name__} returned {type(output).__name__}; a mapping from level name to "

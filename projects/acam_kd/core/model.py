@@ -8,12 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .distiller import Distiller
-from .features import Features, FeatureTap
-from .teacher import FrozenTeacher
+from .features import LOGITS, Features, FeatureTap
+from .teacher import Extract, FrozenTeacher
 
 __all__ = ["DistillationModel"]
+
+
+def backbone_features(network: nn.Module, batch: Tensor) -> Features:
+    """What the backbone makes of a batch."""
+    return network.backbone(batch)  # type: ignore[operator]
 
 
 class DistillationModel(nn.Module):
@@ -31,6 +37,9 @@ class DistillationModel(nn.Module):
         distiller: the method, whose level names are the student's; None for the control without any:
             the student alone, or with nothing but inheritance.
         levels: student's level name -> teacher's level name, from ``match_levels``.
+        logits: the module of the student whose output is its logit map, before upsampling: the level ``LOGITS``. The
+            teacher's logit map is resized to the student's size, bilinearly with corners aligned.
+        extract: makes the student's features outside of a training step; its backbone's if left out.
     """
 
     def __init__(
@@ -40,6 +49,8 @@ class DistillationModel(nn.Module):
         teacher: FrozenTeacher | None,
         distiller: Distiller | None,
         levels: Mapping[str, str],
+        logits: nn.Module | None = None,
+        extract: Extract = backbone_features,
     ) -> None:
         super().__init__()
         if not isinstance(getattr(student, "backbone", None), nn.Module):
@@ -52,16 +63,25 @@ class DistillationModel(nn.Module):
         self.levels = dict(levels)
         if (teacher is None) != (distiller is None):
             raise ValueError("a teacher needs a distiller and a distiller a teacher; one of them is None")
-        self._tap = FeatureTap(student.backbone) if distiller is not None else None  # type: ignore[arg-type]
+        self._taps: list[FeatureTap] = []
+        if distiller is not None:
+            self._taps.append(FeatureTap(student.backbone))  # type: ignore[arg-type]
+            if logits is not None:
+                self._taps.append(FeatureTap(logits, level=LOGITS))
+        self._extract = extract
         self._ratio = torch.zeros(())
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Evaluation: the student's output. Training: the losses of student and distiller in one dict."""
-        if not self.training or self._tap is None or self.teacher is None or self.distiller is None:
+        if not self.training or self.teacher is None or self.distiller is None:
             return self.student(*inputs, **kwargs)
-        self._tap.clear()
+        for tap in self._taps:
+            tap.clear()
         task_losses = self.student(*inputs, **kwargs)
-        batch, student_features = self._tap.pop()
+        (batch, student_features), *others = (tap.pop() for tap in self._taps)
+        student_features = dict(student_features)
+        for _, logits in others:
+            student_features.update(logits)
         teacher_features = self.teacher(batch)
         distillation_losses = self.distiller(*self._paired(student_features, teacher_features))
         self._ratio = _values(distillation_losses).sum() / _values(task_losses).sum()
@@ -73,6 +93,10 @@ class DistillationModel(nn.Module):
                 "the student's features have no gradient, so nothing can be distilled into them: is its backbone "
                 "frozen, or checkpointed with use_reentrant=True?"
             )
+        teacher = dict(teacher)
+        if LOGITS in self.levels:
+            name = self.levels[LOGITS]
+            teacher[name] = _resized(teacher[name], student[LOGITS])
         for s, t in self.levels.items():
             if student[s].shape[2:] != teacher[t].shape[2:]:
                 raise ValueError(
@@ -96,7 +120,7 @@ class DistillationModel(nn.Module):
         training = self.training
         self.eval()
         try:
-            self.distiller(*self._paired(self.student.backbone(batch), self.teacher(batch)))  # type: ignore[operator]
+            self.distiller(*self._paired(self._extract(self.student, batch), self.teacher(batch)))
         finally:
             self.train(training)
         return self.distiller.masks()
@@ -129,6 +153,13 @@ class DistillationModel(nn.Module):
         if self.teacher is not None:
             self.teacher._apply(fn)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _resized(logits: Tensor, like: Tensor) -> Tensor:
+    """(N, K, H, W) with the height and width of ``like``: output strides may differ."""
+    if logits.shape[2:] == like.shape[2:]:
+        return logits
+    return F.interpolate(logits, like.shape[2:], mode="bilinear", align_corners=True)
 
 
 def _values(losses: Mapping[str, Tensor]) -> Tensor:

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from .features import Features
 
-__all__ = ["FrozenTeacher", "PixelTransform"]
+__all__ = ["Extract", "FrozenTeacher", "PixelTransform"]
+
+Extract = Callable[[nn.Module, Tensor], Features]
+"""Network and normalised batch (N, C, H, W) -> its features. A function, not a method: it must not hold a network."""
+
+
+def call(network: nn.Module, batch: Tensor) -> Features:
+    """What the network itself returns."""
+    return network(batch)  # type: ignore[no-any-return]
 
 
 class PixelTransform(nn.Module):
@@ -65,22 +73,23 @@ class FrozenTeacher:
     follow ``.to(device)``: ``DistillationModel`` forwards that through ``_apply``.
 
     Args:
-        backbone: maps (N, C, H, W) images to ``Features``. It is frozen in place.
+        network: its backbone, or as much of it as ``extract`` needs. It is frozen in place.
         transform: applied to the student's batch first.
+        extract: what makes ``Features`` of network and batch, (N, C, H, W); calling the network, if left out.
     """
 
-    def __init__(self, backbone: nn.Module, transform: PixelTransform | None = None) -> None:
-        self.backbone = backbone.eval().requires_grad_(False)
-        self.transform = transform
+    def __init__(self, network: nn.Module, transform: PixelTransform | None = None, extract: Extract = call) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.transform, self.extract = transform, extract
 
     @torch.no_grad()
     def __call__(self, batch: Tensor) -> Features:
         """The teacher's features of the very batch that the student's backbone received."""
         if self.transform is not None:
             batch = self.transform(batch)
-        return self.backbone(batch)
+        return self.extract(self.network, batch)
 
     def _apply(self, fn: Callable[[Tensor], Tensor]) -> None:
-        self.backbone._apply(fn)  # type: ignore[no-untyped-call]
+        self.network._apply(fn)  # type: ignore[no-untyped-call]
         if self.transform is not None:
             self.transform._apply(fn)  # type: ignore[no-untyped-call]

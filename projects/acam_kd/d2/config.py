@@ -72,9 +72,12 @@ def add_distillation_config(cfg: CfgNode) -> None:
     cfg.DISTILL.STUDENT_META_ARCHITECTURE = "GeneralizedRCNN"
     # A name in DISTILLER_REGISTRY, or "" for no distillation (the student alone, or inheritance alone).
     cfg.DISTILL.METHOD = "ACAMKD"
+    # What is compared: "backbone", the maps of the backbone (the FPN's), "logits", the map that a SemanticSegmentor
+    # predicts, before upsampling, or both. Empty for the paper's: logits of a SemanticSegmentor, else the backbone.
+    cfg.DISTILL.TAPS = []
     # The student's levels to distil; empty for all whose stride the teacher has too.
     cfg.DISTILL.LEVELS = []
-    # Whether the student's neck and head start from the teacher's: "auto" if both are of one type.
+    # Whether the student's neck and head start from the teacher's: "auto" if both are detectors of one type.
     cfg.DISTILL.INHERIT = "auto"
     # Iterations between two lines of diagnostics, in the log and in the event storage.
     cfg.DISTILL.LOG_PERIOD = 20

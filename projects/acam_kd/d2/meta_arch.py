@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
@@ -15,9 +15,9 @@ from torch import nn
 
 from ..core import (
     DISTILLER_REGISTRY,
+    LOGITS,
     DistillationModel,
     Distiller,
-    FeatureSpec,
     FrozenTeacher,
     PixelTransform,
     inherit,
@@ -25,7 +25,10 @@ from ..core import (
     method_arguments,
 )
 from ..core.features import describe
+from ..core.model import backbone_features
+from ..core.teacher import Extract
 from .config import INHERIT, META_ARCHITECTURE, student_config
+from .taps import backbone_and_logits, backbone_of, logits_module, pyramid, read_taps
 from .teacher import build_teacher
 from .visualize import put_masks
 
@@ -44,7 +47,7 @@ class DistillationMetaArch(DistillationModel):
     kept beside it by ``checkpoint_distiller(trainer)``.
 
     Args:
-        student, teacher, distiller, levels: see ``DistillationModel``.
+        student, teacher, distiller, levels, logits, extract: see ``DistillationModel``.
         log_period: iterations between two records of the metrics.
         vis_period: iterations between two pictures of the spatial masks in the event storage; 0 for none.
         input_format: of the images, as in INPUT.FORMAT; for the pictures.
@@ -58,11 +61,15 @@ class DistillationMetaArch(DistillationModel):
         teacher: FrozenTeacher | None,
         distiller: Distiller | None,
         levels: Mapping[str, str],
+        logits: nn.Module | None = None,
+        extract: Extract = backbone_features,
         log_period: int = 20,
         vis_period: int = 0,
         input_format: str = "BGR",
     ) -> None:
-        super().__init__(student=student, teacher=teacher, distiller=distiller, levels=levels)
+        super().__init__(
+            student=student, teacher=teacher, distiller=distiller, levels=levels, logits=logits, extract=extract
+        )
         self.log_period = log_period
         self.vis_period, self.input_format = vis_period, input_format
         self._warned: set[str] = set()
@@ -83,6 +90,7 @@ class DistillationMetaArch(DistillationModel):
             )
         if cfg.DISTILL.INHERIT not in INHERIT:
             raise ValueError(f"DISTILL.INHERIT must be one of {INHERIT}, not {cfg.DISTILL.INHERIT!r}")
+        taps = read_taps(cfg.DISTILL.TAPS, cfg.DISTILL.STUDENT_META_ARCHITECTURE)
         if cfg.DISTILL.LOG_PERIOD < 1:
             raise ValueError(f"DISTILL.LOG_PERIOD must be at least 1, not {cfg.DISTILL.LOG_PERIOD}")
         student = build_model(student_config(cfg))
@@ -94,7 +102,7 @@ class DistillationMetaArch(DistillationModel):
         detector, teacher_cfg = build_teacher(cfg)
         _inherit(cfg, student, teacher_cfg, detector)
         if cfg.DISTILL.METHOD:
-            built |= _build_distillation(cfg, student, teacher_cfg, detector)
+            built |= _build_distillation(cfg, student, teacher_cfg, detector, taps)
         return built
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
@@ -166,14 +174,16 @@ class DistillationMetaArch(DistillationModel):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _build_distillation(cfg: CfgNode, student: nn.Module, teacher_cfg: CfgNode, detector: nn.Module) -> dict[str, Any]:
+def _build_distillation(
+    cfg: CfgNode, student: nn.Module, teacher_cfg: CfgNode, detector: nn.Module, taps: Sequence[str]
+) -> dict[str, Any]:
     method = DISTILLER_REGISTRY.get(cfg.DISTILL.METHOD)
     if cfg.DISTILL.METHOD.upper() not in cfg.DISTILL:
         raise KeyError(f"{cfg.DISTILL.METHOD} was registered after add_distillation_config(cfg); import it before")
     node = cfg.DISTILL[cfg.DISTILL.METHOD.upper()]
     arguments = {name: node[name.upper()] for name in method_arguments(method)}
-    student_pyramid, teacher_pyramid = _pyramid(student), _pyramid(detector)
-    _check_divisibility(student, detector)
+    student_pyramid, teacher_pyramid = pyramid(student, taps), pyramid(detector, taps)
+    _check_divisibility(cfg, student, detector)
     levels = match_levels(student_pyramid, teacher_pyramid, cfg.DISTILL.LEVELS)
     logger.info("distilling with %s on %s", cfg.DISTILL.METHOD, ", ".join(f"{s} <- {t}" for s, t in levels.items()))
     if not cfg.DISTILL.LEVELS and len(levels) < len(student_pyramid):
@@ -185,30 +195,33 @@ def _build_distillation(cfg: CfgNode, student: nn.Module, teacher_cfg: CfgNode, 
     distiller = method(
         {s: student_pyramid[s] for s in levels}, {s: teacher_pyramid[t] for s, t in levels.items()}, **arguments
     )
-    teacher = FrozenTeacher(_backbone(detector), _pixel_transform(cfg, teacher_cfg))
-    return {"teacher": teacher, "distiller": distiller, "levels": levels}
+    built: dict[str, Any] = {"distiller": distiller, "levels": levels}
+    transform = _pixel_transform(cfg, teacher_cfg)
+    if LOGITS in taps:
+        teacher = FrozenTeacher(detector, transform, backbone_and_logits)
+        return {**built, "teacher": teacher, "logits": logits_module(student), "extract": backbone_and_logits}
+    return {**built, "teacher": FrozenTeacher(backbone_of(detector), transform)}  # the heads are let go
 
 
-def _backbone(detector: nn.Module) -> nn.Module:
-    backbone = getattr(detector, "backbone", None)
-    if not isinstance(backbone, nn.Module):
-        raise ValueError(f"{type(detector).__name__} has no `backbone`, so its features cannot be reached")
-    return backbone
-
-
-def _pyramid(detector: nn.Module) -> dict[str, FeatureSpec]:
-    shapes: dict[str, ShapeSpec] = _backbone(detector).output_shape()  # type: ignore[operator]
-    return {name: FeatureSpec(channels=s.channels, stride=s.stride) for name, s in shapes.items()}
-
-
-def _check_divisibility(student: nn.Module, detector: nn.Module) -> None:
-    """The teacher sees the student's batch, so the student's padding has to do for it."""
-    own, needed = (getattr(_backbone(x), "size_divisibility", 0) or 1 for x in (student, detector))
+def _check_divisibility(cfg: CfgNode, student: nn.Module, detector: nn.Module) -> None:
+    """The teacher sees the student's batch, so the student's padding, or the crop, has to do for it."""
+    needed = _divisibility(detector, padding=False)
+    own = _divisibility(student, padding=True)
+    if cfg.DISTILL.STUDENT_META_ARCHITECTURE == "SemanticSegmentor" and cfg.INPUT.CROP.ENABLED:
+        own = max(own, math.gcd(*(int(side) for side in cfg.INPUT.CROP.SIZE)))  # smaller images are padded to it
     if own % needed:
         raise ValueError(
-            f"the teacher's backbone needs sides that are multiples of {needed}, the student's batches are padded to "
-            f"multiples of {own}: choose a teacher (DISTILL.TEACHER.CONFIG_FILE) with a backbone like the student's"
+            f"the teacher's backbone needs sides that are multiples of {needed}, the student's batches have multiples "
+            f"of {own}: choose a teacher (DISTILL.TEACHER.CONFIG_FILE) with a backbone like the student's, or, for "
+            "segmentation, crops of such a size (INPUT.CROP.SIZE)"
         )
+
+
+def _divisibility(model: nn.Module, *, padding: bool) -> int:
+    """What a backbone needs of the sides of a batch, or what they are padded to."""
+    backbone = backbone_of(model)
+    found = (getattr(backbone, "padding_constraints", None) or {}).get("size_divisibility", 0) if padding else 0
+    return found or getattr(backbone, "size_divisibility", 0) or 1
 
 
 def _pixel_transform(cfg: CfgNode, teacher_cfg: CfgNode) -> PixelTransform:
@@ -237,8 +250,8 @@ def _inherit(cfg: CfgNode, student: nn.Module, teacher_cfg: CfgNode, detector: n
     if cfg.DISTILL.INHERIT == "never":
         logger.info("nothing is inherited from the teacher: DISTILL.INHERIT is 'never'")
         return
-    if cfg.DISTILL.INHERIT == "auto" and kinds[0] != kinds[1]:
+    if cfg.DISTILL.INHERIT == "auto" and (kinds[0] != kinds[1] or kinds[0][0] == "SemanticSegmentor"):
         logger.info("nothing is inherited: the student is %s, the teacher %s (DISTILL.INHERIT)", *kinds)
         return
-    proper = "backbone.bottom_up." if hasattr(_backbone(student), "bottom_up") else "backbone."
+    proper = "backbone.bottom_up." if hasattr(backbone_of(student), "bottom_up") else "backbone."
     logger.info("%s", inherit(student, detector, exclude=[proper]))

@@ -18,8 +18,10 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from ..core import LOGITS
 from ..vis.panels import Array, mask_panel
 from .config import META_ARCHITECTURE
+from .taps import pyramid
 
 if TYPE_CHECKING:
     from .meta_arch import DistillationMetaArch
@@ -156,7 +158,8 @@ def read_rgb(path: str) -> Array:
 
 
 def _strides(model: DistillationMetaArch) -> dict[str, int]:
-    shapes: Any = model.student.backbone.output_shape()  # type: ignore[operator, union-attr]
+    taps = ("backbone", LOGITS) if LOGITS in model.levels else ("backbone",)
+    shapes = pyramid(model.student, taps)
     return {level: shapes[level].stride for level in model.levels}
 
 

@@ -56,7 +56,7 @@ class ACAMKD(Distiller):
         student, teacher: the levels to distil.
         alpha: weight of the masked errors.
         lambda_div: weight of the diversity loss.
-        num_masks: M.
+        num_masks: M; 0 for the paper's: 6 on features, the number of classes on a logit map.
         spatial_masking: name of a masking over positions, or ``""`` for none. ``"UniformMasking"`` with no
             channel masking is plain mimicking.
         channel_masking: name of a masking over channels, or ``""`` for none.
@@ -74,7 +74,7 @@ class ACAMKD(Distiller):
         *,
         alpha: float = 1.0,
         lambda_div: float = 1.0,
-        num_masks: int = 6,
+        num_masks: int = 0,
         spatial_masking: str = "SpatialMasking",
         channel_masking: str = "ChannelMasking",
         fusion: str = "CrossAttentionFusion",
@@ -90,6 +90,9 @@ class ACAMKD(Distiller):
             )
         if not spatial_masking and not channel_masking:
             raise ValueError("there are no masks (keys: SPATIAL_MASKING, CHANNEL_MASKING; at least one is needed)")
+        if num_masks < 0:
+            raise ValueError(f"num_masks must not be negative, found {num_masks} (key: NUM_MASKS)")
+        masks = {level: num_masks or (spec.channels if spec.logits else 6) for level, spec in teacher.items()}
         self.alpha, self.lambda_div = alpha, lambda_div
         self.mask_gradient, self.standardize = mask_gradient, standardize
         self.align = align_levels(student, teacher)
@@ -97,11 +100,11 @@ class ACAMKD(Distiller):
         if spatial_masking:
             make = _masking("spatial", spatial_masking)
             self.masking["spatial"] = nn.ModuleDict(
-                {level: make(spec.channels, num_masks=num_masks) for level, spec in teacher.items()}
+                {level: make(spec.channels, num_masks=masks[level]) for level, spec in teacher.items()}
             )
         if channel_masking:
             make = _masking("channel", channel_masking)
-            self.masking["channel"] = nn.ModuleDict({level: make(num_masks=num_masks) for level in teacher})
+            self.masking["channel"] = nn.ModuleDict({level: make(num_masks=masks[level]) for level in teacher})
         make = FUSION_REGISTRY.get(fusion)
         self.fusion = nn.ModuleDict({level: make(spec.channels, query=query) for level, spec in teacher.items()})
         if not any(True for _ in self.masking.parameters()):  # no fused map is needed
