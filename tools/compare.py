@@ -23,6 +23,8 @@ from typing import Any
 
 import yaml
 
+from acam_kd.d2 import add_dataset_options
+
 TRAIN_NET = Path(__file__).resolve().parent.parent / "train_net.py"
 
 
@@ -35,8 +37,10 @@ def run(name: str, seed: int, overrides: list[str], args: argparse.Namespace) ->
     """Train and evaluate one row with one seed; returns its results."""
     folder = args.output / f"{slug(name)}_seed{seed}"
     command = [sys.executable, str(TRAIN_NET), "--config-file", str(args.config_file), "--resume"]
-    for dataset in args.dataset or []:
+    for dataset in args.dataset:
         command += ["--dataset", *dataset]
+    for dataset in args.sem_seg_dataset:
+        command += ["--sem-seg-dataset", *dataset]
     command += [*args.opts, *map(str, overrides), "SEED", str(seed), "OUTPUT_DIR", str(folder)]
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "stdout.txt", "a") as log:
@@ -57,15 +61,21 @@ def run(name: str, seed: int, overrides: list[str], args: argparse.Namespace) ->
 
 
 def table(results: list[dict[str, Any]], rows: list[str], metrics: list[str]) -> str:
-    """A Markdown table: per row the mean of every metric over seeds, and each seed's value of the first."""
+    """A Markdown table: per row every metric's mean (and standard deviation) over seeds, and the first of each seed."""
     lines = [f"| row | {' | '.join(metrics)} | {metrics[0]} per seed |", "|---" * (len(metrics) + 2) + "|"]
     for row in rows:
         own = sorted((r for r in results if r["row"] == row), key=lambda r: r["seed"])
         if own:
-            means = [statistics.mean(r["metrics"].get(m, float("nan")) for r in own) for m in metrics]
+            found = [[r["metrics"].get(m, float("nan")) for r in own] for m in metrics]
+            cells = [_mean_and_deviation(values) for values in found]
             seeds = ", ".join(f"{r['metrics'][metrics[0]]:.2f}" for r in own)
-            lines.append(f"| {row} | {' | '.join(f'{mean:.2f}' for mean in means)} | {seeds} |")
+            lines.append(f"| {row} | {' | '.join(cells)} | {seeds} |")
     return "\n".join(lines)
+
+
+def _mean_and_deviation(values: list[float]) -> str:
+    deviation = f" ({statistics.stdev(values):.2f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
 
 
 def main() -> None:
@@ -75,8 +85,10 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True, help="YAML: name -> [KEY, VALUE, ...]")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--dataset", nargs=3, action="append", metavar=("NAME", "JSON", "IMAGES"))
-    parser.add_argument("--metrics", nargs="+", default=["bbox/AP", "bbox/AP50", "bbox/AP75"])
+    add_dataset_options(parser)
+    parser.add_argument(
+        "--metrics", nargs="+", default=["bbox/AP", "bbox/AP50", "bbox/AP75"], help="the first is printed for each seed"
+    )
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs for all rows")
     args = parser.parse_args()
     rows: dict[str, list[str]] = yaml.safe_load(args.rows.read_text())
