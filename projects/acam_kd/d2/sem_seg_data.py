@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..data.labels import check_values, read_label
 
 __all__ = ["SemSegMapper", "build_sem_seg_mapper", "sem_seg_augmentations"]
 
+logger = logging.getLogger("detectron2.acam_kd")
 Array = np.ndarray[Any, Any]
 
 
@@ -158,8 +160,10 @@ def build_sem_seg_mapper(cfg: CfgNode) -> SemSegMapper:
     Raises:
         ValueError: see :func:`sem_seg_augmentations`.
     """
+    augmentations = sem_seg_augmentations(cfg)
+    logger.info(f"augmentations in training: {augmentations}")
     return SemSegMapper(
-        augmentations=sem_seg_augmentations(cfg),
+        augmentations=augmentations,
         image_format=cfg.INPUT.FORMAT,
         num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
         ignored=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
