@@ -2,6 +2,8 @@
 """What a distillation step costs: time and peak memory of the plain student, with the teacher, with the method.
 
     python tools/benchmark.py --config-file configs/acam_retinanet_r50_r101.yaml --size 320 480 MODEL.DEVICE cpu
+    python tools/benchmark.py --config-file configs/acam_deeplabv3_r18_r101.yaml --size 512 1024 --batch 2 \\
+        MODEL.DEVICE cpu
 
 The variants take turns in one process, so their ratios hold even where the machine's speed drifts; memory is
 measured in a process of its own per variant. Weights are random and images are noise, which costs the same.
@@ -57,13 +59,8 @@ def build(variant: str, args: argparse.Namespace) -> Callable[[], None]:
     if variant == "student + teacher forward":
         levels = dict.fromkeys(model.levels, FeatureSpec(channels=1, stride=1))
         model.distiller = TeacherForward(levels, levels)
-    height, width = args.size
-    instances = Instances((height, width))
-    instances.gt_boxes = Boxes(torch.tensor([[10.0, 10.0, 100.0, 100.0], [50.0, 50.0, 200.0, 200.0]]))
-    instances.gt_classes = torch.tensor([0, 1])
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
-    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
-    batch = [{"image": image, "instances": instances} for _ in range(args.batch)]
+    batch = [_sample(*args.size, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES) for _ in range(args.batch)]
 
     def step() -> None:
         losses = model(batch)
@@ -73,6 +70,15 @@ def build(variant: str, args: argparse.Namespace) -> Callable[[], None]:
             torch.cuda.synchronize()
 
     return step
+
+
+def _sample(height: int, width: int, num_classes: int) -> dict[str, Any]:
+    """An image of noise, two boxes, and labels of noise; every kind of model takes what it needs."""
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(torch.tensor([[10.0, 10.0, 100.0, 100.0], [50.0, 50.0, 200.0, 200.0]]))
+    instances.gt_classes = torch.tensor([0, 1])
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    return {"image": image, "instances": instances, "sem_seg": torch.randint(num_classes, (height, width))}
 
 
 def peak_memory(variant: str, args: argparse.Namespace, queue: Any) -> None:
