@@ -31,6 +31,7 @@ from acam_kd.d2 import (
     check_datasets,
     check_student,
     checkpoint_distiller,
+    exported_student_config,
     guard_gradients,
     register_coco_datasets,
     student_config,
@@ -86,7 +87,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     default_setup(cfg, args)
     if comm.is_main_process():
         with open(os.path.join(cfg.OUTPUT_DIR, "student_config.yaml"), "w") as file:
-            file.write(student.dump())
+            file.write(exported_student_config(cfg).dump())
     return cfg
 
 

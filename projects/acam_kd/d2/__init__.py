@@ -1,18 +1,21 @@
 """The Detectron2 side. Importing this package registers the meta-architecture and everything it can name."""
 
-from .config import add_distillation_config, check_student, student_config
+from .config import add_distillation_config, check_student, exported_student_config, student_config
 from .datasets import check_datasets, register_coco_datasets
 from .evaluation import build_evaluator
 from .meta_arch import DistillationMetaArch
+from .segmentation_config import add_segmentation_config
 from .training import checkpoint_distiller, guard_gradients
 
 __all__ = [
     "DistillationMetaArch",
     "add_distillation_config",
+    "add_segmentation_config",
     "build_evaluator",
     "check_datasets",
     "check_student",
     "checkpoint_distiller",
+    "exported_student_config",
     "guard_gradients",
     "register_coco_datasets",
     "student_config",
