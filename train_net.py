@@ -31,10 +31,12 @@ from acam_kd.d2 import (
     add_distillation_config,
     build_evaluator,
     build_lr_scheduler,
+    build_optimizer,
     build_sem_seg_mapper,
     check_datasets,
     check_student,
     checkpoint_distiller,
+    exported_student_config,
     guard_gradients,
     register_datasets,
     student_config,
@@ -53,8 +55,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Detectron2's, with clipping over the whole model."""
-        optimizer = super().build_optimizer(cfg, model)
+        """Detectron2's or AdamW, with clipping over the whole model."""
+        optimizer = build_optimizer(cfg, model)
         guard_gradients(optimizer, model, cfg.DISTILL.MAX_GRADIENT_NORM)
         return optimizer
 
@@ -101,7 +103,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     default_setup(cfg, args)
     if comm.is_main_process():
         with open(os.path.join(cfg.OUTPUT_DIR, "student_config.yaml"), "w") as file:
-            file.write(student.dump())
+            file.write(exported_student_config(cfg).dump())
     return cfg
 
 

@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 
 from acam_kd.core import DISTILLER_REGISTRY
 from acam_kd.core.distillers import Mimic
-from acam_kd.d2 import DistillationMetaArch, student_config
+from acam_kd.d2 import DistillationMetaArch, exported_student_config
 
 from .conftest import ROOT, detector_config, distillation_config, inputs, save_config, save_weights
 
@@ -325,7 +325,7 @@ def test_amp_trains_teacher_and_student_under_one_autocast(retinanet, retinanet_
 
 def test_students_config_loads_in_stock_detectron2(retinanet, retinanet_teacher, tmp_path):
     cfg = distillation_config(retinanet, retinanet_teacher)
-    path = save_config(student_config(cfg), tmp_path / "student.yaml")
+    path = save_config(exported_student_config(cfg), tmp_path / "student.yaml")
     stock = get_cfg()
     stock.merge_from_file(path)
     plain = build_model(stock)

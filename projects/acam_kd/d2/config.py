@@ -7,13 +7,20 @@ from types import MethodType
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.utils.file_io import PathManager
 
 from ..core import DISTILLER_REGISTRY, method_arguments
+from .segmentation_config import add_segmentation_config
 
-__all__ = ["META_ARCHITECTURE", "add_distillation_config", "check_student", "student_config"]
+__all__ = [
+    "META_ARCHITECTURE",
+    "add_distillation_config",
+    "check_student",
+    "exported_student_config",
+    "student_config",
+]
 
 META_ARCHITECTURE = "DistillationMetaArch"
 INHERIT = ("auto", "always", "never")
@@ -61,12 +68,14 @@ def add_distillation_config(cfg: CfgNode) -> None:
     """Add the keys of distillation, with their defaults, to a Detectron2 config.
 
     Every registered method has a node ``DISTILL.<NAME>`` whose keys and defaults are the arguments of its
-    constructor, so a method of your own has one too if it is registered before this is called.
+    constructor, so a method of your own has one too if it is registered before this is called. The keys of our
+    segmentation networks come along (``add_segmentation_config``), since a student or teacher may be one.
 
     From here on ``cfg.merge_from_file`` finds the teacher's config file relative to the file that names it. (A
     subclass of the config node would be the cleaner way, but yacs refuses to merge two types of node.)
     """
     cfg.__dict__["merge_from_file"] = MethodType(merge_from_file, cfg)
+    add_segmentation_config(cfg)
     cfg.DISTILL = CfgNode()
     # What the student is; MODEL.META_ARCHITECTURE is "DistillationMetaArch".
     cfg.DISTILL.STUDENT_META_ARCHITECTURE = "GeneralizedRCNN"
@@ -97,6 +106,8 @@ def add_distillation_config(cfg: CfgNode) -> None:
         node = CfgNode({key.upper(): value for key, value in method_arguments(method).items()})
         cfg.DISTILL[name.upper()] = node
 
+    # "SGD", Detectron2's, or "ADAMW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
     # COCO-format datasets to register: [name, json file, image folder], each.
     cfg.DATASETS.COCO_FORMAT = []
     # Semantic segmentation datasets to register: [name, image folder, label folder, classes], each.
@@ -104,7 +115,7 @@ def add_distillation_config(cfg: CfgNode) -> None:
 
 
 def student_config(cfg: CfgNode) -> CfgNode:
-    """The config of the student alone, which stock Detectron2 loads: no key of ours is left in it."""
+    """The config of the student alone, which builds it: no key of distillation is left in it."""
     student = cfg.clone()
     student.__dict__.pop("merge_from_file", None)
     student.defrost()
@@ -113,7 +124,32 @@ def student_config(cfg: CfgNode) -> CfgNode:
     del student["DISTILL"]
     del student.DATASETS["COCO_FORMAT"]
     del student.DATASETS["SEM_SEG"]
+    del student.SOLVER["OPTIMIZER"]
     return student
+
+
+def exported_student_config(cfg: CfgNode) -> CfgNode:
+    """The student's config as it is written to a file: without the keys of ours that it does not use.
+
+    For a student made of Detectron2's own parts stock Detectron2 loads the file; for one with a part of ours it
+    does so after ``add_segmentation_config(get_cfg())``, which adds what was left out here as unchanged.
+    """
+    student = student_config(cfg)
+    stock, ours = get_cfg(), get_cfg()
+    add_segmentation_config(ours)
+    _remove_unchanged(student, stock, ours)
+    return student
+
+
+def _remove_unchanged(node: CfgNode, stock: CfgNode, ours: CfgNode) -> None:
+    """Remove from ``node`` the keys that only ``ours`` has, with the same value; and nodes left empty by that."""
+    for key, default in ours.items():
+        if isinstance(default, CfgNode):
+            _remove_unchanged(node[key], stock.get(key, CfgNode()), default)
+            if key not in stock and not node[key]:
+                del node[key]
+        elif key not in stock and node[key] == default:
+            del node[key]
 
 
 def check_student(cfg: CfgNode, *, resume: bool) -> None:

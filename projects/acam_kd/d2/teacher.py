@@ -16,6 +16,7 @@ from torch import nn
 
 from ..files import sha256
 from .config import META_ARCHITECTURE
+from .segmentation_config import add_segmentation_config
 
 __all__ = ["build_teacher", "teacher_config"]
 
@@ -25,7 +26,7 @@ logger = logging.getLogger("detectron2.acam_kd.teacher")
 
 
 def teacher_config(cfg: CfgNode) -> CfgNode:
-    """The teacher's full config: today's Detectron2 defaults, its file, its overrides, its weights.
+    """The teacher's full config: today's defaults of Detectron2 and of ours, its file, its overrides, its weights.
 
     Keys that other projects added to ``cfg`` are known to the teacher's config too, with the values they have
     in ``cfg``, so that its file may set them.
@@ -37,6 +38,7 @@ def teacher_config(cfg: CfgNode) -> CfgNode:
     node = cfg.DISTILL.TEACHER
     path, weights = _locate(node.CONFIG_FILE)
     teacher = get_cfg()
+    add_segmentation_config(teacher)  # its defaults: the student's values would be wrong where the file is silent
     _add_unknown_keys(teacher, cfg)
     teacher.defrost()
     teacher.DISTILL.STUDENT_META_ARCHITECTURE = "GeneralizedRCNN"  # the default, should the file not say it

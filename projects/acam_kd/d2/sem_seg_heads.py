@@ -1,0 +1,268 @@
+"""DeepLabV3's and PSPNet's heads for ``SemanticSegmentor``, as the distillation literature builds them.
+
+Detectron2 has a DeepLabV3 head of its own, but with another pooling branch, other dropout and another loss than the
+networks whose results are published for Cityscapes (CIRKD, MasKD and those they compare with).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from detectron2.utils import comm
+from fvcore.nn.weight_init import c2_msra_fill
+from torch import Tensor, nn
+
+__all__ = ["ASPPHead", "ContextHead", "PSPHead", "segmentation_loss"]
+
+BINS = (1, 2, 3, 6)
+NODE = "MODEL.SEM_SEG_HEAD"
+
+
+def segmentation_loss(logits: Tensor, targets: Tensor, ignore_value: int) -> Tensor:
+    """Mean cross-entropy over the counted pixels, in float32.
+
+    Args:
+        logits: (N, K, h, w); scaled up to the labels bilinearly, corners on corners.
+        targets: labels (N, H, W), int64.
+        ignore_value: the label that does not count.
+
+    Returns:
+        0-d; 0 with a graph, not NaN, if no pixel counts.
+    """
+    logits = F.interpolate(logits.float(), size=targets.shape[-2:], mode="bilinear", align_corners=True)
+    total = F.cross_entropy(logits, targets, ignore_index=ignore_value, reduction="sum")
+    return total / (targets != ignore_value).sum().clamp(min=1)
+
+
+class ContextHead(nn.Module):
+    """What the two heads share: context, one 3x3 convolution, the predictor; and an auxiliary classifier.
+
+    ``predictor`` is the 1x1 convolution whose output are the logits, before any scaling.
+
+    Args:
+        input_shape: of the backbone's outputs, by name.
+        in_features: the one feature that is read.
+        context: a module of that feature; its output has ``context_channels`` channels.
+        num_classes: K.
+        conv_dims: channels of the 3x3 convolution.
+        norm: a norm of Detectron2's ``get_norm``.
+        ignore_value: the label that does not count.
+        loss_weight: of the whole loss.
+        aux_in_feature: the feature of the auxiliary classifier (a 3x3 convolution to a quarter of the channels and
+            a predictor), which only training computes; empty for none.
+        aux_loss_weight: of its loss, besides ``loss_weight``.
+
+    Raises:
+        ValueError: a feature that the backbone does not give, or not exactly one of them.
+    """
+
+    def __init__(
+        self,
+        input_shape: Mapping[str, ShapeSpec],
+        *,
+        in_features: Sequence[str],
+        context: nn.Module,
+        context_channels: int,
+        num_classes: int,
+        conv_dims: int,
+        norm: str,
+        ignore_value: int = 255,
+        loss_weight: float = 1.0,
+        aux_in_feature: str = "",
+        aux_loss_weight: float = 0.4,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.num_classes, self.ignore_value = list(in_features), num_classes, ignore_value
+        self.common_stride = input_shape[self.in_features[0]].stride
+        self.loss_weight, self.aux_in_feature, self.aux_loss_weight = loss_weight, aux_in_feature, aux_loss_weight
+        self.context = context
+        self.fuse = _conv(context_channels, conv_dims, 3, norm)
+        self.dropout = nn.Dropout(0.1)
+        self.predictor = _predictor(conv_dims, num_classes)
+        self.auxiliary = None
+        if aux_in_feature:
+            channels = _channels(input_shape, [aux_in_feature], "AUX_IN_FEATURE")
+            reduced = _conv(channels, channels // 4, 3, norm)
+            self.auxiliary = nn.Sequential(reduced, nn.Dropout(0.1), _predictor(channels // 4, num_classes))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
+        """The arguments that the heads share."""
+        node = cfg.MODEL.SEM_SEG_HEAD
+        return {
+            "input_shape": input_shape,
+            "in_features": node.IN_FEATURES,
+            "num_classes": node.NUM_CLASSES,
+            "conv_dims": node.CONVS_DIM,
+            "norm": node.NORM,
+            "ignore_value": node.IGNORE_VALUE,
+            "loss_weight": node.LOSS_WEIGHT,
+            "aux_in_feature": node.AUX_IN_FEATURE,
+            "aux_loss_weight": node.AUX_LOSS_WEIGHT,
+        }
+
+    def forward(
+        self, features: Mapping[str, Tensor], targets: Tensor | None = None
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """As Detectron2 calls it.
+
+        Args:
+            features: the backbone's outputs, each (N, C, H / stride, W / stride).
+            targets: labels (N, H, W), in training.
+
+        Returns:
+            In training None and the losses; else the logits (N, K, H, W) and an empty dict.
+
+        Raises:
+            ValueError: no labels in training; or one image alone, see ``_pooled``.
+        """
+        logits = self.layers(features)
+        if self.training:
+            return None, self.losses(logits, features, targets)
+        return F.interpolate(logits, scale_factor=self.common_stride, mode="bilinear", align_corners=True), {}
+
+    def layers(self, features: Mapping[str, Tensor]) -> Tensor:
+        """The logits (N, K, h, w) at the feature's own size."""
+        return self.predictor(self.dropout(self.fuse(self.context(features[self.in_features[0]]))))
+
+    def losses(self, logits: Tensor, features: Mapping[str, Tensor], targets: Tensor | None) -> dict[str, Tensor]:
+        """The loss of the logits and, with an auxiliary classifier, of its own."""
+        if targets is None:
+            raise ValueError("training needs labels: no `sem_seg` in the inputs (DATASETS.TRAIN)")
+        losses = {"loss_sem_seg": self.loss_weight * segmentation_loss(logits, targets, self.ignore_value)}
+        if self.auxiliary is not None:
+            loss = segmentation_loss(self.auxiliary(features[self.aux_in_feature]), targets, self.ignore_value)
+            losses["loss_sem_seg_aux"] = self.loss_weight * self.aux_loss_weight * loss
+        return losses
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class ASPPHead(ContextHead):
+    """DeepLabV3 (Chen et al., 2017): atrous spatial pyramid pooling.
+
+    Args:
+        input_shape, in_features, conv_dims, norm: see ``ContextHead``; all branches have ``conv_dims`` channels.
+        dilations: of the three 3x3 branches; 12, 24, 36 for features of stride 8, 6, 12, 18 for 16.
+        common: the rest of ``ContextHead``.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: Mapping[str, ShapeSpec],
+        *,
+        in_features: Sequence[str],
+        conv_dims: int,
+        norm: str,
+        dilations: Sequence[int],
+        **common: Any,
+    ) -> None:
+        context = _ASPP(_channels(input_shape, in_features), conv_dims, norm, dilations)
+        common |= {"context": context, "context_channels": conv_dims, "conv_dims": conv_dims, "norm": norm}
+        super().__init__(input_shape, in_features=in_features, **common)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
+        """The arguments, from MODEL.SEM_SEG_HEAD."""
+        return super().from_config(cfg, input_shape) | {"dilations": cfg.MODEL.SEM_SEG_HEAD.ASPP_DILATIONS}
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class PSPHead(ContextHead):
+    """PSPNet (Zhao et al., CVPR 2017): a pyramid of pooled means beside the feature itself.
+
+    Args:
+        input_shape, in_features, norm: see ``ContextHead``.
+        common: the rest of it.
+    """
+
+    @configurable
+    def __init__(
+        self, input_shape: Mapping[str, ShapeSpec], *, in_features: Sequence[str], norm: str, **common: Any
+    ) -> None:
+        channels = _channels(input_shape, in_features)
+        common |= {"context": _PyramidPooling(channels, norm), "norm": norm}
+        common["context_channels"] = channels + len(BINS) * (channels // 4)
+        super().__init__(input_shape, in_features=in_features, **common)
+
+
+class _ASPP(nn.Module):
+    """A 1x1, three dilated 3x3 and the mean of the image, concatenated and projected."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: str, dilations: Sequence[int]) -> None:
+        super().__init__()
+        if len(dilations) != 3:
+            raise ValueError(f"{NODE}.ASPP_DILATIONS must be three numbers, not {list(dilations)}")
+        branches = [_conv(in_channels, out_channels, 1, norm)]
+        branches += [_conv(in_channels, out_channels, 3, norm, dilation) for dilation in dilations]
+        self.branches = nn.ModuleList(branches)
+        self.pool = _conv(in_channels, out_channels, 1, norm)
+        self.project = _conv(5 * out_channels, out_channels, 1, norm)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branches = [branch(x) for branch in self.branches]
+        branches.append(_pooled(self.pool, x, 1))
+        return self.dropout(self.project(torch.cat(branches, dim=1)))
+
+
+class _PyramidPooling(nn.Module):
+    """The feature, and its means over 1, 4, 9 and 36 parts of the image."""
+
+    def __init__(self, channels: int, norm: str) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(_conv(channels, channels // 4, 1, norm) for _ in BINS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, *(_pooled(conv, x, size) for conv, size in zip(self.branches, BINS))], dim=1)
+
+
+def _pooled(conv: nn.Module, x: Tensor, bins: int) -> Tensor:
+    """``conv`` of the means over ``bins`` x ``bins`` parts of ``x``, scaled up to its size again.
+
+    Raises:
+        ValueError: batch norm in training has a single value per channel, of which there is no variance.
+    """
+    norm = conv.norm
+    synchronised = type(norm) is not nn.BatchNorm2d and comm.get_world_size() > 1
+    single = bins == 1 and x.shape[0] == 1 and isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training
+    if single and not synchronised:
+        raise ValueError(
+            f"batch norm behind global pooling needs at least 2 images per process, there is 1: raise "
+            f"SOLVER.IMS_PER_BATCH, or set {NODE}.NORM to GN or FrozenBN, or to SyncBN with several processes"
+        )
+    return F.interpolate(conv(F.adaptive_avg_pool2d(x, bins)), size=x.shape[-2:], mode="bilinear", align_corners=True)
+
+
+def _channels(input_shape: Mapping[str, ShapeSpec], names: Sequence[str], key: str = "IN_FEATURES") -> int:
+    if len(names) != 1 or names[0] not in input_shape:
+        raise ValueError(f"{NODE}.{key} must be one of {', '.join(input_shape)}, not {', '.join(names) or 'empty'}")
+    return input_shape[names[0]].channels
+
+
+def _conv(in_channels: int, out_channels: int, kernel: int, norm: str, dilation: int = 1) -> Conv2d:
+    """Convolution that keeps the size, norm, ReLU; weights from N(0, 2 / (kernel^2 out_channels))."""
+    conv = Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size=kernel,
+        padding=dilation * (kernel // 2),
+        dilation=dilation,
+        bias=not norm,
+        norm=get_norm(norm, out_channels),
+        activation=F.relu,
+    )
+    c2_msra_fill(conv)
+    return conv
+
+
+def _predictor(in_channels: int, num_classes: int) -> Conv2d:
+    predictor = Conv2d(in_channels, num_classes, kernel_size=1)
+    c2_msra_fill(predictor)
+    return predictor
