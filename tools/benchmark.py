@@ -60,7 +60,7 @@ def build(variant: str, args: argparse.Namespace) -> Callable[[], None]:
         levels = dict.fromkeys(model.levels, FeatureSpec(channels=1, stride=1))
         model.distiller = TeacherForward(levels, levels)
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
-    batch = [_sample(*args.size, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES) for _ in range(args.batch)]
+    batch = [_sample(args.size[0], args.size[1], cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES) for _ in range(args.batch)]
 
     def step() -> None:
         losses = model(batch)
@@ -78,7 +78,7 @@ def _sample(height: int, width: int, num_classes: int) -> dict[str, Any]:
     instances.gt_boxes = Boxes(torch.tensor([[10.0, 10.0, 100.0, 100.0], [50.0, 50.0, 200.0, 200.0]]))
     instances.gt_classes = torch.tensor([0, 1])
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
-    return {"image": image, "instances": instances, "sem_seg": torch.randint(num_classes, (height, width))}
+    return {"image": image, "instances": instances, "sem_seg": torch.randint(0, num_classes, (height, width))}
 
 
 def peak_memory(variant: str, args: argparse.Namespace, queue: Any) -> None:

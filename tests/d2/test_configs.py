@@ -16,7 +16,8 @@ from acam_kd.d2 import add_distillation_config
 
 from .conftest import ROOT
 
-CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.name != "rows.yaml")
+NO_MODEL = ("rows.yaml", "Base-ACAM.yaml", "Base-ACAM-SemSeg.yaml")  # added to others
+CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.name not in NO_MODEL)
 LEAVES = [p for p in CONFIGS if not p.name.startswith("Base-")]
 
 
@@ -33,12 +34,11 @@ def test_it_builds(path):
     cfg = load(path)
     cfg.MODEL.DEVICE = "meta"
     cfg.DISTILL.TEACHER.WEIGHTS = "random"
-    if path.name == "Base-ACAM.yaml":
-        cfg.DISTILL.METHOD, cfg.DISTILL.INHERIT = "", "never"
     with torch.device("meta"):
         model = build_model(cfg)
     if cfg.MODEL.META_ARCHITECTURE == "DistillationMetaArch" and cfg.DISTILL.METHOD:
-        assert len(model.levels) >= 4
+        segments = cfg.DISTILL.STUDENT_META_ARCHITECTURE == "SemanticSegmentor"
+        assert model.levels == {"logits": "logits"} if segments else len(model.levels) >= 4
         assert type(model.distiller).__name__ == cfg.DISTILL.METHOD
 
 
@@ -91,3 +91,26 @@ def test_the_flagship_is_the_papers_schedule():
     assert (cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.BASE_LR) == (0.9, 1e-4, 0.02)
     assert cfg.DISTILL.MAX_GRADIENT_NORM == 35 and cfg.DISTILL.ACAMKD.NUM_MASKS == 0  # 6 on features
     assert load(ROOT / "configs/acam_retinanet_r50_r101.yaml").SOLVER.BASE_LR == 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("deeplabv3_r101.yaml", 61_118_950),
+        ("acam_deeplabv3_r18_r101.yaml", 13_607_974),
+        ("acam_deeplabv3_mbv2_r101.yaml", 3_233_171),
+        ("acam_pspnet_r18_r101.yaml", 12_919_334),
+    ],
+)
+def test_the_segmentors_are_those_of_the_literature(name, parameters):
+    """CIRKD's and MasKD's networks, with the auxiliary heads of training, and their recipe."""
+    cfg = load(ROOT / "configs" / name)
+    cfg.MODEL.DEVICE, cfg.DISTILL.TEACHER.WEIGHTS = "meta", "random"
+    with torch.device("meta"):
+        model = build_model(cfg)
+    assert sum(p.numel() for p in getattr(model, "student", model).parameters()) == parameters
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR) == (16, 40000, 0.02)
+    assert (cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.WEIGHT_DECAY_NORM, cfg.SOLVER.BASE_LR_END) == (5e-4, 5e-4, 1e-4)
+    assert [*cfg.INPUT.MIN_SIZE_TRAIN, *cfg.INPUT.CROP.SIZE] == [512, 2048, 512, 1024]
+    if name != "deeplabv3_r101.yaml":
+        assert model.distiller.masking["spatial"]["logits"].units.shape == (19, 19)

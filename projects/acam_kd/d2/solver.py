@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.solver import LRMultiplier
+from detectron2.solver import LRMultiplier, get_default_optimizer_params
 from detectron2.solver import build_lr_scheduler as build_detectron2_lr_scheduler
 from detectron2.solver import build_optimizer as build_detectron2_optimizer
-from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.lr_scheduler import WarmupParamScheduler
 from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
