@@ -31,7 +31,6 @@ from acam_kd.d2 import (
     add_distillation_config,
     build_evaluator,
     build_lr_scheduler,
-    build_optimizer,
     build_sem_seg_mapper,
     check_datasets,
     check_student,
@@ -55,8 +54,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Detectron2's or AdamW, with clipping over the whole model."""
-        optimizer = build_optimizer(cfg, model)
+        """Detectron2's, with clipping over the whole model."""
+        optimizer = super().build_optimizer(cfg, model)
         guard_gradients(optimizer, model, cfg.DISTILL.MAX_GRADIENT_NORM)
         return optimizer
 

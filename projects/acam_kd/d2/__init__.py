@@ -8,7 +8,7 @@ from .meta_arch import DistillationMetaArch
 from .segmentation_config import add_segmentation_config
 from .sem_seg_data import build_sem_seg_mapper, sem_seg_augmentations
 from .sem_seg_datasets import register_sem_seg_datasets
-from .solver import build_lr_scheduler, build_optimizer
+from .solver import build_lr_scheduler
 from .training import checkpoint_distiller, guard_gradients
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "add_segmentation_config",
     "build_evaluator",
     "build_lr_scheduler",
-    "build_optimizer",
     "build_sem_seg_mapper",
     "check_datasets",
     "check_student",

@@ -106,8 +106,6 @@ def add_distillation_config(cfg: CfgNode) -> None:
         node = CfgNode({key.upper(): value for key, value in method_arguments(method).items()})
         cfg.DISTILL[name.upper()] = node
 
-    # "SGD", Detectron2's, or "ADAMW".
-    cfg.SOLVER.OPTIMIZER = "SGD"
     # COCO-format datasets to register: [name, json file, image folder], each.
     cfg.DATASETS.COCO_FORMAT = []
     # Semantic segmentation datasets to register: [name, image folder, label folder, classes], each.
@@ -124,7 +122,6 @@ def student_config(cfg: CfgNode) -> CfgNode:
     del student["DISTILL"]
     del student.DATASETS["COCO_FORMAT"]
     del student.DATASETS["SEM_SEG"]
-    del student.SOLVER["OPTIMIZER"]
     return student
 
 

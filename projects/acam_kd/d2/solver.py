@@ -1,18 +1,16 @@
-"""What Detectron2's solver lacks: AdamW, and the polynomial decay of semantic segmentation with a floor."""
+"""Learning rates: Detectron2's schedules, and the polynomial decay of semantic segmentation with a floor."""
 
 from __future__ import annotations
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.solver import LRMultiplier, get_default_optimizer_params
+from detectron2.solver import LRMultiplier
 from detectron2.solver import build_lr_scheduler as build_detectron2_lr_scheduler
-from detectron2.solver import build_optimizer as build_detectron2_optimizer
 from detectron2.solver.lr_scheduler import WarmupParamScheduler
 from fvcore.common.param_scheduler import ParamScheduler
-from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["PolynomialDecay", "build_lr_scheduler", "build_optimizer"]
+__all__ = ["PolynomialDecay", "build_lr_scheduler"]
 
 
 class PolynomialDecay(ParamScheduler):
@@ -32,31 +30,6 @@ class PolynomialDecay(ParamScheduler):
     def __call__(self, where: float) -> float:
         """The factor at ``where``, from 0 (the beginning) to 1 (the end)."""
         return self.floor + (1 - self.floor) * max(0.0, 1 - where) ** self.power
-
-
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer that SOLVER.OPTIMIZER names: Detectron2's own, "SGD", or "ADAMW".
-
-    AdamW is what the small experiments need that train from scratch in a few hundred iterations.
-
-    Raises:
-        ValueError: another name, or Detectron2's clipping, which it builds into its own SGD, with AdamW.
-    """
-    solver = cfg.SOLVER
-    if solver.OPTIMIZER == "SGD":
-        return build_detectron2_optimizer(cfg, model)
-    if solver.OPTIMIZER != "ADAMW":
-        raise ValueError(f"SOLVER.OPTIMIZER must be SGD or ADAMW, not {solver.OPTIMIZER!r}")
-    if solver.CLIP_GRADIENTS.ENABLED:
-        raise ValueError("SOLVER.CLIP_GRADIENTS is for SGD; with ADAMW clip with DISTILL.MAX_GRADIENT_NORM")
-    parameters = get_default_optimizer_params(
-        model,
-        base_lr=solver.BASE_LR,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        bias_lr_factor=solver.BIAS_LR_FACTOR,
-        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-    )
-    return torch.optim.AdamW(parameters, solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
