@@ -17,6 +17,7 @@ import torch
 import yacs
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, hooks, launch
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -26,13 +27,16 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from acam_kd.d2 import (
     DistillationMetaArch,
+    add_dataset_options,
     add_distillation_config,
     build_evaluator,
+    build_lr_scheduler,
+    build_sem_seg_mapper,
     check_datasets,
     check_student,
     checkpoint_distiller,
     guard_gradients,
-    register_coco_datasets,
+    register_datasets,
     student_config,
 )
 from acam_kd.errors import one_line_errors
@@ -53,6 +57,17 @@ class Trainer(DefaultTrainer):
         optimizer = super().build_optimizer(cfg, model)
         guard_gradients(optimizer, model, cfg.DISTILL.MAX_GRADIENT_NORM)
         return optimizer
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        """Detectron2's, and the polynomial one of semantic segmentation."""
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Detectron2's, with the augmentations of semantic segmentation for students of that kind."""
+        dense = student_config(cfg).MODEL.META_ARCHITECTURE == "SemanticSegmentor"
+        return build_detection_train_loader(cfg, mapper=build_sem_seg_mapper(cfg) if dense else None)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
@@ -76,11 +91,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
     add_distillation_config(cfg)
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
-    cfg.DATASETS.COCO_FORMAT = [*cfg.DATASETS.COCO_FORMAT, *(args.dataset or [])]
+    cfg.DATASETS.COCO_FORMAT = [*cfg.DATASETS.COCO_FORMAT, *args.dataset]
+    cfg.DATASETS.SEM_SEG = [*cfg.DATASETS.SEM_SEG, *args.sem_seg_dataset]
     cfg.freeze()
     student = student_config(cfg)
-    wanted = (*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN))
-    register_coco_datasets([entry for entry in cfg.DATASETS.COCO_FORMAT if len(entry) != 3 or entry[0] in wanted])
+    register_datasets(cfg, training=not args.eval_only)
     check_datasets(student, training=not args.eval_only)
     check_student(student, resume=args.resume)
     default_setup(cfg, args)
@@ -114,28 +129,16 @@ def main(args: argparse.Namespace) -> Any:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Detectron2's options and ``--dataset``."""
+    """Detectron2's options and those that register datasets."""
     built: argparse.ArgumentParser = default_argument_parser()
-    built.add_argument(
-        "--dataset",
-        nargs=3,
-        action="append",
-        metavar=("NAME", "JSON", "IMAGES"),
-        help="register a COCO-format dataset under NAME, for DATASETS.TRAIN and DATASETS.TEST; may be repeated",
-    )
+    add_dataset_options(built)
     return built
 
 
 if __name__ == "__main__":
     arguments = parser().parse_args()
     try:
-        launch(
-            main,
-            arguments.num_gpus,
-            num_machines=arguments.num_machines,
-            machine_rank=arguments.machine_rank,
-            dist_url=arguments.dist_url,
-            args=(arguments,),
-        )
+        where = (arguments.num_gpus, arguments.num_machines, arguments.machine_rank, arguments.dist_url)
+        launch(main, *where, args=(arguments,))
     except ProcessExitedException as error:
         raise (error if error.signal_name else SystemExit(error.exit_code)) from None  # the process has said why

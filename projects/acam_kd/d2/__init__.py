@@ -1,19 +1,28 @@
 """The Detectron2 side. Importing this package registers the meta-architecture and everything it can name."""
 
 from .config import add_distillation_config, check_student, student_config
-from .datasets import check_datasets, register_coco_datasets
+from .datasets import add_dataset_options, check_datasets, register_coco_datasets, register_datasets
 from .evaluation import build_evaluator
 from .meta_arch import DistillationMetaArch
+from .sem_seg_data import build_sem_seg_mapper, sem_seg_augmentations
+from .sem_seg_datasets import register_sem_seg_datasets
+from .solver import build_lr_scheduler
 from .training import checkpoint_distiller, guard_gradients
 
 __all__ = [
     "DistillationMetaArch",
+    "add_dataset_options",
     "add_distillation_config",
     "build_evaluator",
+    "build_lr_scheduler",
+    "build_sem_seg_mapper",
     "check_datasets",
     "check_student",
     "checkpoint_distiller",
     "guard_gradients",
     "register_coco_datasets",
+    "register_datasets",
+    "register_sem_seg_datasets",
+    "sem_seg_augmentations",
     "student_config",
 ]

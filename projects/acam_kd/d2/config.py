@@ -99,6 +99,8 @@ def add_distillation_config(cfg: CfgNode) -> None:
 
     # COCO-format datasets to register: [name, json file, image folder], each.
     cfg.DATASETS.COCO_FORMAT = []
+    # Semantic segmentation datasets to register: [name, image folder, label folder, classes], each.
+    cfg.DATASETS.SEM_SEG = []
 
 
 def student_config(cfg: CfgNode) -> CfgNode:
@@ -110,6 +112,7 @@ def student_config(cfg: CfgNode) -> CfgNode:
         student.MODEL.META_ARCHITECTURE = cfg.DISTILL.STUDENT_META_ARCHITECTURE
     del student["DISTILL"]
     del student.DATASETS["COCO_FORMAT"]
+    del student.DATASETS["SEM_SEG"]
     return student
 
 

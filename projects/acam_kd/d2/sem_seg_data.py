@@ -1,0 +1,170 @@
+"""The training data of semantic segmentation: random scale, crop and flip, and what makes a batch of it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T  # noqa: N812
+
+from ..data.labels import check_values, read_label
+
+__all__ = ["SemSegMapper", "build_sem_seg_mapper", "sem_seg_augmentations"]
+
+logger = logging.getLogger("detectron2.acam_kd")
+Array = np.ndarray[Any, Any]
+
+
+class PadTransform(T.Transform):
+    """Fill up at the right and at the bottom, the image with a colour, the label with the value that is ignored.
+
+    fvcore's, which FixedSizeCrop uses, knows one grey value for all channels. Detectron2 normalises in the model, so
+    the colour that becomes 0 there has to be put in here, rounded to the image's whole grey levels.
+
+    Args:
+        height: rows to add.
+        width: columns to add.
+        colour: one value per channel, in the image's order.
+        ignored: the label's value.
+    """
+
+    def __init__(self, height: int, width: int, colour: Sequence[float], ignored: int) -> None:
+        super().__init__()
+        self.height, self.width, self.colour, self.ignored = height, width, colour, ignored
+
+    def apply_image(self, img: Array) -> Array:
+        """(H, W, C) -> (H + height, W + width, C)."""
+        rounded = np.rint(self.colour) if np.issubdtype(img.dtype, np.integer) else np.asarray(self.colour)
+        shape = (img.shape[0] + self.height, img.shape[1] + self.width, img.shape[2])
+        padded = np.broadcast_to(rounded.astype(img.dtype), shape).copy()
+        padded[: img.shape[0], : img.shape[1]] = img
+        return padded
+
+    def apply_segmentation(self, segmentation: Array) -> Array:
+        """(H, W) -> (H + height, W + width)."""
+        return np.pad(segmentation, ((0, self.height), (0, self.width)), constant_values=self.ignored)
+
+    def apply_coords(self, coords: Array) -> Array:
+        """What is added at the right and at the bottom moves no point."""
+        return coords
+
+
+class PadTo(T.Augmentation):
+    """Pad what is smaller than (height, width) to it; see PadTransform."""
+
+    def __init__(self, height: int, width: int, colour: Sequence[float], ignored: int) -> None:
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: Array) -> T.Transform:
+        """The padding of one image (H, W, C)."""
+        height, width = (max(0, wanted - size) for wanted, size in zip((self.height, self.width), image.shape))
+        return PadTransform(height, width, self.colour, self.ignored) if height or width else T.NoOpTransform()
+
+
+def sem_seg_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """Random scale, then a random crop, padded where the image is smaller, then a random flip.
+
+    - Scale: INPUT.MIN_SIZE_TRAIN, MIN_SIZE_TRAIN_SAMPLING and MAX_SIZE_TRAIN, as in detection. Factors of 0.5 to 2
+      for images of 1024 x 2048 are "range" of (512, 2048), with a maximum of at least 4096. 0 is no scaling.
+    - Crop: (height, width) in pixels is INPUT.CROP.SIZE, if INPUT.CROP.ENABLED and with TYPE "absolute".
+      INPUT.CROP.SINGLE_CATEGORY_MAX_AREA below 1 looks for a crop that no class fills beyond that part.
+    - Flip: INPUT.RANDOM_FLIP.
+
+    Raises:
+        ValueError: a crop that is not one of fixed size in pixels, or a range of scales without two ends.
+    """
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(cfg.INPUT.MIN_SIZE_TRAIN) != 2:
+        raise ValueError(
+            f"INPUT.MIN_SIZE_TRAIN is {cfg.INPUT.MIN_SIZE_TRAIN}; INPUT.MIN_SIZE_TRAIN_SAMPLING 'range' needs two sizes"
+        )
+    scale, *flip = utils.build_augmentation(cfg, is_train=True)
+    return [scale, *_crop(cfg), *flip]
+
+
+def _crop(cfg: CfgNode) -> list[T.Augmentation]:
+    crop, ignored = cfg.INPUT.CROP, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+    if not crop.ENABLED:
+        return []
+    if crop.TYPE != "absolute":
+        raise ValueError(f"INPUT.CROP.TYPE is {crop.TYPE!r}; semantic segmentation crops a fixed size: 'absolute'")
+    if len(crop.SIZE) != 2 or not all(size >= 1 and size == int(size) for size in crop.SIZE):
+        raise ValueError(f"INPUT.CROP.SIZE is {crop.SIZE}; height and width in pixels are needed")
+    height, width = map(int, crop.SIZE)
+    area = crop.get("SINGLE_CATEGORY_MAX_AREA", 1.0)
+    return [
+        T.RandomCrop_CategoryAreaConstraint("absolute", (height, width), area, ignored),
+        PadTo(height, width, tuple(cfg.MODEL.PIXEL_MEAN), ignored),
+    ]
+
+
+class SemSegMapper:
+    """Makes training samples of Detectron2's dataset dicts.
+
+    Detectron2's DatasetMapper reads labels as grey images, and so turns the class numbers of palette PNGs (as of
+    PASCAL VOC) into greys of the palette's colours; labels that do not fit pass it too, and fail on a GPU as an
+    assertion of a kernel.
+
+    Args:
+        augmentations: applied to image and label together.
+        image_format: of the image, e.g. "BGR".
+        num_classes: labels are 0 to below this, or ``ignored``.
+        ignored: see there.
+    """
+
+    def __init__(
+        self, *, augmentations: Sequence[T.Augmentation], image_format: str, num_classes: int, ignored: int
+    ) -> None:
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format, self.num_classes, self.ignored = image_format, num_classes, ignored
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Read one image and its label, and augment both.
+
+        Args:
+            dataset_dict: with ``file_name`` and ``sem_seg_file_name``.
+
+        Returns:
+            The dict with ``image``, (C, H, W), and ``sem_seg``, (H, W) int64.
+
+        Raises:
+            ValueError: there is no label, it differs in size from the image, or has values that are no classes.
+        """
+        sample = copy.deepcopy(dataset_dict)
+        if "sem_seg_file_name" not in sample:
+            raise ValueError(f"image {sample['file_name']} has no label of semantic segmentation (key: DATASETS.TRAIN)")
+        path = sample.pop("sem_seg_file_name")
+        image = utils.read_image(sample["file_name"], format=self.image_format)
+        utils.check_image_size(sample, image)
+        label = read_label(path)
+        if label.shape != image.shape[:2]:
+            (height, width), (rows, columns) = label.shape, image.shape[:2]
+            raise ValueError(f"label {path} is {width} x {height}, its image {columns} x {rows}")
+        check_values(np.bincount(label.reshape(-1), minlength=256), path, self.num_classes, self.ignored)
+        both = T.AugInput(image, sem_seg=label)
+        self.augmentations(both)
+        sample["image"] = torch.from_numpy(np.ascontiguousarray(both.image.transpose(2, 0, 1)))
+        sample["sem_seg"] = torch.from_numpy(both.sem_seg.astype(np.int64, order="C"))
+        return sample
+
+
+def build_sem_seg_mapper(cfg: CfgNode) -> SemSegMapper:
+    """Build what ``build_detection_train_loader(cfg, mapper=...)`` needs to train a SemanticSegmentor.
+
+    Raises:
+        ValueError: see :func:`sem_seg_augmentations`.
+    """
+    augmentations = sem_seg_augmentations(cfg)
+    logger.info(f"augmentations in training: {augmentations}")
+    return SemSegMapper(
+        augmentations=augmentations,
+        image_format=cfg.INPUT.FORMAT,
+        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        ignored=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+    )

@@ -1,0 +1,145 @@
+"""Pairs of images and labels: every way to get them wrong, in one line with the file."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from acam_kd.data.labels import check_labels, find_pairs, image_size, read_label
+
+CLASSES = ["sky", "road", "car"]
+
+
+def write(path, pixels, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.asarray(pixels, np.uint8))
+    image.save(path, **options)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two good pairs, one of them a level deeper, of 4 x 6 pixels."""
+    for number, stem in enumerate(("a", "city/b.c")):
+        label = np.full((4, 6), number)
+        label[0, :2] = 2, 255
+        write(tmp_path / f"images/{stem}.jpg", np.full((4, 6, 3), 90))
+        write(tmp_path / f"labels/{stem}.png", label)
+    return str(tmp_path / "images"), str(tmp_path / "labels")
+
+
+def pairs_of(folders):
+    return find_pairs(*folders, name="dataset mine", hint="(key: K)")
+
+
+def check(folders, classes=CLASSES):
+    return check_labels(pairs_of(folders), classes, name="dataset mine", hint="(key: K)")
+
+
+def one_line(error):
+    return str(error.value).startswith("dataset mine: ") and "\n" not in str(error.value)
+
+
+def test_images_find_their_labels_by_path_and_stem(folders, tmp_path):
+    write(tmp_path / "labels/unused.png", np.zeros((4, 6)))
+    (tmp_path / "images/notes.txt").write_text("no image")
+    (tmp_path / "images/._a.jpg").write_text("what macOS leaves")
+    write(tmp_path / "images/Z.PNG", np.zeros((4, 6, 3)))
+    write(tmp_path / "labels/Z.png", np.zeros((4, 6)))
+    found = [tuple(os.path.relpath(path, tmp_path) for path in pair) for pair in pairs_of(folders)]
+    assert found == [
+        ("images/Z.PNG", "labels/Z.png"),
+        ("images/a.jpg", "labels/a.png"),
+        ("images/city/b.c.jpg", "labels/city/b.c.png"),
+    ]
+
+
+def test_folders_behind_links_are_looked_into(folders, tmp_path):
+    for folder in folders:
+        os.makedirs(tmp_path / "linked" / os.path.basename(folder))
+        os.symlink(os.path.join(folder, "city"), tmp_path / "linked" / os.path.basename(folder) / "town")
+    assert len(find_pairs(str(tmp_path / "linked/images"), str(tmp_path / "linked/labels"), name="d")) == 1
+
+
+def test_what_is_not_there(folders, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*/gone \(key: K\)") as error:
+        pairs_of((folders[0], str(tmp_path / "gone")))
+    assert one_line(error)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*/gone \(key: K\)"):
+        pairs_of((str(tmp_path / "gone"), folders[1]))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no images in .*/empty \(looked for .jpg .* \(key: K\)"):
+        pairs_of((str(tmp_path / "empty"), folders[1]))
+    with pytest.raises(ValueError, match="images and labels are in one folder"):
+        pairs_of((folders[0], folders[0]))
+    os.remove(tmp_path / "labels/city/b.c.png")
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images have no label: city/b.c.jpg .*b.c.png \(key") as error:
+        pairs_of(folders)
+    assert one_line(error)
+
+
+def test_pixels_are_counted(folders, caplog):
+    assert check(folders) == [22, 22, 2] and not caplog.records
+
+
+def test_palette_labels_are_their_indices(folders, tmp_path):
+    """PASCAL VOC's are such; their colours are for people."""
+    label = Image.fromarray(np.array([[0, 1, 2], [255, 2, 2]], np.uint8))
+    label.putpalette([value * step % 256 for value in range(256) for step in (5, 7, 11)])
+    write(tmp_path / "labels/a.png", label)
+    write(tmp_path / "images/a.jpg", np.zeros((2, 3, 3)))
+    assert Image.open(tmp_path / "labels/a.png").mode == "P"
+    assert read_label(str(tmp_path / "labels/a.png")).tolist() == [[0, 1, 2], [255, 2, 2]]
+    assert check(folders) == [1, 23, 4]
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (np.zeros((6, 4)), r"label .*/a.png is 4 x 6, its image 6 x 4"),
+        (np.zeros((4, 6, 3)), r"label .*/a.png has mode RGB; labels have to be class numbers in one channel of 8 bits"),
+        (Image.fromarray(np.zeros((4, 6), np.uint16)), "has mode I;16; labels have to be class numbers"),
+        (np.arange(24).reshape(4, 6), "/a.png has the values 3, 4, 5, 6, 7, ...; allowed are 0 to 2 for the 3 classes, and 255"),
+    ],
+)  # fmt: skip
+def test_labels_that_are_none(folders, tmp_path, label, message):
+    write(tmp_path / "labels/a.png", label)
+    with pytest.raises(ValueError, match=message) as error:
+        check(folders)
+    assert one_line(error) and str(error.value).endswith("(key: K)")
+
+
+def test_files_that_cannot_be_read(folders, tmp_path):
+    whole = (tmp_path / "labels/a.png").read_bytes()
+    for content in (b"", b"text", whole[: len(whole) // 2]):
+        (tmp_path / "labels/a.png").write_bytes(content)
+        with pytest.raises(ValueError, match="label .*/a.png cannot be read: ") as error:
+            check(folders)
+        assert one_line(error)
+    (tmp_path / "images/a.jpg").write_text("text")
+    with pytest.raises(ValueError, match="image .*/a.jpg cannot be read: "):
+        check(folders)
+
+
+def test_what_teaches_nothing_is_a_warning_and_nothing_but_that_an_error(folders, tmp_path, caplog):
+    write(tmp_path / "labels/a.png", np.full((4, 6), 255))
+    assert check(folders, [*CLASSES, "tram"]) == [0, 22, 1, 0]
+    texts = [record.getMessage() for record in caplog.records]
+    assert texts == [
+        f"dataset mine: 1 of 2 labels are ignored as a whole, the first is {tmp_path}/labels/a.png",
+        "dataset mine: no pixel of sky (0), tram (3) in 2 labels",
+    ]
+    write(tmp_path / "labels/city/b.c.png", np.full((4, 6), 255))
+    with pytest.raises(ValueError, match=r"all pixels of all 2 labels are 255, which is ignored \(key: K\)"):
+        check(folders)
+
+
+def test_the_size_is_that_of_the_turned_image(tmp_path):
+    """Loaders turn photographs; a label is as its photograph is shown."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for suffix in ("jpg", "png"):
+        write(tmp_path / f"images/a.{suffix}", np.zeros((4, 6, 3)), exif=exif)
+        assert image_size(str(tmp_path / f"images/a.{suffix}")) == (6, 4)
