@@ -19,7 +19,7 @@ from typing import Any
 
 import acam_kd
 
-from .core import DISTILLER_REGISTRY
+from .core import DISTILLER_REGISTRY, LOGITS
 from .data.coco import CocoSplit, find_split
 from .errors import one_line_errors
 
@@ -124,7 +124,15 @@ def _distillation_options(parser: argparse.ArgumentParser) -> None:
         "--inherit",
         choices=("auto", "always", "never"),
         default="auto",
-        help="start from the teacher's neck and head; auto: if both are of one kind",
+        help="start from the teacher's neck and head; auto: if both are detectors of one kind",
+    )
+    group.add_argument(
+        "--taps",
+        nargs="+",
+        choices=("backbone", LOGITS),
+        default=[],
+        help="what to distil: the backbone's features, or the map of logits that a segmentation model predicts, before "
+        "upsampling; else logits in segmentation, the backbone in detection",
     )
     group.add_argument("--levels", nargs="+", default=[], help="the student's levels to distil; else all that can be")
 
@@ -195,6 +203,7 @@ def _train(args: argparse.Namespace) -> None:
         options=tuple(args.set),
         inherit=args.inherit,
         levels=tuple(args.levels),
+        taps=tuple(args.taps),
         size=args.size,
         iterations=args.iterations,
         batch_size=args.batch_size,

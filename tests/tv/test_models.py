@@ -8,8 +8,9 @@ import torchvision
 from torch.nn import functional as F  # noqa: N812
 
 from acam_kd.tv.distillation import normalized_batch
-from acam_kd.tv.models import build_model, plain, pyramid, side_of
+from acam_kd.tv.models import build_model, plain
 from acam_kd.tv.segmentation import Segmentor
+from acam_kd.tv.taps import pyramid, side_of
 
 IMAGES = [torch.rand(3, 70, 96), torch.rand(3, 96, 64)]
 DETECTORS = [
@@ -20,9 +21,9 @@ DETECTORS = [
     ("ssdlite320_mobilenet_v3_large", [16, 32, 64, 107, 160, 320]),
 ]
 SEGMENTORS = [
-    ("deeplabv3_mobilenet_v3_large", [16]),
-    ("lraspp_mobilenet_v3_large", [8, 16]),
-    ("fcn_resnet50", [8]),
+    ("deeplabv3_mobilenet_v3_large", [16, 16]),  # the last is that of the logits
+    ("lraspp_mobilenet_v3_large", [8, 16, 8]),
+    ("fcn_resnet50", [8, 8]),
 ]
 
 

@@ -8,13 +8,14 @@ import torch
 from torch import nn
 from torchvision.models import get_model_weights
 
-from ..core import DistillationModel
+from ..core import LOGITS, DistillationModel
 from ..data.coco import CocoSplit
 from .data import CocoImages, evaluation_loader
 from .distillation import build_distillation, load_weights, parse_options
 from .evaluation import build_evaluator
 from .models import build_model, is_segmentation
 from .run import Card, Settings, read_card
+from .taps import read_taps
 
 __all__ = ["build", "evaluate", "load_model"]
 
@@ -82,9 +83,11 @@ def build(settings: Settings, data: CocoImages) -> DistillationModel:
             )
         with torch.random.fork_rng(devices=[]):  # what the teacher draws for its start must not move the student
             classes = settings.teacher_classes or data.num_classes
-            teacher, _ = load_model(
+            teacher, teacher_card = load_model(
                 settings.teacher, settings.teacher_weights, num_classes=classes, size=None, role="teacher"
             )
+        if settings.method and teacher_card and LOGITS in read_taps(settings.taps, student, teacher):
+            _check_categories(settings.teacher, teacher_card, data, hint=", and logit maps need the same (--taps)")
     return build_distillation(
         student,
         teacher,
@@ -92,6 +95,7 @@ def build(settings: Settings, data: CocoImages) -> DistillationModel:
         options=options,
         inheritance=settings.inherit,
         levels=settings.levels,
+        taps=settings.taps,
     )
 
 
@@ -108,9 +112,9 @@ def _check_classes_of(name: str, weights: str, num_classes: int | None) -> None:
         )
 
 
-def _check_categories(student: str, card: Card, data: CocoImages) -> None:
+def _check_categories(folder: str, card: Card, data: CocoImages, *, hint: str = "") -> None:
     if card.categories != data.categories:
-        raise ValueError(f"{student} knows the categories {card.categories}, the data has {data.categories}")
+        raise ValueError(f"{folder} knows the categories {card.categories}, the data has {data.categories}{hint}")
 
 
 def evaluate(

@@ -21,10 +21,9 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from ..core import FeatureSpec
 from .segmentation import Segmentor
 
-__all__ = ["build_model", "is_segmentation", "plain", "pyramid", "side_of"]
+__all__ = ["PROBE", "build_model", "is_segmentation", "plain"]
 
 PYRAMID_DETECTORS = {
     "fcos": partial(FCOS, score_thresh=0.05),  # COCO's AP wants the low scores too; torchvision's default is 0.2
@@ -166,27 +165,3 @@ def _stages(trunk: str, weights: str | None, norm: type[nn.Module]) -> tuple[nn.
 def plain(model: nn.Module) -> nn.Module:
     """Torchvision's own model: the one that is saved and that anybody can load."""
     return model.network if isinstance(model, Segmentor) else model
-
-
-def side_of(model: nn.Module) -> int:
-    """A side of the images by which the model's strides can be measured: SSD's is fixed."""
-    fixed = getattr(getattr(model, "transform", None), "fixed_size", None)
-    return int(fixed[0]) if fixed else PROBE
-
-
-@torch.no_grad()
-def pyramid(model: nn.Module, side: int) -> dict[str, FeatureSpec]:
-    """Channels and stride of every level of the backbone, measured on an empty image of that side.
-
-    Of a segmentation model's two maps of one stride the auxiliary head's is left out.
-    """
-    backbone = model.backbone
-    assert isinstance(backbone, nn.Module)
-    training = backbone.training
-    features = backbone.eval()(torch.zeros(1, 3, side, side, device=next(model.parameters()).device))
-    backbone.train(training)
-    return {
-        name: FeatureSpec(channels=x.shape[1], stride=round(side / x.shape[-1]))
-        for name, x in features.items()
-        if not (name == "aux" and isinstance(model, Segmentor))
-    }

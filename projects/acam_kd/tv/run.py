@@ -43,6 +43,7 @@ class Settings:
         options: ``name=value`` each, the method's hyper-parameters.
         inherit: ``auto``, ``always`` or ``never``.
         levels: the student's levels to distil; empty for all that can be.
+        taps: ``backbone``, ``logits`` or both; empty for logits in segmentation, the backbone in detection.
         size: the shorter side that images are resized to; None for the model's own.
         iterations: optimizer steps.
         batch_size: images a step, of all devices together.
@@ -68,6 +69,7 @@ class Settings:
     options: tuple[str, ...] = ()
     inherit: str = "auto"
     levels: tuple[str, ...] = ()
+    taps: tuple[str, ...] = ()
     size: int | None = None
     iterations: int = 90000
     batch_size: int = 16
