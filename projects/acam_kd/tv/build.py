@@ -9,11 +9,12 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from ..core import LOGITS, DistillationModel
-from ..data.coco import CocoSplit
-from .data import CocoImages, evaluation_loader
+from ..data.splits import Split
+from .data import Images, evaluation_loader
 from .distillation import build_distillation, load_weights, parse_options
 from .evaluation import build_evaluator
-from .models import build_model, is_segmentation
+from .labels import load_data
+from .models import build_model
 from .run import Card, Settings, read_card
 from .taps import read_taps
 
@@ -50,7 +51,7 @@ def load_model(
     return model, None
 
 
-def build(settings: Settings, data: CocoImages) -> DistillationModel:
+def build(settings: Settings, data: Images) -> DistillationModel:
     """Student, teacher and method of a run.
 
     Args:
@@ -112,17 +113,17 @@ def _check_classes_of(name: str, weights: str, num_classes: int | None) -> None:
         )
 
 
-def _check_categories(folder: str, card: Card, data: CocoImages, *, hint: str = "") -> None:
+def _check_categories(folder: str, card: Card, data: Images, *, hint: str = "") -> None:
     if card.categories != data.categories:
         raise ValueError(f"{folder} knows the categories {card.categories}, the data has {data.categories}{hint}")
 
 
 def evaluate(
-    student: str, weights: str, split: CocoSplit, *, size: int | None = None, batch_size: int = 8, workers: int = 0
+    student: str, weights: str, split: Split, *, size: int | None = None, batch_size: int = 8, workers: int = 0
 ) -> dict[str, float]:
     """Evaluate a finished run's student, or a model by its name and weights, on a dataset."""
     name = read_card(student)[0].name if Path(student).is_dir() else student
-    data = CocoImages(split, semantic=is_segmentation(name), masks=name.startswith("maskrcnn"))
+    data = load_data(split, name, name="validation data")
     if not weights and not Path(student).is_dir():
         raise ValueError(f"{student} has no weights (option: --student-weights; or give the folder of a finished run)")
     model, card = load_model(student, weights, num_classes=data.num_classes, size=size, role="student")
