@@ -79,6 +79,21 @@ def test_masks_can_be_observed_and_are_as_many_as_classes():
     assert pyramid(built.student, 64)["logits"].stride == 8 and built.training
 
 
+def test_the_demos_observer_keeps_them_with_their_stride(data, tmp_path, monkeypatch):
+    from acam_kd.tv import demo
+
+    kept = []
+    monkeypatch.setattr(demo, "keep_masks", lambda *arguments: kept.append(arguments))
+    built = distil(model(LRASPP), model(DEEPLAB), "ACAMKD").train()
+    demo._observer(tmp_path, [next((data / "val").iterdir())])(built, 3)
+    (_, step, number, masks, strides), *others = kept
+    assert (step, number, strides, others) == (3, 0, {"logits": 8}, []) and masks["logits"]["spatial"].shape == (
+        4,
+        8,
+        8,
+    )
+
+
 def test_the_backbone_can_be_tapped_instead_or_too():
     student, teacher = model(LRASPP), model(DEEPLAB, classes=9)
     built = distil(student, teacher, "ACAMKD", taps=["backbone"])

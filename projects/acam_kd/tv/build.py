@@ -75,20 +75,7 @@ def build(settings: Settings, data: Images) -> DistillationModel:
         _check_categories(settings.student, card, data)
     if settings.student_name.startswith("deeplabv3") and settings.batch_size // settings.devices < 2:
         raise ValueError("DeepLabV3 normalises over the batch: 2 images a device are needed at least (--batch-size)")
-    teacher = None
-    if settings.teacher and (settings.method or settings.inherit != "never"):
-        if not settings.teacher_weights and not Path(settings.teacher).is_dir():
-            raise ValueError(
-                f"the teacher {settings.teacher} has no weights: give the folder of a finished run, or a name with "
-                "--teacher-weights FILE or DEFAULT"
-            )
-        with torch.random.fork_rng(devices=[]):  # what the teacher draws for its start must not move the student
-            classes = settings.teacher_classes or data.num_classes
-            teacher, teacher_card = load_model(
-                settings.teacher, settings.teacher_weights, num_classes=classes, size=None, role="teacher"
-            )
-        if settings.method and teacher_card and LOGITS in read_taps(settings.taps, student, teacher):
-            _check_categories(settings.teacher, teacher_card, data, hint=", and logit maps need the same (--taps)")
+    teacher = _teacher(settings, student, data)
     return build_distillation(
         student,
         teacher,
@@ -98,6 +85,25 @@ def build(settings: Settings, data: Images) -> DistillationModel:
         levels=settings.levels,
         taps=settings.taps,
     )
+
+
+def _teacher(settings: Settings, student: nn.Module, data: Images) -> nn.Module | None:
+    """The teacher that a run needs, with its weights."""
+    if not settings.teacher or (not settings.method and settings.inherit == "never"):
+        return None
+    if not settings.teacher_weights and not Path(settings.teacher).is_dir():
+        raise ValueError(
+            f"the teacher {settings.teacher} has no weights: give the folder of a finished run, or a name with "
+            "--teacher-weights FILE or DEFAULT"
+        )
+    with torch.random.fork_rng(devices=[]):  # what the teacher draws for its start must not move the student
+        classes = settings.teacher_classes or data.num_classes
+        teacher, card = load_model(
+            settings.teacher, settings.teacher_weights, num_classes=classes, size=None, role="teacher"
+        )
+    if card and settings.method and LOGITS in read_taps(settings.taps, student, teacher):
+        _check_categories(settings.teacher, card, data, hint=", and logit maps need the same (--taps)")
+    return teacher
 
 
 def _check_classes_of(name: str, weights: str, num_classes: int | None) -> None:
