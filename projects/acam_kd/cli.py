@@ -19,8 +19,8 @@ from typing import Any
 
 import acam_kd
 
-from .core import DISTILLER_REGISTRY
-from .data.coco import CocoSplit, find_split
+from .core import DISTILLER_REGISTRY, LOGITS
+from .data.splits import Split, find_any_split, named_split
 from .errors import one_line_errors
 
 __all__ = ["main"]
@@ -77,10 +77,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _data_options(parser: argparse.ArgumentParser, *, training: bool) -> None:
-    group = parser.add_argument_group("data, in COCO format: --data, or the files of each split")
-    group.add_argument("--data", metavar="FOLDER", help="train.json + train/ and val.json + val/, or COCO's own layout")
+    group = parser.add_argument_group("data: --data, or the files of each split; in COCO format, or label PNGs")
+    group.add_argument(
+        "--data",
+        metavar="FOLDER",
+        help="train.json + train/ and val.json + val/, or COCO's own layout; or, for segmentation, train/images, "
+        "train/labels, val/images, val/labels with a label PNG of class numbers per image, where 255 is ignored",
+    )
     for split in ("train", "val") if training else ("val",):
-        group.add_argument(f"--{split}", nargs=2, metavar=("JSON", "IMAGES"), help=f"the {split} split")
+        group.add_argument(
+            f"--{split}", nargs=2, metavar=("JSON|IMAGES", "IMAGES|LABELS"), help=f"the {split} split: json or folders"
+        )
+    group.add_argument(
+        "--classes",
+        default="",
+        metavar="NAMES|FILE",
+        help="of label PNGs, from number 0, with commas between them or one per line; else FOLDER/classes.txt",
+    )
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
@@ -124,7 +137,15 @@ def _distillation_options(parser: argparse.ArgumentParser) -> None:
         "--inherit",
         choices=("auto", "always", "never"),
         default="auto",
-        help="start from the teacher's neck and head; auto: if both are of one kind",
+        help="start from the teacher's neck and head; auto: if both are detectors of one kind",
+    )
+    group.add_argument(
+        "--taps",
+        nargs="+",
+        choices=("backbone", LOGITS),
+        default=[],
+        help="what to distil: the backbone's features, or the map of logits that a segmentation model predicts, before "
+        "upsampling; else logits in segmentation, the backbone in detection",
     )
     group.add_argument("--levels", nargs="+", default=[], help="the student's levels to distil; else all that can be")
 
@@ -134,10 +155,19 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--output", type=Path, required=True, help="folder of the run")
     group.add_argument("--resume", action="store_true", help="go on with the run in --output, if there is one")
     group.add_argument("--seed", type=_natural, default=0, help="decides the start and the order of the images")
+    group.add_argument(
+        "--crop",
+        nargs=2,
+        type=_positive,
+        metavar=("H", "W"),
+        help="segmentation: train on parts of this size, cut out of the images at 0.5 to 2 times their size; else "
+        "whole images",
+    )
     group.add_argument("--iterations", type=_positive, default=90000, help="optimizer steps")
     group.add_argument("--batch-size", type=_positive, default=16, help="images a step, of all devices together")
     group.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
     group.add_argument("--lr", type=_rate, default=0.01, help="after the warm-up; for sgd and 16 images a step")
+    group.add_argument("--schedule", choices=("cosine", "poly"), default="cosine", help="of --lr, down to zero")
     group.add_argument("--warmup", type=_natural, default=1000, help="steps; at most a quarter of the run")
     group.add_argument("--eval-period", type=_positive, default=5000, help="steps between two evaluations")
     group.add_argument("--checkpoint-period", type=_positive, default=1000, help="steps between two checkpoints")
@@ -168,13 +198,13 @@ def _rate(text: str) -> float:
     return value
 
 
-def _split(args: argparse.Namespace, split: str) -> CocoSplit:
+def _split(args: argparse.Namespace, split: str) -> Split:
     files = getattr(args, split)
     if files:
-        return CocoSplit(*files)
+        return named_split(files[0], files[1], args.classes)
     if not args.data:
-        raise ValueError(f"there is no {split} data: give --data FOLDER, or --{split} JSON IMAGES")
-    return find_split(args.data, split)
+        raise ValueError(f"there is no {split} data: give --data FOLDER, or --{split} JSON IMAGES or IMAGES LABELS")
+    return find_any_split(args.data, split, args.classes)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -195,11 +225,14 @@ def _train(args: argparse.Namespace) -> None:
         options=tuple(args.set),
         inherit=args.inherit,
         levels=tuple(args.levels),
+        taps=tuple(args.taps),
         size=args.size,
+        crop=tuple(args.crop) if args.crop else None,
         iterations=args.iterations,
         batch_size=args.batch_size,
         optimizer=args.optimizer,
         learning_rate=args.lr,
+        schedule=args.schedule,
         warmup=args.warmup,
         seed=args.seed,
         precision=args.precision,

@@ -149,7 +149,7 @@ def test_pyramids_without_a_common_level(data, tmp_path, refused):
     message = refused(
         *quick(data, out, "--teacher", tmp_path / "teacher", "--student", "fcn_resnet50", "--levels", "in")
     )
-    assert "unknown level 'in'; the student has: out (option: --levels)" in message
+    assert "unknown level 'in'; the student has: logits (option: --levels)" in message
 
 
 def test_the_console_script_is_this(tmp_path):

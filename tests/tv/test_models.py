@@ -8,8 +8,9 @@ import torchvision
 from torch.nn import functional as F  # noqa: N812
 
 from acam_kd.tv.distillation import normalized_batch
-from acam_kd.tv.models import build_model, plain, pyramid, side_of
+from acam_kd.tv.models import build_model, plain
 from acam_kd.tv.segmentation import Segmentor
+from acam_kd.tv.taps import pyramid, side_of
 
 IMAGES = [torch.rand(3, 70, 96), torch.rand(3, 96, 64)]
 DETECTORS = [
@@ -20,9 +21,9 @@ DETECTORS = [
     ("ssdlite320_mobilenet_v3_large", [16, 32, 64, 107, 160, 320]),
 ]
 SEGMENTORS = [
-    ("deeplabv3_mobilenet_v3_large", [16]),
-    ("lraspp_mobilenet_v3_large", [8, 16]),
-    ("fcn_resnet50", [8]),
+    ("deeplabv3_mobilenet_v3_large", [16, 16]),  # the last is that of the logits
+    ("lraspp_mobilenet_v3_large", [8, 16, 8]),
+    ("fcn_resnet50", [8, 8]),
 ]
 
 
@@ -159,3 +160,16 @@ def test_images_are_resized_inside_to_the_size_asked_for():
 def test_a_wrong_name_lists_the_right_ones(arguments, message):
     with pytest.raises(ValueError, match=message):
         build_model(num_classes=3, **arguments)
+
+
+def test_statistics_follow_a_random_start_and_pretrained_ones_are_left_alone(monkeypatch):
+    """MobileNetV3's momentum is 0.01, which a run of some hundred steps would be evaluated wrongly with."""
+
+    def momenta(model):
+        return {module.momentum for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)}
+
+    name = "lraspp_mobilenet_v3_large"
+    assert momenta(build_model(name, num_classes=2)) == {0.1}
+    untrained = torchvision.models.get_model(name, weights_backbone=None)
+    monkeypatch.setattr("acam_kd.tv.models._get", lambda *_, **__: untrained)  # nothing is downloaded
+    assert 0.01 in momenta(build_model(name, num_classes=21, backbone_weights="DEFAULT"))

@@ -15,7 +15,7 @@ from acam_kd.core.distillers import Mimic
 from acam_kd.tv.build import evaluate
 from acam_kd.tv.models import build_model
 from acam_kd.tv.run import RunFolder, read_card
-from acam_kd.tv.training import train
+from acam_kd.tv.training import Training, train
 
 from .conftest import STUDENT
 
@@ -141,6 +141,18 @@ def test_segmentation_runs_through_the_same_door(settings, tmp_path):
     assert 0 <= result["metrics"]["mIoU"] <= 100
     found = evaluate(str(tmp_path / "run"), "", settings.val_split, workers=0)
     assert found == pytest.approx(result["metrics"])
+
+
+def test_schedules_fall_to_zero(settings):
+    """A quarter is warm-up; DeepLab's power is 0.9."""
+    for schedule, half in (("cosine", 0.5), ("poly", 0.5**0.9)):
+        asked = replace(settings, schedule=schedule, iterations=40, warmup=10, learning_rate=2.0)
+        task = Training.__new__(Training)
+        torch.nn.Module.__init__(task)
+        task.settings, task.model = asked, torch.nn.Linear(1, 1)
+        factor = Training.configure_optimizers(task)["lr_scheduler"]["scheduler"].lr_lambdas[0]
+        assert factor(0) == 1 / 11 and factor(10) == 1 and factor(40) == 0
+        assert factor(25) == pytest.approx(half)
 
 
 def test_a_teacher_without_weights_is_refused(settings, tmp_path):

@@ -8,13 +8,15 @@ import torch
 from torch import nn
 from torchvision.models import get_model_weights
 
-from ..core import DistillationModel
-from ..data.coco import CocoSplit
-from .data import CocoImages, evaluation_loader
+from ..core import LOGITS, DistillationModel
+from ..data.splits import Split
+from .data import Images, evaluation_loader
 from .distillation import build_distillation, load_weights, parse_options
 from .evaluation import build_evaluator
-from .models import build_model, is_segmentation
+from .labels import load_data
+from .models import build_model
 from .run import Card, Settings, read_card
+from .taps import read_taps
 
 __all__ = ["build", "evaluate", "load_model"]
 
@@ -49,7 +51,7 @@ def load_model(
     return model, None
 
 
-def build(settings: Settings, data: CocoImages) -> DistillationModel:
+def build(settings: Settings, data: Images) -> DistillationModel:
     """Student, teacher and method of a run.
 
     Args:
@@ -73,18 +75,7 @@ def build(settings: Settings, data: CocoImages) -> DistillationModel:
         _check_categories(settings.student, card, data)
     if settings.student_name.startswith("deeplabv3") and settings.batch_size // settings.devices < 2:
         raise ValueError("DeepLabV3 normalises over the batch: 2 images a device are needed at least (--batch-size)")
-    teacher = None
-    if settings.teacher and (settings.method or settings.inherit != "never"):
-        if not settings.teacher_weights and not Path(settings.teacher).is_dir():
-            raise ValueError(
-                f"the teacher {settings.teacher} has no weights: give the folder of a finished run, or a name with "
-                "--teacher-weights FILE or DEFAULT"
-            )
-        with torch.random.fork_rng(devices=[]):  # what the teacher draws for its start must not move the student
-            classes = settings.teacher_classes or data.num_classes
-            teacher, _ = load_model(
-                settings.teacher, settings.teacher_weights, num_classes=classes, size=None, role="teacher"
-            )
+    teacher = _teacher(settings, student, data)
     return build_distillation(
         student,
         teacher,
@@ -92,7 +83,27 @@ def build(settings: Settings, data: CocoImages) -> DistillationModel:
         options=options,
         inheritance=settings.inherit,
         levels=settings.levels,
+        taps=settings.taps,
     )
+
+
+def _teacher(settings: Settings, student: nn.Module, data: Images) -> nn.Module | None:
+    """The teacher that a run needs, with its weights."""
+    if not settings.teacher or (not settings.method and settings.inherit == "never"):
+        return None
+    if not settings.teacher_weights and not Path(settings.teacher).is_dir():
+        raise ValueError(
+            f"the teacher {settings.teacher} has no weights: give the folder of a finished run, or a name with "
+            "--teacher-weights FILE or DEFAULT"
+        )
+    with torch.random.fork_rng(devices=[]):  # what the teacher draws for its start must not move the student
+        classes = settings.teacher_classes or data.num_classes
+        teacher, card = load_model(
+            settings.teacher, settings.teacher_weights, num_classes=classes, size=None, role="teacher"
+        )
+    if card and settings.method and LOGITS in read_taps(settings.taps, student, teacher):
+        _check_categories(settings.teacher, card, data, hint=", and logit maps need the same (--taps)")
+    return teacher
 
 
 def _check_classes_of(name: str, weights: str, num_classes: int | None) -> None:
@@ -108,17 +119,17 @@ def _check_classes_of(name: str, weights: str, num_classes: int | None) -> None:
         )
 
 
-def _check_categories(student: str, card: Card, data: CocoImages) -> None:
+def _check_categories(folder: str, card: Card, data: Images, *, hint: str = "") -> None:
     if card.categories != data.categories:
-        raise ValueError(f"{student} knows the categories {card.categories}, the data has {data.categories}")
+        raise ValueError(f"{folder} knows the categories {card.categories}, the data has {data.categories}{hint}")
 
 
 def evaluate(
-    student: str, weights: str, split: CocoSplit, *, size: int | None = None, batch_size: int = 8, workers: int = 0
+    student: str, weights: str, split: Split, *, size: int | None = None, batch_size: int = 8, workers: int = 0
 ) -> dict[str, float]:
     """Evaluate a finished run's student, or a model by its name and weights, on a dataset."""
     name = read_card(student)[0].name if Path(student).is_dir() else student
-    data = CocoImages(split, semantic=is_segmentation(name), masks=name.startswith("maskrcnn"))
+    data = load_data(split, name, name="validation data")
     if not weights and not Path(student).is_dir():
         raise ValueError(f"{student} has no weights (option: --student-weights; or give the folder of a finished run)")
     model, card = load_model(student, weights, num_classes=data.num_classes, size=size, role="student")

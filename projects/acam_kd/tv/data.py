@@ -1,4 +1,4 @@
-"""COCO-format data for torchvision's models: what is read, how it is augmented, in which order."""
+"""Data for torchvision's models: what is read, how it is augmented, in which order."""
 
 from __future__ import annotations
 
@@ -8,19 +8,26 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import PIL.Image
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from pycocotools.coco import COCO
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes, Mask
+from torchvision.tv_tensors import Image as PixelImage
 
 from ..data.coco import CocoSplit, check_coco
+from .segmentation import IGNORED
 
-__all__ = ["CocoImages", "Stream", "evaluation_loader", "label_of", "training_loader"]
+__all__ = ["CocoImages", "Images", "Stream", "evaluation_loader", "label_of", "read_image", "training_loader"]
 
 Sample = tuple[Tensor, dict[str, Any]]
+SCALES = (0.5, 2.0)
+"""Of an image before it is cropped, as in torchvision's and everybody's recipe for segmentation."""
+MEAN_COLOUR = (124, 116, 104)
+"""ImageNet's, which is about 0 once normalised."""
 
 
 def label_of(categories: Sequence[int]) -> dict[int, int]:
@@ -35,38 +42,33 @@ def label_of(categories: Sequence[int]) -> dict[int, int]:
     return {i: number for number, i in enumerate(ids, 1)}
 
 
-class CocoImages(Dataset[Sample]):
-    """Images of a COCO json, in [0, 1], with torchvision's targets.
-
-    Targets have ``image_id`` and, for detection, ``boxes`` (K, 4) as x0, y0, x1, y1, ``labels`` (K,) and, if asked
-    for, ``masks`` (K, H, W); for segmentation ``semantic`` (H, W), where smaller objects lie over larger ones. Boxes
-    are clipped to the image; crowds and empty boxes are left out.
+class Images(Dataset[Sample]):
+    """Images in [0, 1] with torchvision's targets.
 
     An item is asked for by its index, or, for training, by (index, seed): the seed decides the augmentation, so what is
-    seen depends neither on the workers nor on anything else that draws random numbers.
+    seen depends neither on the workers nor on anything else that draws random numbers. The augmentation is a flip
+    and, if asked for, first another scale and a crop.
 
     Args:
-        split: the files.
-        semantic: targets for segmentation.
-        masks: with instance masks.
+        semantic: targets are for segmentation.
+        crop: height and width of what is cut out, for segmentation; smaller images are padded with what does not count.
         name: for messages.
     """
 
-    def __init__(self, split: CocoSplit, *, semantic: bool = False, masks: bool = False, name: str = "dataset") -> None:
-        content = check_coco(split.json_file, split.image_root, name=name, masks=masks or semantic)
-        for number, annotation in enumerate(content["annotations"], 1):
-            annotation["id"] = number  # COCO's evaluation takes 0, which some exporters start from, for "no match"
-        self.split, self.semantic, self.masks, self.name = split, semantic, masks, name
-        self.coco = COCO()
-        self.coco.dataset = content
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
-            self.coco.createIndex()
-        self.ids = sorted(self.coco.imgs)
-        self.labels = label_of([category["id"] for category in content["categories"]])
-        self.categories = {self.labels[c["id"]]: str(c["name"]) for c in content["categories"]}
-        self.num_classes = max(self.labels.values()) + 1
-        self.augment = v2.RandomHorizontalFlip()
+    ids: list[int]
+    categories: dict[int, str]
+    """Label -> name."""
+    num_classes: int
+
+    def __init__(self, *, semantic: bool, crop: tuple[int, int] | None = None, name: str = "dataset") -> None:
+        self.semantic, self.name = semantic, name
+        flip = v2.RandomHorizontalFlip()
+        self.augment = v2.Compose([_ScaleAndCrop(crop), flip]) if crop else flip
         self.finish = v2.Compose([v2.ClampBoundingBoxes(), v2.ToDtype(torch.float32, scale=True)])
+
+    def read(self, index: int) -> tuple[Any, dict[str, Any]]:
+        """The image, uint8, and its target, without ``image_id``; a method of the kind of dataset."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,29 +77,97 @@ class CocoImages(Dataset[Sample]):
         seed = None
         if isinstance(index, tuple):
             index, seed = index
-        image_id = self.ids[index]
-        image = self._image(self.coco.imgs[image_id])
-        target = self._target(self.coco.imgToAnns[image_id], image.shape[-2:])
+        image, target = self.read(index)
         if seed is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
                 image, target = self.augment(image, target)
         image, target = self.finish(image, target)
-        target["image_id"] = image_id
+        target["image_id"] = self.ids[index]
         return image.as_subclass(Tensor), _without_empty(target)
 
+
+class _ScaleAndCrop:
+    """A random scale, then a random part of a fixed size."""
+
+    def __init__(self, crop: tuple[int, int]) -> None:
+        fill = {PixelImage: MEAN_COLOUR, Mask: IGNORED}
+        self.crop = v2.RandomCrop(crop, pad_if_needed=True, fill=fill)  # type: ignore[arg-type]
+
+    def __call__(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        scale = float(torch.empty(()).uniform_(*SCALES))
+        size = [max(1, round(side * scale)) for side in image.shape[-2:]]
+        image = v2.functional.resize(image, size, antialias=True)
+        labels = v2.functional.resize(target["semantic"], size)  # by the nearest, because it is a Mask
+        cropped: tuple[Any, dict[str, Any]] = self.crop(image, {**target, "semantic": labels})
+        return cropped
+
+
+def read_image(path: str, *, name: str) -> Any:
+    """(3, H, W), uint8, turned as its EXIF entry says, as Detectron2 does.
+
+    Raises:
+        ValueError: not a readable image.
+    """
+    try:
+        with PIL.Image.open(path) as file:
+            return v2.functional.to_image(ImageOps.exif_transpose(file).convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{name}: {path} cannot be read as an image: {error}") from error
+
+
+class CocoImages(Images):
+    """Images of a COCO json.
+
+    Targets have ``image_id`` and, for detection, ``boxes`` (K, 4) as x0, y0, x1, y1, ``labels`` (K,) and, if asked
+    for, ``masks`` (K, H, W); for segmentation ``semantic`` (H, W), where smaller objects lie over larger ones. Boxes
+    are clipped to the image; crowds and empty boxes are left out.
+
+    Args:
+        split: the files.
+        semantic: targets for segmentation.
+        masks: with instance masks.
+        crop: see ``Images``.
+        name: for messages.
+    """
+
+    def __init__(
+        self,
+        split: CocoSplit,
+        *,
+        semantic: bool = False,
+        masks: bool = False,
+        crop: tuple[int, int] | None = None,
+        name: str = "dataset",
+    ) -> None:
+        super().__init__(semantic=semantic, crop=crop, name=name)
+        content = check_coco(split.json_file, split.image_root, name=name, masks=masks or semantic)
+        for number, annotation in enumerate(content["annotations"], 1):
+            annotation["id"] = number  # COCO's evaluation takes 0, which some exporters start from, for "no match"
+        self.split, self.masks = split, masks
+        self.coco = COCO()
+        self.coco.dataset = content
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
+            self.coco.createIndex()
+        self.ids = sorted(self.coco.imgs)
+        self.labels = label_of([category["id"] for category in content["categories"]])
+        self.categories = {self.labels[c["id"]]: str(c["name"]) for c in content["categories"]}
+        self.num_classes = max(self.labels.values()) + 1
+
+    def read(self, index: int) -> tuple[Any, dict[str, Any]]:
+        """The image and its objects."""
+        image_id = self.ids[index]
+        image = self._image(self.coco.imgs[image_id])
+        return image, self._target(self.coco.imgToAnns[image_id], image.shape[-2:])
+
     def _image(self, entry: dict[str, Any]) -> Any:
-        """Read the image, turned as its EXIF entry says, as Detectron2 does."""
         path = os.path.join(self.split.image_root, entry["file_name"])
-        try:
-            with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file).convert("RGB")
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{self.name}: {path} cannot be read as an image: {error}") from error
-        if image.size != (entry["width"], entry["height"]):
-            sizes = f"{image.width} x {image.height}, not {entry['width']} x {entry['height']}"
+        image = read_image(path, name=self.name)
+        height, width = image.shape[-2:]
+        if (width, height) != (entry["width"], entry["height"]):
+            sizes = f"{width} x {height}, not {entry['width']} x {entry['height']}"
             raise ValueError(f"{self.name}: {path} is {sizes} as {self.split.json_file} says")
-        return v2.functional.to_image(image)
+        return image
 
     def _target(self, annotations: list[dict[str, Any]], shape: tuple[int, int]) -> dict[str, Any]:
         if self.semantic:
@@ -182,7 +252,7 @@ def _collate(samples: list[Sample]) -> tuple[list[Tensor], list[dict[str, Any]]]
     return [image for image, _ in samples], [target for _, target in samples]
 
 
-def training_loader(dataset: CocoImages, stream: Stream, *, workers: int) -> DataLoader[Sample]:
+def training_loader(dataset: Images, stream: Stream, *, workers: int) -> DataLoader[Sample]:
     """The batches of a run, in the order of the stream."""
     return DataLoader(
         dataset,
@@ -194,7 +264,7 @@ def training_loader(dataset: CocoImages, stream: Stream, *, workers: int) -> Dat
 
 
 def evaluation_loader(
-    dataset: CocoImages, *, batch_size: int, workers: int, rank: int = 0, world: int = 1
+    dataset: Images, *, batch_size: int, workers: int, rank: int = 0, world: int = 1
 ) -> DataLoader[Sample]:
     """This process's share of the images, each image once."""
     share = torch.utils.data.Subset(dataset, range(rank, len(dataset), world))

@@ -12,8 +12,8 @@ from ..core import DistillationModel
 from ..data.coco import find_split
 from ..demo import Plan, keep_masks
 from .distillation import normalized_batch
-from .models import pyramid, side_of
 from .run import Settings
+from .taps import pyramid, side_of
 from .training import train
 
 __all__ = ["DESCRIPTION", "run"]

@@ -15,6 +15,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from ..core import (
     DISTILLER_REGISTRY,
+    LOGITS,
     DistillationModel,
     FrozenTeacher,
     PixelTransform,
@@ -22,9 +23,11 @@ from ..core import (
     match_levels,
     method_arguments,
 )
+from ..core.features import Pyramid
 from ..files import sha256
-from .models import plain, pyramid, side_of
+from .models import plain
 from .segmentation import Segmentor
+from .taps import backbone_and_logits, logits_module, pyramid, read_taps, side_of
 
 __all__ = ["INHERIT", "build_distillation", "load_weights", "normalized_batch", "parse_options"]
 
@@ -113,6 +116,7 @@ def build_distillation(
     options: Mapping[str, Any],
     inheritance: str = "auto",
     levels: Sequence[str] = (),
+    taps: Sequence[str] = (),
 ) -> DistillationModel:
     """Put student, frozen teacher and method together; the student inherits first.
 
@@ -121,11 +125,12 @@ def build_distillation(
         method: a name in ``DISTILLER_REGISTRY``, or ``""`` for none.
         options: arguments of the method's constructor.
         inheritance: whether the student's neck and head start from the teacher's weights: ``"always"``, ``"never"``,
-            or ``"auto"``, if both are of one class.
+            or ``"auto"``, if both are detectors of one class: the paper's segmentation models inherit nothing.
         levels: the student's levels to distil; empty for all whose stride the teacher has too.
+        taps: where both are tapped, see ``read_taps``.
 
     Raises:
-        ValueError: the two have no levels in common, or a teacher is missing.
+        ValueError: the two have no levels in common or predict other numbers of classes, or a teacher is missing.
     """
     if inheritance not in INHERIT:
         raise ValueError(f"inheritance must be one of {', '.join(INHERIT)}, not {inheritance!r} (option: --inherit)")
@@ -133,33 +138,52 @@ def build_distillation(
         if method or inheritance == "always":
             raise ValueError("there is no teacher (options: --teacher, or --method none --inherit never for none)")
         return DistillationModel(student=student, teacher=None, distiller=None, levels={})
-    if inheritance == "always" or (inheritance == "auto" and type(plain(student)) is type(plain(teacher))):
-        logger.info("%s", inherit(plain(student), plain(teacher), exclude=[_backbone_proper(student)]))
-    else:
-        logger.info("nothing is inherited from the teacher")
+    _inherit(student, teacher, inheritance)
     if not method:
         return DistillationModel(student=student, teacher=None, distiller=None, levels={})
-    side = side_of(student)
-    try:
-        own, other = pyramid(student, side), pyramid(teacher, side)
-        pairs = match_levels(own, other, levels)
-    except RuntimeError as error:
-        raise ValueError(f"student and teacher do not take images of one size, {side} x {side}: {error}") from error
-    except (KeyError, ValueError) as error:
-        message = str(error.args[0]).replace("DISTILL.LEVELS", "--levels").replace("key:", "option:")
-        raise ValueError(message) from error
+    taps = read_taps(taps, student, teacher)
+    own, other, pairs = _matched(student, teacher, levels, taps)
     logger.info("distilling with %s on %s", method, ", ".join(f"{s} <- {t}" for s, t in pairs.items()))
     distiller = DISTILLER_REGISTRY.get(method)(
         {s: own[s] for s in pairs}, {s: other[t] for s, t in pairs.items()}, **options
     )
-    backbone = teacher.backbone
-    assert isinstance(backbone, nn.Module)
+    transform = _pixel_transform(student, teacher)
+    if LOGITS not in taps:
+        frozen = FrozenTeacher(teacher.backbone, transform)  # type: ignore[arg-type]  # the heads are let go
+        return DistillationModel(student=student, teacher=frozen, distiller=distiller, levels=pairs)
     return DistillationModel(
         student=student,
-        teacher=FrozenTeacher(backbone, _pixel_transform(student, teacher)),
+        teacher=FrozenTeacher(plain(teacher), transform, backbone_and_logits),
         distiller=distiller,
         levels=pairs,
+        logits=logits_module(student),
+        extract=backbone_and_logits,
     )
+
+
+def _inherit(student: nn.Module, teacher: nn.Module, inheritance: str) -> None:
+    detectors = not isinstance(student, Segmentor)
+    if inheritance == "always" or (inheritance == "auto" and detectors and type(student) is type(teacher)):
+        logger.info("%s", inherit(plain(student), plain(teacher), exclude=[_backbone_proper(student)]))
+    else:
+        logger.info("nothing is inherited from the teacher")
+
+
+def _matched(
+    student: nn.Module, teacher: nn.Module, levels: Sequence[str], taps: Sequence[str]
+) -> tuple[Pyramid, Pyramid, dict[str, str]]:
+    """Both pyramids, and which of their levels belong together; the core's messages with this engine's options."""
+    side = side_of(student)
+    try:
+        own, other = pyramid(student, side, taps), pyramid(teacher, side, taps)
+        return own, other, match_levels(own, other, levels)
+    except RuntimeError as error:
+        raise ValueError(f"student and teacher do not take images of one size, {side} x {side}: {error}") from error
+    except (KeyError, ValueError) as error:
+        message = str(error.args[0])
+        for key, option in (("DISTILL.LEVELS", "--levels"), ("DISTILL.TAPS", "--taps"), ("key:", "option:")):
+            message = message.replace(key, option)
+        raise ValueError(message) from error
 
 
 def _backbone_proper(model: nn.Module) -> str:

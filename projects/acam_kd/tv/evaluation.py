@@ -13,7 +13,7 @@ from pycocotools import mask as rle
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from .data import CocoImages
+from .data import CocoImages, Images
 from .segmentation import IGNORED
 
 __all__ = ["CocoEvaluator", "Evaluator", "SegmentationEvaluator", "build_evaluator"]
@@ -105,7 +105,7 @@ class SegmentationEvaluator:
         dataset: gives the number of classes, the background included.
     """
 
-    def __init__(self, dataset: CocoImages) -> None:
+    def __init__(self, dataset: Images) -> None:
         self.num_classes = dataset.num_classes
         self.results: list[Tensor] = []
 
@@ -128,6 +128,8 @@ class SegmentationEvaluator:
         }
 
 
-def build_evaluator(dataset: CocoImages) -> Evaluator:
+def build_evaluator(dataset: Images) -> Evaluator:
     """The one for the dataset's targets."""
-    return SegmentationEvaluator(dataset) if dataset.semantic else CocoEvaluator(dataset)
+    if isinstance(dataset, CocoImages) and not dataset.semantic:
+        return CocoEvaluator(dataset)
+    return SegmentationEvaluator(dataset)

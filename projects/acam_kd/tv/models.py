@@ -21,10 +21,9 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from ..core import FeatureSpec
 from .segmentation import Segmentor
 
-__all__ = ["build_model", "is_segmentation", "plain", "pyramid", "side_of"]
+__all__ = ["PROBE", "build_model", "is_segmentation", "plain"]
 
 PYRAMID_DETECTORS = {
     "fcos": partial(FCOS, score_thresh=0.05),  # COCO's AP wants the low scores too; torchvision's default is 0.2
@@ -90,7 +89,22 @@ def build_model(
         arguments["score_thresh"] = 0.05
     arguments["num_classes"] = None if weights else num_classes
     built = _get(name, weights=weights, weights_backbone=backbone_weights, **arguments)
-    return Segmentor(built, size=size) if name in SEGMENTATION else built
+    if name not in SEGMENTATION:
+        return built  # type: ignore[no-any-return]
+    if not weights and not backbone_weights:
+        _quicken(built)
+    return Segmentor(built, size=size)
+
+
+def _quicken(model: nn.Module) -> None:
+    """Running statistics as fast as torch's default.
+
+    MobileNetV3's momentum, 0.01, is for pretrained weights and long runs: from a random start, statistics that lag
+    behind let the model predict one class in evaluation after hundreds of steps. Nothing of it is in the state.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.1
 
 
 def _composed(name: str) -> re.Match[str] | None:
@@ -166,27 +180,3 @@ def _stages(trunk: str, weights: str | None, norm: type[nn.Module]) -> tuple[nn.
 def plain(model: nn.Module) -> nn.Module:
     """Torchvision's own model: the one that is saved and that anybody can load."""
     return model.network if isinstance(model, Segmentor) else model
-
-
-def side_of(model: nn.Module) -> int:
-    """A side of the images by which the model's strides can be measured: SSD's is fixed."""
-    fixed = getattr(getattr(model, "transform", None), "fixed_size", None)
-    return int(fixed[0]) if fixed else PROBE
-
-
-@torch.no_grad()
-def pyramid(model: nn.Module, side: int) -> dict[str, FeatureSpec]:
-    """Channels and stride of every level of the backbone, measured on an empty image of that side.
-
-    Of a segmentation model's two maps of one stride the auxiliary head's is left out.
-    """
-    backbone = model.backbone
-    assert isinstance(backbone, nn.Module)
-    training = backbone.training
-    features = backbone.eval()(torch.zeros(1, 3, side, side, device=next(model.parameters()).device))
-    backbone.train(training)
-    return {
-        name: FeatureSpec(channels=x.shape[1], stride=round(side / x.shape[-1]))
-        for name, x in features.items()
-        if not (name == "aux" and isinstance(model, Segmentor))
-    }

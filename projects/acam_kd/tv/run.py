@@ -17,9 +17,9 @@ import torchvision
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import nn
 
-from ..data.coco import CocoSplit
+from ..data.splits import Split
 from ..files import write_atomically
-from .data import CocoImages
+from .data import Images
 
 __all__ = ["Card", "RunFolder", "Settings", "read_card"]
 
@@ -43,11 +43,15 @@ class Settings:
         options: ``name=value`` each, the method's hyper-parameters.
         inherit: ``auto``, ``always`` or ``never``.
         levels: the student's levels to distil; empty for all that can be.
+        taps: ``backbone``, ``logits`` or both; empty for logits in segmentation, the backbone in detection.
         size: the shorter side that images are resized to; None for the model's own.
+        crop: height and width of what segmentation models are trained on, cut out at a random scale; None for whole
+            images.
         iterations: optimizer steps.
         batch_size: images a step, of all devices together.
         optimizer: ``sgd`` or ``adamw``.
         learning_rate: after the warm-up.
+        schedule: how it then falls to zero, ``cosine`` or ``poly``.
         warmup: steps, at most a quarter of the run.
         seed: decides the student's start, the order of images and their augmentation.
         precision: Lightning's, as ``32-true``, ``bf16-mixed``, ``16-mixed``.
@@ -56,8 +60,8 @@ class Settings:
         eval_period, checkpoint_period: in iterations.
     """
 
-    train_split: CocoSplit
-    val_split: CocoSplit
+    train_split: Split
+    val_split: Split
     student: str
     student_weights: str = ""
     student_backbone_weights: str = ""
@@ -68,11 +72,14 @@ class Settings:
     options: tuple[str, ...] = ()
     inherit: str = "auto"
     levels: tuple[str, ...] = ()
+    taps: tuple[str, ...] = ()
     size: int | None = None
+    crop: tuple[int, int] | None = None
     iterations: int = 90000
     batch_size: int = 16
     optimizer: str = "sgd"
     learning_rate: float = 0.01
+    schedule: str = "cosine"
     warmup: int = 1000
     seed: int = 0
     precision: str = "32-true"
@@ -109,7 +116,7 @@ class Card:
     """Label -> name."""
 
     @classmethod
-    def of(cls, settings: Settings, data: CocoImages) -> Card:
+    def of(cls, settings: Settings, data: Images) -> Card:
         """The card of a run's student."""
         return cls(settings.student_name, data.num_classes, settings.size, data.categories)
 

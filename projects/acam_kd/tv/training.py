@@ -22,9 +22,10 @@ from torch.utils.data import DataLoader
 
 from ..core import DistillationModel, clip_gradients
 from .build import build
-from .data import CocoImages, Stream, evaluation_loader, training_loader
+from .data import Images, Stream, evaluation_loader, training_loader
 from .evaluation import build_evaluator
-from .models import is_segmentation, plain
+from .labels import load_data
+from .models import plain
 from .run import Card, RunFolder, Settings
 
 __all__ = ["Training", "train"]
@@ -33,6 +34,8 @@ logger = logging.getLogger("acam_kd")
 
 LOG_PERIOD = 20
 MAX_GRADIENT_NORM = 35.0
+POWER = 0.9
+"""Of the polynomial schedule, as in DeepLab's and torchvision's recipes."""
 Moment = Callable[[DistillationModel, int], None]
 """Called with the model and the number of steps done."""
 
@@ -54,7 +57,7 @@ class Training(lightning.LightningModule):
         model: DistillationModel,
         settings: Settings,
         *,
-        validation: CocoImages,
+        validation: Images,
         stream: Stream,
         folder: RunFolder,
         observers: Sequence[Moment] = (),
@@ -101,7 +104,7 @@ class Training(lightning.LightningModule):
             torch.nn.utils.clip_grad_norm_(self.parameters(), MAX_GRADIENT_NORM)
 
     def configure_optimizers(self) -> Any:
-        """SGD or AdamW; a linear warm-up, then a cosine down to zero."""
+        """SGD or AdamW; a linear warm-up, then a cosine or a polynomial down to zero."""
         settings = self.settings
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer: torch.optim.Optimizer
@@ -114,7 +117,8 @@ class Training(lightning.LightningModule):
         def factor(step: int) -> float:
             if step < warmup:
                 return (step + 1) / (warmup + 1)
-            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, settings.iterations - warmup)))
+            done = (step - warmup) / max(1, settings.iterations - warmup)
+            return (1 - done) ** POWER if settings.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * done))
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -217,10 +221,11 @@ def train(settings: Settings, output: str | Path, *, resume: bool = False, obser
         logger.info("%s is complete already", folder.path)
         return result
     asked, settings = settings, settings.resolved()
-    semantic = is_segmentation(settings.student_name)
-    masks = settings.student_name.startswith("maskrcnn")
-    training = CocoImages(settings.train_split, semantic=semantic, masks=masks, name="training data")
-    validation = CocoImages(settings.val_split, semantic=semantic, masks=masks, name="validation data")
+    if settings.crop and settings.size:
+        raise ValueError(f"crops would be resized to {settings.size} pixels; choose one of the two (--crop, --size)")
+    model_name = settings.student_name
+    training = load_data(settings.train_split, model_name, name="training data", crop=settings.crop)
+    validation = load_data(settings.val_split, model_name, name="validation data")
     _check_classes(training, validation)
     lightning.seed_everything(settings.seed, verbose=False)
     model = build(settings, training)
@@ -259,14 +264,14 @@ def _checkpoint(folder: RunFolder) -> Path | None:
     return folder.checkpoint
 
 
-def _check_classes(training: CocoImages, validation: CocoImages) -> None:
+def _check_classes(training: Images, validation: Images) -> None:
     if training.categories != validation.categories:
         raise ValueError(
             f"training data has the categories {training.categories}, validation data {validation.categories}"
         )
 
 
-def _evaluation_loader(data: CocoImages, settings: Settings, trainer: lightning.Trainer) -> DataLoader[Any]:
+def _evaluation_loader(data: Images, settings: Settings, trainer: lightning.Trainer) -> DataLoader[Any]:
     world = trainer.world_size
     size = max(1, settings.batch_size // world)
     return evaluation_loader(data, batch_size=size, workers=settings.workers, rank=trainer.global_rank, world=world)

@@ -1,0 +1,68 @@
+"""Images and label PNGs for torchvision's segmentation models, and the choice between them and COCO's format."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torchvision.tv_tensors import Mask
+
+from ..data.labels import check_labels, find_pairs, read_label
+from ..data.splits import LabelSplit, Split
+from .data import CocoImages, Images, read_image
+from .models import is_segmentation
+
+__all__ = ["LabelledImages", "load_data"]
+
+HINT = "(options: --data, --train, --val, --classes)"
+
+
+class LabelledImages(Images):
+    """Images in [0, 1] with ``{"image_id", "semantic": (H, W)}``; all labels are looked at first.
+
+    Args:
+        split: the files and the names of the classes.
+        crop: see ``Images``.
+        name: for messages.
+
+    Raises:
+        FileNotFoundError, ValueError: what ``find_pairs`` and ``check_labels`` find.
+    """
+
+    def __init__(self, split: LabelSplit, *, crop: tuple[int, int] | None = None, name: str = "dataset") -> None:
+        super().__init__(semantic=True, crop=crop, name=name)
+        self.pairs = find_pairs(split.image_root, split.label_root, name=name, hint=HINT)
+        check_labels(self.pairs, split.classes, name=name, hint=HINT)
+        self.categories = dict(enumerate(split.classes))
+        self.num_classes = len(split.classes)
+        self.ids = list(range(1, len(self.pairs) + 1))
+
+    def read(self, index: int) -> tuple[Any, dict[str, Any]]:
+        """Image and labels, as ``check_labels`` has seen them."""
+        image, label = self.pairs[index]
+        return read_image(image, name=self.name), {"semantic": Mask(torch.from_numpy(read_label(label)).long())}
+
+
+def load_data(split: Split, model: str, *, name: str, crop: tuple[int, int] | None = None) -> Images:
+    """The dataset of a split, with the targets that a model needs.
+
+    Args:
+        split: the files.
+        model: the name of the student's model.
+        name: for messages.
+        crop: see ``Images``.
+
+    Raises:
+        ValueError: a detector is to be trained on labels of pixels or on crops, or the files are not in order.
+    """
+    semantic = is_segmentation(model)
+    if isinstance(split, LabelSplit):
+        if not semantic:
+            raise ValueError(
+                f"{name}: the label PNGs in {split.label_root} are for segmentation models, as deeplabv3_resnet50, and "
+                f"{model} is none; detectors need COCO format (option: --student)"
+            )
+        return LabelledImages(split, crop=crop, name=name)
+    if crop and not semantic:
+        raise ValueError(f"crops are for segmentation models, as deeplabv3_resnet50, and {model} is none (--crop)")
+    return CocoImages(split, semantic=semantic, masks=model.startswith("maskrcnn"), crop=crop, name=name)

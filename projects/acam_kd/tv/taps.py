@@ -1,0 +1,74 @@
+"""Where a torchvision model is tapped: at its backbone, or, of a segmentation model, at the map before upsampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.segmentation import LRASPP
+
+from ..core import LOGITS, FeatureSpec
+from ..core.features import Features
+from .models import PROBE, plain
+from .segmentation import Segmentor
+
+__all__ = ["TAPS", "backbone_and_logits", "logits_module", "pyramid", "read_taps", "side_of"]
+
+TAPS = ("backbone", LOGITS)
+
+
+def read_taps(taps: Sequence[str], student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
+    """The taps asked for; empty stands for the paper's: logits of segmentation models, the backbone's of detectors.
+
+    Raises:
+        ValueError: an unknown tap, or logits of a model that predicts no map.
+    """
+    unknown = [tap for tap in taps if tap not in TAPS]
+    if unknown:
+        raise ValueError(f"no tap is called {unknown[0]!r}; known: {', '.join(TAPS)} (option: --taps)")
+    asked = tuple(taps) or (LOGITS if isinstance(student, Segmentor) else "backbone",)
+    for role, model in (("student", student), ("teacher", teacher)):
+        if LOGITS in asked and not isinstance(model, Segmentor):
+            raise ValueError(
+                f"the {role}, a {type(model).__name__}, has no map of logits to distil, segmentation models have; "
+                "distil the backbone (option: --taps backbone)"
+            )
+    return asked
+
+
+def logits_module(model: nn.Module) -> nn.Module:
+    """The module of a segmentation model whose output is its map of logits before upsampling."""
+    return plain(model).classifier  # type: ignore[return-value]
+
+
+def backbone_and_logits(model: nn.Module, batch: Tensor) -> Features:
+    """All levels of a segmentation model for a normalised batch, outside of its own forward."""
+    network = plain(model)
+    features: dict[str, Tensor] = network.backbone(batch)  # type: ignore[operator]
+    logits: Tensor = network.classifier(features if isinstance(network, LRASPP) else features["out"])  # type: ignore[operator]
+    return {**features, LOGITS: logits}
+
+
+def side_of(model: nn.Module) -> int:
+    """A side of the images by which the model's strides can be measured: SSD's is fixed."""
+    fixed = getattr(getattr(model, "transform", None), "fixed_size", None)
+    return int(fixed[0]) if fixed else PROBE
+
+
+@torch.no_grad()
+def pyramid(model: nn.Module, side: int, taps: Sequence[str] = TAPS) -> dict[str, FeatureSpec]:
+    """Channels and stride of every level that the taps give, measured on an empty image of that side.
+
+    Of the backbone's two maps in a segmentation model that of the auxiliary head is left out; a detector has no logits.
+    """
+    training = model.training
+    model.eval()  # DeepLabV3 normalises over the batch, which one image is none of
+    batch = torch.zeros(1, 3, side, side, device=next(model.parameters()).device)
+    found: Features = backbone_and_logits(model, batch) if isinstance(model, Segmentor) else model.backbone(batch)  # type: ignore[operator]
+    model.train(training)
+    return {
+        name: FeatureSpec(channels=x.shape[1], stride=round(side / x.shape[-1]), logits=name == LOGITS)
+        for name, x in found.items()
+        if (LOGITS if name == LOGITS else "backbone") in taps and not (name == "aux" and isinstance(model, Segmentor))
+    }

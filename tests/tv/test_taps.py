@@ -1,0 +1,172 @@
+"""Distillation of segmentation models on the maps that they predict."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import torchvision
+
+from acam_kd.core.distillers import Mimic
+from acam_kd.tv.build import build
+from acam_kd.tv.data import CocoImages
+from acam_kd.tv.distillation import build_distillation, normalized_batch
+from acam_kd.tv.models import build_model, plain
+from acam_kd.tv.taps import pyramid
+from acam_kd.tv.training import train
+
+LRASPP, DEEPLAB, FCN = "lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fcn_resnet50"
+IMAGES = [torch.rand(3, 64, 96), torch.rand(3, 96, 64)]
+TARGETS = [{"semantic": torch.randint(0, 4, image.shape[1:])} for image in IMAGES]
+
+
+def model(name, classes=4):
+    return build_model(name, num_classes=classes, size=64)
+
+
+def distil(student, teacher, method="Mimic", **arguments):
+    return build_distillation(student, teacher, method=method, options={}, **arguments)
+
+
+def logits_of(network, batch):
+    """Of torchvision's own forward, before it upsamples."""
+    seen = []
+    handle = network.classifier.register_forward_hook(lambda module, args, out: seen.append(out))
+    network(batch)
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("name", [LRASPP, DEEPLAB])
+def test_mimicking_is_the_squared_difference_of_what_the_classifiers_give(name):
+    """Student and teacher of one stride: nothing is resized."""
+    student, teacher = model(name), model(name)
+    built = distil(student, teacher)
+    assert built.levels == {"logits": "logits"} and not list(built.distiller.parameters())
+    seen = []
+    handle = plain(student).classifier.register_forward_hook(lambda module, args, out: seen.append(out))
+    with torch.random.fork_rng():
+        losses = built.train()(IMAGES, TARGETS)
+    handle.remove()
+    with torch.no_grad():
+        wanted = logits_of(plain(teacher), student.batch(IMAGES))
+    alpha = built.distiller.alpha
+    torch.testing.assert_close(losses["loss_mimic_mse"], alpha * (seen[0] - wanted).square().mean())
+    losses["loss_mimic_mse"].backward()
+    assert all(p.grad is not None for p in plain(student).classifier.parameters())
+
+
+@pytest.mark.parametrize("method", ["Mimic", "ACAMKD"])
+def test_a_student_of_another_stride_learns_from_a_resized_map(method):
+    student, teacher = model(LRASPP), model(DEEPLAB)
+    before = {name: value.clone() for name, value in plain(teacher).state_dict().items()}
+    built = distil(student, teacher, method).train()
+    losses = built(IMAGES, TARGETS)
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(p.grad is not None for p in built.parameters())
+    assert all(torch.equal(before[name], value) for name, value in plain(teacher).state_dict().items())
+    assert not any("teacher" in name for name in built.state_dict())
+
+
+def test_masks_can_be_observed_and_are_as_many_as_classes():
+    built = distil(model(LRASPP), model(DEEPLAB), "ACAMKD").train()
+    batch, _ = normalized_batch(built.student, IMAGES[:1])
+    masks = built.observe(batch)
+    assert list(masks) == ["logits"] and masks["logits"]["spatial"].shape == (1, 4, 8, 12)
+    assert masks["logits"]["channel"].shape == (1, 4, 4)
+    assert pyramid(built.student, 64)["logits"].stride == 8 and built.training
+
+
+def test_the_demos_observer_keeps_them_with_their_stride(data, tmp_path, monkeypatch):
+    from acam_kd.tv import demo
+
+    kept = []
+    monkeypatch.setattr(demo, "keep_masks", lambda *arguments: kept.append(arguments))
+    built = distil(model(LRASPP), model(DEEPLAB), "ACAMKD").train()
+    demo._observer(tmp_path, [next((data / "val").iterdir())])(built, 3)
+    (_, step, number, masks, strides), *others = kept
+    assert (step, number, strides, others) == (3, 0, {"logits": 8}, []) and masks["logits"]["spatial"].shape == (
+        4,
+        8,
+        8,
+    )
+
+
+def test_the_backbone_can_be_tapped_instead_or_too():
+    student, teacher = model(LRASPP), model(DEEPLAB, classes=9)
+    built = distil(student, teacher, "ACAMKD", taps=["backbone"])
+    assert built.levels == {"high": "out"} and "loss_acam_channel" in built.train()(IMAGES, TARGETS)
+    built = distil(student, model(DEEPLAB), "ACAMKD", taps=["logits", "backbone"])
+    assert built.levels == {"high": "out", "logits": "logits"}
+    built.train()(IMAGES, TARGETS)
+    assert {level: kinds["spatial"].shape[1] for level, kinds in built.distiller.masks().items()} == {
+        "high": 6,
+        "logits": 4,
+    }
+
+
+def test_nothing_is_inherited_unless_asked_for():
+    """The paper's segmentation rows have no inheritance."""
+    student, teacher = model(LRASPP), model(LRASPP)
+    distil(student, teacher, "")
+    own, other = plain(student).classifier.low_classifier, plain(teacher).classifier.low_classifier
+    assert not torch.equal(own.weight, other.weight)
+    distil(student, teacher, "", inheritance="always")
+    assert torch.equal(own.weight, other.weight)
+    assert not torch.equal(plain(student).backbone["0"][0].weight, plain(teacher).backbone["0"][0].weight)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "taps", "message"),
+    [
+        (LRASPP, (DEEPLAB, 9), [], r"predicts 4 classes, the teacher 9, .*\(option: --taps\)"),
+        (LRASPP, "fcos_resnet18_fpn32", [], "the teacher, a FCOS, has no map of logits .*option: --taps backbone"),
+        ("fcos_resnet18_fpn32", "fcos_resnet18_fpn32", ["logits"], "the student, a FCOS, has no map of logits"),
+        (LRASPP, DEEPLAB, ["neck"], r"no tap is called 'neck'; known: backbone, logits \(option: --taps\)"),
+    ],
+)
+def test_maps_that_do_not_correspond_are_refused(student, teacher, taps, message):
+    teacher = model(*teacher) if isinstance(teacher, tuple) else model(teacher)
+    with pytest.raises(ValueError, match=message) as error:
+        distil(model(student), teacher, taps=taps)
+    assert "\n" not in str(error.value) and "DISTILL" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def teacher(data, tmp_path_factory):
+    """The folder of a finished run of DeepLabV3."""
+    from .conftest import tiny
+
+    folder = tmp_path_factory.mktemp("runs") / "deeplab"
+    train(replace(tiny(data), student=DEEPLAB, iterations=1), folder)
+    return folder
+
+
+def test_a_run_leaves_what_plain_torchvision_loads(settings, teacher, tmp_path):
+    asked = replace(settings, student=LRASPP, teacher=str(teacher), method="ACAMKD", inherit="auto", iterations=2)
+    result = train(asked, tmp_path / "run")
+    assert 0 <= result["metrics"]["mIoU"] <= 100
+    state = torch.load(tmp_path / "run/student.pth", weights_only=True)
+    torchvision.models.segmentation.lraspp_mobilenet_v3_large(num_classes=7, weights_backbone=None).load_state_dict(
+        state
+    )
+    assert json.loads((tmp_path / "run/settings.json").read_text())["taps"] == []
+
+
+def test_other_categories_than_the_teachers_are_refused(settings, teacher, tmp_path):
+    """As many, so that shapes say nothing."""
+    card = json.loads((teacher / "student.json").read_text())
+    names = card["categories"]
+    card["categories"] = {**names, "1": names["2"], "2": names["1"]}
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "student.json").write_text(json.dumps(card))
+    (other / "student.pth").symlink_to(teacher / "student.pth")
+    asked = replace(settings, student=LRASPP, teacher=str(other), method="Mimic")
+    data = CocoImages(asked.train_split, semantic=True)
+    message = f"other knows the categories .*{names['2']}.*, the data has .*{names['1']}.* logit maps need .*--taps"
+    with pytest.raises(ValueError, match=message):
+        build(asked, data)
+    assert isinstance(build(replace(asked, taps=("backbone",)), data).distiller, Mimic)
