@@ -9,7 +9,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..data.labels import IGNORED, check_labels, find_pairs, image_size
+from ..data.labels import IGNORED, check_labels, find_pairs, image_size, read_class_names
 from ..data.shapes import CLASSES, SPLITS, make_shapes
 
 __all__ = ["register_sem_seg_datasets"]
@@ -35,7 +35,7 @@ def register_sem_seg_datasets(datasets: Sequence[Sequence[str]], *, check: bool 
         name = entry[0]
         images, labels = map(os.path.expanduser, entry[1:3])
         described = f"dataset {name}"
-        classes = _read_classes(described, os.path.expanduser(entry[3]))
+        classes = _class_names(described, entry[3])
         pairs = find_pairs(images, labels, name=described, hint=KEY)
         if check:
             check_labels(pairs, classes, name=described, hint=KEY)
@@ -48,21 +48,11 @@ def register_sem_seg_datasets(datasets: Sequence[Sequence[str]], *, check: bool 
         _register(name, images, labels, classes)
 
 
-def _read_classes(described: str, classes: str) -> list[str]:
-    if os.path.isfile(classes):
-        with open(classes, encoding="utf-8", errors="replace") as file:
-            names = file.read().strip().splitlines()
-    elif os.sep in classes or classes.endswith(".txt"):
-        raise FileNotFoundError(f"{described}: no file of class names {os.path.abspath(classes)} {KEY}")
-    else:
-        names = classes.split(",")
-    names = [name.strip() for name in names]
-    if not all(names) or len(set(names)) < len(names) or not 1 <= len(names) <= IGNORED:
-        raise ValueError(
-            f"{described}: classes have to be 1 to {IGNORED} different names, with commas between them or one per line "
-            f"of a file; found {len(names)}: {', '.join(map(repr, names[:20]))} {KEY}"
-        )
-    return names
+def _class_names(described: str, classes: str) -> list[str]:
+    try:
+        return read_class_names(classes, hint=KEY)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{described}: {error}") from error
 
 
 def _register(name: str, images: str, labels: str, classes: Sequence[str], root: Path | None = None) -> None:

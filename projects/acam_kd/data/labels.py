@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-__all__ = ["IGNORED", "check_labels", "check_values", "find_pairs", "image_size", "read_label"]
+__all__ = ["IGNORED", "check_labels", "check_values", "find_pairs", "image_size", "read_class_names", "read_label"]
 
 IGNORED = 255
 """Label of the pixels that count neither in the loss nor in the evaluation."""
@@ -22,6 +22,34 @@ ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
 
 logger = logging.getLogger("acam_kd")
 Array = np.ndarray[Any, Any]
+
+
+def read_class_names(classes: str, *, hint: str) -> list[str]:
+    """Read the names of the classes, in the order of the labels' numbers.
+
+    Args:
+        classes: names with commas between them, or a text file with one name per line.
+        hint: ends messages: the option or key to mend.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: there are none, too many, or two are the same.
+    """
+    path = os.path.expanduser(classes)
+    if os.path.isfile(path):
+        with open(path, encoding="utf-8", errors="replace") as file:
+            names = file.read().strip().splitlines()
+    elif os.sep in classes or classes.endswith(".txt"):
+        raise FileNotFoundError(f"no file of class names {os.path.abspath(path)} {hint}")
+    else:
+        names = classes.split(",")
+    names = [name.strip() for name in names]
+    if not all(names) or len(set(names)) < len(names) or not 1 <= len(names) <= IGNORED:
+        raise ValueError(
+            f"classes have to be 1 to {IGNORED} different names, with commas between them or one per line of a file; "
+            f"found {len(names)}: {', '.join(map(repr, names[:20]))} {hint}"
+        )
+    return names
 
 
 def find_pairs(image_root: str, label_root: str, *, name: str, hint: str = "") -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .coco import NAMES, CocoSplit, find_split
-from .labels import IGNORED
+from .labels import read_class_names
 
 __all__ = ["LabelSplit", "Split", "find_any_split", "named_split", "read_classes"]
 
@@ -80,32 +80,14 @@ def _without_classes(split: CocoSplit, classes: str) -> CocoSplit:
 
 
 def read_classes(classes: str) -> tuple[str, ...]:
-    """Read the names of the classes, in the order of the labels' numbers.
-
-    Args:
-        classes: names with commas between them, or a text file with one name per line.
+    """The names of the classes: with commas between them, or a file; see ``read_class_names``.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: there are none, or two are the same.
+        FileNotFoundError, ValueError: there are none, or they cannot be used.
     """
-    path = os.path.expanduser(classes)
     if not classes:
         raise ValueError(
             "the numbers in the labels have no names: give them with commas between them, or a file with one per line, "
             f"or put {CLASSES_FILE} into the folder of --data {KEY}"
         )
-    if os.path.isfile(path):
-        with open(path, encoding="utf-8", errors="replace") as file:
-            names = file.read().strip().splitlines()
-    elif os.sep in classes or classes.endswith(".txt"):
-        raise FileNotFoundError(f"no file of class names {os.path.abspath(path)} {KEY}")
-    else:
-        names = classes.split(",")
-    names = [name.strip() for name in names]
-    if not all(names) or len(set(names)) < len(names) or len(names) > IGNORED:
-        raise ValueError(
-            f"classes have to be 1 to {IGNORED} different names, with commas between them or one per line of a file; "
-            f"found {len(names)}: {', '.join(map(repr, names[:20]))} {KEY}"
-        )
-    return tuple(names)
+    return tuple(read_class_names(classes, hint=KEY))
