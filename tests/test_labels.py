@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from acam_kd.data.labels import check_labels, find_pairs, image_size, read_label
+from acam_kd.data.labels import check_labels, find_pairs, image_size, read_class_names, read_label
 
 CLASSES = ["sky", "road", "car"]
 
@@ -143,3 +145,21 @@ def test_the_size_is_that_of_the_turned_image(tmp_path):
     for suffix in ("jpg", "png"):
         write(tmp_path / f"images/a.{suffix}", np.zeros((4, 6, 3)), exif=exif)
         assert image_size(str(tmp_path / f"images/a.{suffix}")) == (6, 4)
+
+
+def test_class_names_of_a_file_with_a_byte_order_mark(tmp_path):
+    file = tmp_path / "classes.txt"
+    file.write_bytes(b"\xef\xbb\xbfroad\r\ncar\r\n")
+    assert read_class_names(str(file), hint="") == ["road", "car"]
+
+
+def test_greys_of_four_bits_are_refused(tmp_path):
+    """PIL would scale class 1 to 17."""
+    header = struct.pack(">IIBBBBB", 2, 1, 4, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\x00\x12")), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, body in chunks:
+        data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    (tmp_path / "label.png").write_bytes(data)
+    with pytest.raises(ValueError, match="grey values of 2 or 4 bits"):
+        read_label(str(tmp_path / "label.png"))

@@ -140,7 +140,7 @@ def test_a_teacher_that_needs_more_padding_is_an_error(rcnn_teacher):
         "MODEL.META_ARCHITECTURE", "ProposalNetwork", "MODEL.RPN.IN_FEATURES", "['res4']",
         "MODEL.ANCHOR_GENERATOR.SIZES", "[[32]]",
     )  # fmt: skip
-    with pytest.raises(ValueError, match="multiples of 32, the student.s batches have multiples of 1"):
+    with pytest.raises(ValueError, match="multiples of 32, the student.s batches are padded to multiples of 1"):
         build_model(distillation_config(c4, rcnn_teacher))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.modeling import build_model
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY, build_model
+from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from detectron2.projects.deeplab import add_deeplab_config
 from torch import nn
 
@@ -130,10 +131,44 @@ def test_the_checkpoint_is_the_plain_segmentor_and_the_teacher_is_in_none(tmp_pa
     assert not any(isinstance(m, nn.Module) and m is model.teacher.network for m in model.modules())
 
 
-def test_a_teacher_that_needs_padding_gets_crops_of_its_multiple(tmp_path):
-    """A pyramid adds maps of neighbouring strides."""
+@pytest.mark.parametrize("opts", [[], ["INPUT.CROP.SIZE", "(64, 80)"], ["INPUT.CROP.ENABLED", "False"]])
+@pytest.mark.parametrize("student", ["DeepLabV3", "FPN"])
+def test_a_teacher_that_needs_padding_gets_crops_or_padding_of_its_multiple(student, opts, tmp_path):
+    """A pyramid adds maps of neighbouring strides; one as a student is padded to what the teacher needs."""
     path = save_config(segmentor("FPN"), tmp_path / "teacher.yaml")
-    build_model(distillation_config(segmentor("DeepLabV3"), path))
-    for opts in (["INPUT.CROP.SIZE", "(64, 80)"], ["INPUT.CROP.ENABLED", "False"]):
-        with pytest.raises(ValueError, match=r"multiples of 32, the student's batches .*INPUT.CROP.SIZE"):
-            build_model(distillation_config(segmentor("DeepLabV3", *opts), path))
+    cfg = distillation_config(segmentor(student, *opts), path)
+    if student == "FPN" or not opts:
+        build_model(cfg)
+    else:
+        with pytest.raises(ValueError, match=r"padded to multiples of 1: .* multiples of 32 \(INPUT.CROP\)"):
+            build_model(cfg)
+
+
+def test_masks_of_an_image_of_any_size(tmp_path):
+    """The teacher here needs multiples of 32, which crops have and whole images have not."""
+    path = save_config(segmentor("FPN"), tmp_path / "teacher.yaml")
+    cfg = distillation_config(segmentor("DeepLabV3", "INPUT.MIN_SIZE_TEST", "0"), path)
+    image = torch.zeros(60, 90, 3, dtype=torch.uint8).numpy()
+    assert masks_of(build_model(cfg), cfg, image)["logits"]["spatial"].shape == (5, 64 // 16, 96 // 16)
+
+
+def test_a_teacher_without_logits_is_an_error_with_the_keys(rcnn_teacher):
+    with pytest.raises(ValueError, match="GeneralizedRCNN has no `sem_seg_head`.*DISTILL.TEACHER.CONFIG_FILE"):
+        build_model(distillation_config(segmentor(), rcnn_teacher))
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class ManyLayersHead(SemSegFPNHead):
+    """A head whose ``layers`` is something else."""
+
+    def forward(self, features, targets=None):
+        self.__dict__["layers"] = nn.ModuleList()
+        x = self.predictor(sum(head(features[name]) for head, name in zip(self.scale_heads, self.in_features)))
+        return (None, self.losses(x, targets)) if self.training else (x, {})
+
+
+def test_any_head_with_a_predictor_can_teach(tmp_path, storage):
+    path = save_config(segmentor("FPN", "MODEL.SEM_SEG_HEAD.NAME", "ManyLayersHead"), tmp_path / "teacher.yaml")
+    model = build_model(distillation_config(segmentor(), path)).train()
+    assert "loss_acam_spatial" in model(labelled())
+    assert not model.teacher.network.sem_seg_head.predictor._forward_hooks

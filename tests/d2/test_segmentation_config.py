@@ -7,6 +7,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
+from detectron2.projects.deeplab import add_deeplab_config
 
 from acam_kd.d2 import add_distillation_config, add_segmentation_config, exported_student_config, student_config
 from acam_kd.d2.teacher import teacher_config
@@ -101,3 +102,23 @@ def test_a_mobilenet_can_teach(retinanet, tmp_path, storage):
     teacher.merge_from_list(TINY_MOBILENET)
     losses = build_model(distillation_config(retinanet, save_config(teacher, tmp_path / "t.yaml"))).train()(inputs())
     assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_keys_that_are_there_keep_their_values():
+    """Somebody's own DeepLab settings, made before ours are added."""
+    cfg = get_cfg()
+    add_deeplab_config(cfg)
+    cfg.SOLVER.POLY_LR_POWER = 0.5
+    add_distillation_config(cfg)
+    assert cfg.SOLVER.POLY_LR_POWER == 0.5 and cfg.MODEL.MOBILENETV2.OUTPUT_STRIDE == 32
+
+
+def test_keys_of_training_and_of_other_backbones_do_not_reach_the_students_file(tmp_path):
+    cfg = get_cfg()
+    add_distillation_config(cfg)
+    cfg.SOLVER.POLY_LR_POWER, cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.5, 0.75
+    cfg.MODEL.MOBILENETV2.OUTPUT_STRIDE = 16
+    (tmp_path / "student.yaml").write_text(exported_student_config(cfg).dump())
+    get_cfg().merge_from_file(str(tmp_path / "student.yaml"))
+    cfg.MODEL.BACKBONE.NAME = "build_mobilenetv2_backbone"
+    assert exported_student_config(cfg).MODEL.MOBILENETV2 == {"OUTPUT_STRIDE": 16}

@@ -74,8 +74,8 @@ def test_mean_iou_by_hand(data):
     truth = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 255]])
     predicted = torch.tensor([[0, 1, 1, 1], [0, 0, 2, 2]])
     evaluator.add([{"semantic": predicted}], [{"semantic": truth}])
-    found = evaluator.metrics()  # class 0: 3 of 4; class 1: 2 of 4; class 2: 0 of 1; the others are nowhere
-    assert found["mIoU"] == pytest.approx(100 * (3 / 4 + 2 / 4 + 0) / 3)
+    found = evaluator.metrics()  # class 0: 3 of 4; class 1: 2 of 4; class 2 is not in the labels
+    assert found["mIoU"] == pytest.approx(100 * (3 / 4 + 2 / 4) / 2)
     assert found["accuracy"] == pytest.approx(100 * 5 / 7)
     evaluator.add([{"semantic": truth}], [{"semantic": truth}])  # summed over images, not averaged
     assert evaluator.metrics()["accuracy"] == pytest.approx(100 * 12 / 14, rel=0.2)

@@ -126,12 +126,17 @@ def student_config(cfg: CfgNode) -> CfgNode:
 
 
 def exported_student_config(cfg: CfgNode) -> CfgNode:
-    """The student's config as it is written to a file: without the keys of ours that it does not use.
+    """The student's config as it is written to a file: without the keys of ours that the model does not use.
 
     For a student made of Detectron2's own parts stock Detectron2 loads the file; for one with a part of ours it
     does so after ``add_segmentation_config(get_cfg())``, which adds what was left out here as unchanged.
     """
     student = student_config(cfg)
+    for key in ("POLY_LR_POWER", "POLY_LR_CONSTANT_ENDING"):  # of training
+        student.SOLVER.pop(key)
+    student.INPUT.CROP.pop("SINGLE_CATEGORY_MAX_AREA")
+    if "mobilenetv2" not in student.MODEL.BACKBONE.NAME:
+        student.MODEL.pop("MOBILENETV2")
     stock, ours = get_cfg(), get_cfg()
     add_segmentation_config(ours)
     _remove_unchanged(student, stock, ours)
@@ -141,6 +146,8 @@ def exported_student_config(cfg: CfgNode) -> CfgNode:
 def _remove_unchanged(node: CfgNode, stock: CfgNode, ours: CfgNode) -> None:
     """Remove from ``node`` the keys that only ``ours`` has, with the same value; and nodes left empty by that."""
     for key, default in ours.items():
+        if key not in node:
+            continue
         if isinstance(default, CfgNode):
             _remove_unchanged(node[key], stock.get(key, CfgNode()), default)
             if key not in stock and not node[key]:

@@ -28,7 +28,7 @@ from ..core.features import describe
 from ..core.model import backbone_features
 from ..core.teacher import Extract
 from .config import INHERIT, META_ARCHITECTURE, student_config
-from .taps import backbone_and_logits, backbone_of, logits_module, pyramid, read_taps
+from .taps import backbone_and_logits, backbone_of, divisibility, logits_module, pyramid, read_taps
 from .teacher import build_teacher
 from .visualize import put_masks
 
@@ -205,23 +205,19 @@ def _build_distillation(
 
 def _check_divisibility(cfg: CfgNode, student: nn.Module, detector: nn.Module) -> None:
     """The teacher sees the student's batch, so the student's padding, or the crop, has to do for it."""
-    needed = _divisibility(detector, padding=False)
-    own = _divisibility(student, padding=True)
-    if cfg.DISTILL.STUDENT_META_ARCHITECTURE == "SemanticSegmentor" and cfg.INPUT.CROP.ENABLED:
-        own = max(own, math.gcd(*(int(side) for side in cfg.INPUT.CROP.SIZE)))  # smaller images are padded to it
-    if own % needed:
-        raise ValueError(
-            f"the teacher's backbone needs sides that are multiples of {needed}, the student's batches have multiples "
-            f"of {own}: choose a teacher (DISTILL.TEACHER.CONFIG_FILE) with a backbone like the student's, or, for "
-            "segmentation, crops of such a size (INPUT.CROP.SIZE)"
-        )
-
-
-def _divisibility(model: nn.Module, *, padding: bool) -> int:
-    """What a backbone needs of the sides of a batch, or what they are padded to."""
-    backbone = backbone_of(model)
-    found = (getattr(backbone, "padding_constraints", None) or {}).get("size_divisibility", 0) if padding else 0
-    return found or getattr(backbone, "size_divisibility", 0) or 1
+    needed, own = divisibility(detector), divisibility(student, padding=True)
+    if own % needed == 0:
+        return
+    hint = ""
+    if cfg.DISTILL.STUDENT_META_ARCHITECTURE == "SemanticSegmentor":
+        crop = math.gcd(*(int(side) for side in cfg.INPUT.CROP.SIZE)) if cfg.INPUT.CROP.ENABLED else 1
+        if crop % needed == 0 and crop % own == 0:  # smaller images are padded to the crop
+            return
+        hint = f", or crops whose sides are multiples of {math.lcm(needed, own)} (INPUT.CROP)"
+    raise ValueError(
+        f"the teacher's backbone needs sides that are multiples of {needed}, the student's batches are padded to "
+        f"multiples of {own}: choose a teacher (DISTILL.TEACHER.CONFIG_FILE) with a backbone like the student's{hint}"
+    )
 
 
 def _pixel_transform(cfg: CfgNode, teacher_cfg: CfgNode) -> PixelTransform:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..core import LOGITS, FeatureSpec
 from ..core.features import Features
 
-__all__ = ["backbone_and_logits", "backbone_of", "logits_module", "pyramid", "read_taps"]
+__all__ = ["backbone_and_logits", "backbone_of", "divisibility", "logits_module", "pyramid", "read_taps"]
 
 TAPS = ("backbone", LOGITS)
 
@@ -48,13 +48,15 @@ def logits_module(model: nn.Module) -> nn.Module:
     """The convolution whose output is the map of logits: Detectron2 calls it ``predictor`` in all of its heads.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or its stride is unknown.
     """
-    predictor = getattr(getattr(model, "sem_seg_head", None), "predictor", None)
-    if not isinstance(predictor, nn.Conv2d):
+    head = getattr(model, "sem_seg_head", None)
+    predictor = getattr(head, "predictor", None)
+    if not isinstance(predictor, nn.Conv2d) or not isinstance(getattr(head, "common_stride", None), int):
         raise ValueError(
-            f"{type(model).__name__} has no `sem_seg_head.predictor` whose output could be distilled; distil its "
-            "backbone (key: DISTILL.TAPS)"
+            f"{type(model).__name__} has no `sem_seg_head` with a `predictor`, whose output could be distilled, and a "
+            "`common_stride`; choose another one, or distil the backbones (keys: DISTILL.TEACHER.CONFIG_FILE, "
+            "MODEL.SEM_SEG_HEAD.NAME, DISTILL.TAPS)"
         )
     return predictor
 
@@ -66,21 +68,43 @@ def pyramid(model: nn.Module, taps: Sequence[str]) -> dict[str, FeatureSpec]:
         shapes: dict[str, ShapeSpec] = backbone_of(model).output_shape()  # type: ignore[operator]
         levels |= {name: FeatureSpec(channels=s.channels, stride=s.stride) for name, s in shapes.items()}
     if LOGITS in taps:
-        stride: Any = model.sem_seg_head.common_stride  # type: ignore[union-attr]
-        levels[LOGITS] = FeatureSpec(logits_module(model).out_channels, stride, logits=True)  # type: ignore[arg-type]
+        predictor: Any = logits_module(model)
+        head: Any = model.sem_seg_head
+        levels[LOGITS] = FeatureSpec(predictor.out_channels, head.common_stride, logits=True)
     return levels
 
 
+class _Reached(Exception):
+    """Carries the logits out of a head, before it scales them up."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+
+def _leave(module: nn.Module, args: Any, output: Tensor) -> None:
+    raise _Reached(output)
+
+
 def backbone_and_logits(model: nn.Module, batch: Tensor) -> Features:
-    """All levels of a segmentor for a normalised batch, outside of its own forward."""
+    """All levels of a segmentor in evaluation mode for a normalised batch, outside of its own forward.
+
+    Heads differ in what they have besides ``forward``, so it is run, and left where the logits are made: scaled up to
+    the image they would take more memory than the rest.
+    """
     features: Features = backbone_of(model)(batch)
-    head: Any = model.sem_seg_head
-    if hasattr(head, "layers"):
-        return {**features, LOGITS: head.layers(features)}
-    maps: list[Tensor] = []  # Detectron2's DeepLabV3Head has nothing that stops before upsampling
-    handle = head.predictor.register_forward_hook(lambda _, __, output: maps.append(output))
+    handle = logits_module(model).register_forward_hook(_leave)
     try:
-        head(features)
+        model.sem_seg_head(features)  # type: ignore[operator]
+    except _Reached as reached:
+        return {**features, LOGITS: reached.logits}
     finally:
         handle.remove()
-    return {**features, LOGITS: maps[0]}
+    raise ValueError(f"{type(model).__name__}: its head does not call its `predictor` (key: DISTILL.TAPS)")
+
+
+def divisibility(model: nn.Module, *, padding: bool = False) -> int:
+    """What a backbone needs the sides of a batch to be multiples of, or, with ``padding``, what they are padded to."""
+    backbone = backbone_of(model)
+    found = (getattr(backbone, "padding_constraints", None) or {}).get("size_divisibility", 0) if padding else 0
+    return found or getattr(backbone, "size_divisibility", 0) or 1

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..files import sha256
 from .config import META_ARCHITECTURE
-from .segmentation_config import add_segmentation_config
+from .segmentation_config import add_missing_keys, add_segmentation_config
 
 __all__ = ["build_teacher", "teacher_config"]
 
@@ -39,7 +39,7 @@ def teacher_config(cfg: CfgNode) -> CfgNode:
     path, weights = _locate(node.CONFIG_FILE)
     teacher = get_cfg()
     add_segmentation_config(teacher)  # its defaults: the student's values would be wrong where the file is silent
-    _add_unknown_keys(teacher, cfg)
+    add_missing_keys(teacher, cfg)
     teacher.defrost()
     teacher.DISTILL.STUDENT_META_ARCHITECTURE = "GeneralizedRCNN"  # the default, should the file not say it
     if "MODEL.WEIGHTS" in node.OPTS:
@@ -111,14 +111,6 @@ def _locate(name: str) -> tuple[str, str]:
         return path, model_zoo.get_checkpoint_url(name)
     except RuntimeError:
         return path, ""
-
-
-def _add_unknown_keys(target: CfgNode, source: CfgNode) -> None:
-    for key, value in source.items():
-        if key not in target:
-            target[key] = value.clone() if isinstance(value, CfgNode) else value
-        elif isinstance(value, CfgNode):
-            _add_unknown_keys(target[key], value)
 
 
 class _StrictCheckpointer(DetectionCheckpointer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 from collections.abc import Sequence
@@ -17,11 +18,12 @@ from detectron2.evaluation import inference_context
 from detectron2.modeling import build_model
 from detectron2.utils.events import get_event_storage
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 
 from ..core import LOGITS
 from ..vis.panels import Array, mask_panel
 from .config import META_ARCHITECTURE
-from .taps import pyramid
+from .taps import divisibility, pyramid
 
 if TYPE_CHECKING:
     from .meta_arch import DistillationMetaArch
@@ -105,7 +107,7 @@ def masks_of(model: DistillationMetaArch, cfg: CfgNode, image: Array) -> dict[st
     pixels = resized if cfg.INPUT.FORMAT == "RGB" else resized[:, :, ::-1]
     inputs = {"image": torch.as_tensor(pixels.astype("float32").transpose(2, 0, 1))}
     with torch.no_grad(), inference_context(model):
-        masks = model.observe(_batch(model.student, inputs))
+        masks = model.observe(_padded(model, _batch(model.student, inputs)))
     if not any(masks.values()):
         raise ValueError(f"{cfg.DISTILL.METHOD} makes no masks (key: DISTILL.METHOD)")
     return {
@@ -177,6 +179,15 @@ def _batch(student: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
     finally:
         handle.remove()
     return got[0]
+
+
+def _padded(model: DistillationMetaArch, batch: torch.Tensor) -> torch.Tensor:
+    """The batch, with as much mean colour at its end as the teacher's backbone needs: crops had that size."""
+    assert model.teacher is not None
+    network = model.teacher.network
+    needed = getattr(getattr(network, "backbone", network), "size_divisibility", 0) or 1
+    height, width = (-side % math.lcm(needed, divisibility(model.student, padding=True)) for side in batch.shape[2:])
+    return F.pad(batch, (0, width, 0, height))
 
 
 def _read(weights: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def read_class_names(classes: str, *, hint: str) -> list[str]:
     """
     path = os.path.expanduser(classes)
     if os.path.isfile(path):
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
             names = file.read().strip().splitlines()
     elif os.sep in classes or classes.endswith(".txt"):
         raise FileNotFoundError(f"no file of class names {os.path.abspath(path)} {hint}")
@@ -126,9 +126,12 @@ def read_label(path: str) -> Array:
 def _open_label(path: str) -> Image.Image:
     try:
         label = Image.open(path)
+        scaled = label.mode == "L" and any(tile[3] in ("L;2", "L;4") for tile in label.tile)
         label.load()
     except (OSError, SyntaxError) as error:
         raise ValueError(f"label {os.path.abspath(path)} cannot be read: {error}") from error
+    if scaled:  # to 0 .. 255, by PIL
+        raise ValueError(f"label {os.path.abspath(path)} has grey values of 2 or 4 bits; save it with 8 bits")
     if label.mode not in ("L", "P"):
         raise ValueError(
             f"label {os.path.abspath(path)} has mode {label.mode}; labels have to be class numbers in one channel of "

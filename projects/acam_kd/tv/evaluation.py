@@ -99,7 +99,7 @@ def _encode(mask: Tensor) -> dict[str, Any]:
 
 
 class SegmentationEvaluator:
-    """Mean intersection over union of all classes that the labels or the predictions have, and pixel accuracy.
+    """Mean intersection over union of all classes that the labels have, and pixel accuracy.
 
     Args:
         dataset: gives the number of classes, the background included.
@@ -121,7 +121,7 @@ class SegmentationEvaluator:
         """``mIoU`` and ``accuracy`` in percent."""
         confusion = torch.stack(self.results).sum(0).double()
         hits, union = confusion.diag(), confusion.sum(0) + confusion.sum(1) - confusion.diag()
-        present = union > 0
+        present = confusion.sum(1) > 0  # in the labels, as Detectron2 counts
         return {
             "mIoU": 100 * float((hits[present] / union[present]).mean()),
             "accuracy": 100 * float(hits.sum() / confusion.sum()),

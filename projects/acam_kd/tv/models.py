@@ -99,8 +99,9 @@ def build_model(
 def _quicken(model: nn.Module) -> None:
     """Running statistics as fast as torch's default.
 
-    MobileNetV3's momentum, 0.01, is for pretrained weights and long runs: from a random start, statistics that lag
-    behind let the model predict one class in evaluation after hundreds of steps. Nothing of it is in the state.
+    MobileNetV3's momentum, 0.01, is for weights of torchvision and long runs: from a random start, statistics that lag
+    behind let the model predict one class in evaluation after hundreds of steps. With weights from a file it does no
+    harm. Nothing of it is in the state.
     """
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
