@@ -19,7 +19,7 @@ from typing import Any
 
 import acam_kd
 
-from .core import DISTILLER_REGISTRY, LOGITS
+from .core import DISTILLER_REGISTRY, TAPS
 from .data.splits import Split, find_any_split, named_split
 from .errors import one_line_errors
 
@@ -142,7 +142,7 @@ def _distillation_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--taps",
         nargs="+",
-        choices=("backbone", LOGITS),
+        choices=TAPS,
         default=[],
         help="what to distil: the backbone's features, or the map of logits that a segmentation model predicts, before "
         "upsampling; else logits in segmentation, the backbone in detection",

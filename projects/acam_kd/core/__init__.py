@@ -2,7 +2,7 @@
 
 from . import distillers, fusion, losses, masking  # importing registers
 from .distiller import Distiller, method_arguments
-from .features import LOGITS, FeatureSpec, FeatureTap, match_levels
+from .features import LOGITS, TAPS, FeatureSpec, FeatureTap, match_levels
 from .gradients import clip_gradients
 from .inheritance import inherit
 from .model import DistillationModel
@@ -14,6 +14,7 @@ __all__ = [
     "FUSION_REGISTRY",
     "LOGITS",
     "MASKING_REGISTRY",
+    "TAPS",
     "DistillationModel",
     "Distiller",
     "FeatureSpec",

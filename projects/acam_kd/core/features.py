@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["LOGITS", "FeatureSpec", "FeatureTap", "Features", "Pyramid", "match_levels"]
+__all__ = ["LOGITS", "TAPS", "FeatureSpec", "FeatureTap", "Features", "Pyramid", "match_levels"]
 
 Features = Mapping[str, Tensor]
 """Level name -> (N, C, H, W)."""
@@ -19,6 +19,8 @@ Features = Mapping[str, Tensor]
 
 LOGITS = "logits"
 """The level of a segmentation model's predicted map, before upsampling."""
+TAPS = ("backbone", LOGITS)
+"""Where a model can be tapped."""
 
 
 @dataclass(frozen=True)

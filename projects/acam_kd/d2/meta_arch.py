@@ -205,7 +205,7 @@ def _build_distillation(
 
 def _check_divisibility(cfg: CfgNode, student: nn.Module, detector: nn.Module) -> None:
     """The teacher sees the student's batch, so the student's padding, or the crop, has to do for it."""
-    needed, own = divisibility(detector), divisibility(student, padding=True)
+    needed, own = divisibility(backbone_of(detector)), divisibility(backbone_of(student), padding=True)
     if own % needed == 0:
         return
     hint = ""

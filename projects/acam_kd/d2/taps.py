@@ -8,12 +8,10 @@ from typing import Any
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from ..core import LOGITS, FeatureSpec
+from ..core import LOGITS, TAPS, FeatureSpec
 from ..core.features import Features
 
 __all__ = ["backbone_and_logits", "backbone_of", "divisibility", "logits_module", "pyramid", "read_taps"]
-
-TAPS = ("backbone", LOGITS)
 
 
 def read_taps(taps: Sequence[str], meta_architecture: str) -> tuple[str, ...]:
@@ -103,8 +101,7 @@ def backbone_and_logits(model: nn.Module, batch: Tensor) -> Features:
     raise ValueError(f"{type(model).__name__}: its head does not call its `predictor` (key: DISTILL.TAPS)")
 
 
-def divisibility(model: nn.Module, *, padding: bool = False) -> int:
+def divisibility(backbone: nn.Module, *, padding: bool = False) -> int:
     """What a backbone needs the sides of a batch to be multiples of, or, with ``padding``, what they are padded to."""
-    backbone = backbone_of(model)
     found = (getattr(backbone, "padding_constraints", None) or {}).get("size_divisibility", 0) if padding else 0
     return found or getattr(backbone, "size_divisibility", 0) or 1

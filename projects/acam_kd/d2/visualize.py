@@ -23,7 +23,7 @@ from torch.nn import functional as F  # noqa: N812
 from ..core import LOGITS
 from ..vis.panels import Array, mask_panel
 from .config import META_ARCHITECTURE
-from .taps import divisibility, pyramid
+from .taps import backbone_of, divisibility, pyramid
 
 if TYPE_CHECKING:
     from .meta_arch import DistillationMetaArch
@@ -185,8 +185,9 @@ def _padded(model: DistillationMetaArch, batch: torch.Tensor) -> torch.Tensor:
     """The batch, with as much mean colour at its end as the teacher's backbone needs: crops had that size."""
     assert model.teacher is not None
     network = model.teacher.network
-    needed = getattr(getattr(network, "backbone", network), "size_divisibility", 0) or 1
-    height, width = (-side % math.lcm(needed, divisibility(model.student, padding=True)) for side in batch.shape[2:])
+    needed = divisibility(getattr(network, "backbone", network))  # it may be the backbone itself
+    multiple = math.lcm(needed, divisibility(backbone_of(model.student), padding=True))
+    height, width = (-side % multiple for side in batch.shape[2:])
     return F.pad(batch, (0, width, 0, height))
 
 

@@ -19,7 +19,7 @@ from torchvision.tv_tensors import BoundingBoxes, Mask
 from torchvision.tv_tensors import Image as PixelImage
 
 from ..data.coco import CocoSplit, check_coco
-from .segmentation import IGNORED
+from ..data.labels import IGNORED
 
 __all__ = ["CocoImages", "Images", "Stream", "evaluation_loader", "label_of", "read_image", "training_loader"]
 

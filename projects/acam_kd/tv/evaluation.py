@@ -13,8 +13,8 @@ from pycocotools import mask as rle
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
+from ..data.labels import IGNORED
 from .data import CocoImages, Images
-from .segmentation import IGNORED
 
 __all__ = ["CocoEvaluator", "Evaluator", "SegmentationEvaluator", "build_evaluator"]
 

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-__all__ = ["IGNORED", "Segmentor"]
+from ..data.labels import IGNORED
 
-IGNORED = 255
-"""Label of pixels that count neither in the loss nor in the evaluation."""
+__all__ = ["Segmentor"]
 
 
 class Segmentor(nn.Module):

@@ -8,14 +8,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.segmentation import LRASPP
 
-from ..core import LOGITS, FeatureSpec
+from ..core import LOGITS, TAPS, FeatureSpec
 from ..core.features import Features
 from .models import PROBE, plain
 from .segmentation import Segmentor
 
-__all__ = ["TAPS", "backbone_and_logits", "logits_module", "pyramid", "read_taps", "side_of"]
-
-TAPS = ("backbone", LOGITS)
+__all__ = ["backbone_and_logits", "logits_module", "pyramid", "read_taps", "side_of"]
 
 
 def read_taps(taps: Sequence[str], student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
