@@ -28,7 +28,8 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
-from acam_kd.core import Distiller, FeatureSpec
+from acam_kd.core import Distiller, FeatureSpec, Targets
+from acam_kd.core.distiller import NOTHING_KNOWN
 from acam_kd.core.features import Features
 from acam_kd.d2 import add_distillation_config
 
@@ -36,7 +37,7 @@ from acam_kd.d2 import add_distillation_config
 class TeacherForward(Distiller):
     """Looks at nothing: the cost of the teacher alone."""
 
-    def forward(self, student: Features, teacher: Features) -> dict[str, Tensor]:
+    def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return a loss of 0."""
         return {"loss_none": next(iter(student.values())).sum() * 0}
 

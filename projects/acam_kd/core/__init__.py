@@ -2,16 +2,21 @@
 
 from . import distillers, fusion, losses, masking  # importing registers
 from .distiller import Distiller, method_arguments
-from .features import LOGITS, TAPS, FeatureSpec, FeatureTap, match_levels
+from .features import BACKBONE, CLASSES, LOGITS, TAPS, FeatureSpec, FeatureTap, match_levels
 from .gradients import clip_gradients
 from .inheritance import inherit
+from .methods import build_distiller, choose_taps, read_methods
 from .model import DistillationModel
 from .registry import DISTILLER_REGISTRY, FUSION_REGISTRY, MASKING_REGISTRY
+from .targets import IGNORED, Targets
 from .teacher import FrozenTeacher, PixelTransform
 
 __all__ = [
+    "BACKBONE",
+    "CLASSES",
     "DISTILLER_REGISTRY",
     "FUSION_REGISTRY",
+    "IGNORED",
     "LOGITS",
     "MASKING_REGISTRY",
     "TAPS",
@@ -21,6 +26,9 @@ __all__ = [
     "FeatureTap",
     "FrozenTeacher",
     "PixelTransform",
+    "Targets",
+    "build_distiller",
+    "choose_taps",
     "clip_gradients",
     "distillers",
     "fusion",
@@ -29,4 +37,5 @@ __all__ = [
     "masking",
     "match_levels",
     "method_arguments",
+    "read_methods",
 ]

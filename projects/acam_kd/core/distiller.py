@@ -8,9 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .features import Features, Pyramid
+from .features import BACKBONE, LOGITS, Features, Pyramid
+from .targets import Targets
 
-__all__ = ["Distiller", "align_levels", "check_weights", "method_arguments"]
+__all__ = ["NOTHING_KNOWN", "Distiller", "align_levels", "check_weights", "method_arguments"]
+
+NOTHING_KNOWN = Targets()
+"""For methods that need nothing but features."""
 
 
 class Distiller(nn.Module):
@@ -31,13 +35,18 @@ class Distiller(nn.Module):
         student, teacher: the levels to distil, with the same keys.
     """
 
+    reads: tuple[str, ...] = (BACKBONE, LOGITS)
+    """The taps whose levels the method can use; it is given no others."""
+    needs: tuple[str, ...] = ()
+    """What it looks at in ``Targets``: any of ``boxes``, ``labels``. What no method needs is not made."""
+
     def __init__(self, student: Pyramid, teacher: Pyramid) -> None:
         super().__init__()
         if student.keys() != teacher.keys():
             raise ValueError(f"levels differ: student {list(student)}, teacher {list(teacher)}")
         self.levels = list(student)
 
-    def forward(self, student: Features, teacher: Features) -> dict[str, Tensor]:
+    def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return the losses of one step; features are (N, C, H, W) per level."""
         raise NotImplementedError
 

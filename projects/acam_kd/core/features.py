@@ -11,25 +11,53 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["LOGITS", "TAPS", "FeatureSpec", "FeatureTap", "Features", "Pyramid", "match_levels"]
+__all__ = [
+    "BACKBONE",
+    "CLASSES",
+    "LOGITS",
+    "TAPS",
+    "FeatureSpec",
+    "FeatureTap",
+    "Features",
+    "Pyramid",
+    "match_levels",
+]
 
 Features = Mapping[str, Tensor]
 """Level name -> (N, C, H, W)."""
 
 
+BACKBONE = "backbone"
+"""The tap of a backbone's levels."""
 LOGITS = "logits"
-"""The level of a segmentation model's predicted map, before upsampling."""
-TAPS = ("backbone", LOGITS)
+"""The tap, and the level, of a segmentation model's predicted map, before upsampling."""
+CLASSES = "classes"
+"""The tap, and the level, of what a detector's class head predicts, (N, K, A, 1): K classes for each of A anchors, or
+(R, K, 1, 1) for each of R regions."""
+TAPS = (BACKBONE, LOGITS, CLASSES)
 """Where a model can be tapped."""
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """One level of a pyramid: its channels, its stride in input pixels, whether its channels are classes."""
+    """One level of a pyramid.
+
+    Args:
+        channels: C.
+        stride: in input pixels; 0 for predictions that lie on no map: those of a class head.
+        logits: the channels are classes.
+        sigmoid: each of these classes is predicted on its own, and there is none for the background.
+    """
 
     channels: int
     stride: int
     logits: bool = False
+    sigmoid: bool = False
+
+    @property
+    def tap(self) -> str:
+        """Which of ``TAPS`` gives it."""
+        return (LOGITS if self.stride else CLASSES) if self.logits else BACKBONE
 
 
 Pyramid = Mapping[str, FeatureSpec]
@@ -94,7 +122,7 @@ def match_levels(student: Pyramid, teacher: Pyramid, levels: Sequence[str] = ())
 def _partners(name: str, spec: FeatureSpec, teacher: Pyramid) -> list[str]:
     """The teacher's levels that this one may be paired with."""
     if spec.logits:
-        return [level for level, other in teacher.items() if other.logits]
+        return [level for level, other in teacher.items() if other.tap == spec.tap]
     same = {level: other for level, other in teacher.items() if other.stride == spec.stride and not other.logits}
     return [name] if name in same else list(same)
 

@@ -1,4 +1,4 @@
-"""The losses of ACAM-KD as pure functions of tensors.
+"""The losses of ACAM-KD as pure functions of tensors, and what the losses of all methods share.
 
 Letters: N images, C channels, H x W positions, M masks. Every function computes in float32 at least
 (float64 stays float64), also under autocast, and returns a 0-d tensor with a graph, also for N = 0.
@@ -11,31 +11,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["channel_masked_mse", "mask_diversity_loss", "mse", "spatial_masked_mse"]
+__all__ = ["channel_masked_mse", "check_shapes", "full_precision", "mask_diversity_loss", "mse", "spatial_masked_mse"]
 
 EPS = 1e-6
 """Added to every sum of a mask, so that a mask that vanished does not divide by zero."""
 
 
-def _full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Cast the arguments to their common type, float32 at least, and switch autocast off inside."""
+def full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Cast the tensors to their common type, float32 at least, and switch autocast off inside.
+
+    What is no tensor of floating numbers, a temperature or labels, passes as it is.
+    """
+
+    def cast(x: Any, dtype: torch.dtype) -> Any:
+        return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
 
     @wraps(loss)
-    def wrapper(*args: Tensor, **named: Tensor) -> Tensor:
+    def wrapper(*args: Any, **named: Any) -> Tensor:
         dtype, device = torch.float32, "cpu"
-        for tensor in (*args, *named.values()):
-            dtype, device = torch.promote_types(dtype, tensor.dtype), tensor.device.type
+        for x in (*args, *named.values()):
+            if isinstance(x, Tensor) and x.is_floating_point():
+                dtype, device = torch.promote_types(dtype, x.dtype), x.device.type
         with torch.autocast(device_type=device, enabled=False):
-            return loss(*(x.to(dtype) for x in args), **{name: x.to(dtype) for name, x in named.items()})
+            return loss(*(cast(x, dtype) for x in args), **{name: cast(x, dtype) for name, x in named.items()})
 
     return wrapper
 
 
-def _check(student: Tensor, teacher: Tensor, masks: Tensor | None, masked_dims: tuple[int, ...]) -> None:
+def check_shapes(
+    student: Tensor, teacher: Tensor, masks: Tensor | None = None, masked_dims: tuple[int, ...] = ()
+) -> None:
+    """Raise ValueError for features, or masks (N, M, the ``masked_dims`` of the features), that do not fit."""
     if student.shape != teacher.shape:
         raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape")
     if masks is not None:
@@ -45,18 +56,18 @@ def _check(student: Tensor, teacher: Tensor, masks: Tensor | None, masked_dims: 
             raise ValueError(f"masks {tuple(masks.shape)} do not fit features {tuple(student.shape)}")
 
 
-@_full_precision
+@full_precision
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared error over images, channels and positions: plain feature mimicking.
 
     Args:
         student, teacher: (N, C, H, W).
     """
-    _check(student, teacher, None, ())
+    check_shapes(student, teacher)
     return (student - teacher).square().sum() / max(student.numel(), 1)
 
 
-@_full_precision
+@full_precision
 def spatial_masked_mse(student: Tensor, teacher: Tensor, masks: Tensor) -> Tensor:
     r"""The spatially masked error of ACAM-KD, with D = teacher - student.
 
@@ -71,12 +82,12 @@ def spatial_masked_mse(student: Tensor, teacher: Tensor, masks: Tensor) -> Tenso
     Raises:
         ValueError: the shapes do not fit each other.
     """
-    _check(student, teacher, masks, (0, 2, 3))
+    check_shapes(student, teacher, masks, (0, 2, 3))
     energy = (teacher - student).square().sum(1).flatten(1)  # (N, HW)
     return _masked_error(energy, masks.flatten(2), averaged_over=student.shape[1])
 
 
-@_full_precision
+@full_precision
 def channel_masked_mse(student: Tensor, teacher: Tensor, masks: Tensor) -> Tensor:
     r"""The channel-masked error of ACAM-KD, with D = teacher - student.
 
@@ -89,7 +100,7 @@ def channel_masked_mse(student: Tensor, teacher: Tensor, masks: Tensor) -> Tenso
     Raises:
         ValueError: the shapes do not fit each other.
     """
-    _check(student, teacher, masks, (0, 1))
+    check_shapes(student, teacher, masks, (0, 1))
     energy = (teacher - student).square().sum((2, 3))  # (N, C)
     return _masked_error(energy, masks, averaged_over=student.shape[2] * student.shape[3])
 
@@ -101,7 +112,7 @@ def _masked_error(energy: Tensor, masks: Tensor, averaged_over: int) -> Tensor:
     return error.sum() / max(error.numel(), 1)
 
 
-@_full_precision
+@full_precision
 def mask_diversity_loss(masks: Tensor) -> Tensor:
     r"""Dice overlap of the masks, averaged over ordered pairs and images; in [0, 1].
 

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..distiller import Distiller, align_levels, check_weights
+from ..distiller import NOTHING_KNOWN, Distiller, align_levels, check_weights
 from ..features import Features, Pyramid
 from ..fusion import TeacherFusion
 from ..losses import channel_masked_mse, mask_diversity_loss, spatial_masked_mse
 from ..registry import DISTILLER_REGISTRY, FUSION_REGISTRY, MASKING_REGISTRY
+from ..targets import Targets
 
 __all__ = ["ACAMKD"]
 
@@ -114,7 +115,7 @@ class ACAMKD(Distiller):
             self.fusion.requires_grad_(False)
         self._last: dict[str, dict[str, _Step]] = {}
 
-    def forward(self, student: Features, teacher: Features) -> dict[str, Tensor]:
+    def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_acam_spatial``, ``loss_acam_channel`` and ``loss_acam_diversity``, as configured."""
         losses: dict[str, Tensor] = {}
         self._last = {}

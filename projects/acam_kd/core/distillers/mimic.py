@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..distiller import Distiller, align_levels, check_weights
+from ..distiller import NOTHING_KNOWN, Distiller, align_levels, check_weights
 from ..features import Features, Pyramid
 from ..losses import mse
 from ..registry import DISTILLER_REGISTRY
+from ..targets import Targets
 
 __all__ = ["Mimic"]
 
@@ -30,7 +31,7 @@ class Mimic(Distiller):
         self.align = align_levels(student, teacher)
         self._errors: dict[str, Tensor] = {}
 
-    def forward(self, student: Features, teacher: Features) -> dict[str, Tensor]:
+    def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_mimic_mse``."""
         errors = {level: mse(self.align[level](student[level]), teacher[level].detach()) for level in self.levels}
         self._errors = {level: error.detach() for level, error in errors.items()}
