@@ -176,3 +176,16 @@ def test_no_tensor_with_masks_channels_and_positions_is_allocated(sizes):
         loss = spatial_masked_mse(student, teacher, spatial) + channel_masked_mse(student, teacher, channel)
         loss.backward()
     assert sizes.seen and max(sizes.seen) <= n * c * h * w
+
+
+def test_the_official_inputs_are_the_official_inputs(official):
+    assert official.student.sum().item() == pytest.approx(5.408585, rel=1e-4)
+    assert official.student[0, 0, 0, :3].tolist() == pytest.approx([0.09983341, 0.4528863, 0.7446431])
+    assert official.teacher.sum().item() == pytest.approx(191.858679, rel=1e-6)
+    assert official.teacher[1, 7, 5, 9].item() == pytest.approx(0.24797699)
+    entropy = torch.nn.functional.cross_entropy(official.student_logits, official.labels)
+    assert entropy.item() == pytest.approx(3.6527154)
+
+
+def test_mean_squared_error_is_that_of_fitnets(official):
+    assert mse(official.student, official.teacher).item() == pytest.approx(1.6679301, rel=official.rtol)
