@@ -19,7 +19,7 @@ from typing import Any
 
 import acam_kd
 
-from .core import DISTILLER_REGISTRY, TAPS
+from .core import DISTILLER_REGISTRY, TAPS, read_methods
 from .data.splits import Split, find_any_split, named_split
 from .errors import one_line_errors
 
@@ -129,9 +129,18 @@ def _distillation_options(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="of a teacher's file, with the background, if not the data's",
     )
-    group.add_argument("--method", choices=[*METHODS, "none"], help="default: ACAMKD with a teacher, none without")
     group.add_argument(
-        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="the method's hyper-parameters, as alpha=2"
+        "--method",
+        type=_method,
+        metavar="METHOD[+METHOD...]",
+        help=f"{', '.join(METHODS)}; none; or several at once, as PKD+KD. Default: ACAMKD with a teacher, none without",
+    )
+    group.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="the method's hyper-parameters, as alpha=2; of several methods as PKD.alpha=2",
     )
     group.add_argument(
         "--inherit",
@@ -144,8 +153,9 @@ def _distillation_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=TAPS,
         default=[],
-        help="what to distil: the backbone's features, or the map of logits that a segmentation model predicts, before "
-        "upsampling; else logits in segmentation, the backbone in detection",
+        help="what to distil: the backbone's features; the map of logits that a segmentation model predicts, before "
+        "upsampling; the predicted classes of a detector. Default: what the method uses, and where it can use several "
+        "the logits in segmentation, the backbone in detection",
     )
     group.add_argument("--levels", nargs="+", default=[], help="the student's levels to distil; else all that can be")
 
@@ -175,6 +185,14 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--accelerator", default="auto", help="Lightning's: auto, gpu, cpu, ...")
     group.add_argument("--precision", choices=("32-true", "bf16-mixed", "16-mixed"), default="32-true")
     group.add_argument("--workers", type=_natural, default=2, help="processes that read images, per device")
+
+
+def _method(text: str) -> str:
+    try:
+        read_methods("" if text == "none" else text)
+    except (KeyError, ValueError) as error:
+        raise argparse.ArgumentTypeError(error.args[0]) from None
+    return text
 
 
 def _positive(text: str) -> int:

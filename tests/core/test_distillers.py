@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 
 import pytest
 import torch
 
-from acam_kd.core import DISTILLER_REGISTRY, FeatureSpec
-from acam_kd.core.distiller import align_levels
+from acam_kd.core import DISTILLER_REGISTRY, FeatureSpec, Targets
+from acam_kd.core.distiller import NOTHING_KNOWN, align_levels
 from acam_kd.core.distillers import ACAMKD, Mimic
 from acam_kd.core.losses import mse
 
+NO_ADAPTER = {"PKD"}
 METHODS = [name for name, _ in DISTILLER_REGISTRY]
 VARIANTS = {
     "default": {},
@@ -38,9 +40,43 @@ def features(channels, n=2, size=6, grad=False, dtype=torch.float32):
     return {name: torch.randn(shape, dtype=dtype, requires_grad=grad) for name, shape in shapes.items()}
 
 
-def check_contract(method, student, teacher):
-    losses = method(student, teacher)
-    assert losses and all(key.startswith("loss_") for key in losses)
+LEVELS = {
+    "backbone": {"p3": (FeatureSpec(8, 8), (6, 7)), "p4": (FeatureSpec(8, 16), (3, 1))},
+    "logits": {"logits": (FeatureSpec(5, 8, logits=True), (6, 7))},
+    "classes": {"classes": (FeatureSpec(5, 0, logits=True, sigmoid=True), (20, 1))},
+    "classes of regions": {"classes": (FeatureSpec(5, 0, logits=True), (1, 1))},
+}
+READ = [(name, kind) for name, method in DISTILLER_REGISTRY for kind in LEVELS if kind.split()[0] in method.reads]
+
+
+def specs(kind):
+    return {level: spec for level, (spec, _) in LEVELS[kind].items()}
+
+
+def maps(kind, n=2, grad=False):
+    """Features of a kind, with the scale of a teacher's."""
+    shapes = {level: (n, spec.channels, *size) for level, (spec, size) in LEVELS[kind].items()}
+    return {level: torch.randn(shape).mul_(1.5).requires_grad_(grad) for level, shape in shapes.items()}
+
+
+def targets(kind, n=2, boxes=2):
+    """Boxes on every image, and labels of which some are ignored and some are the background."""
+    levels = LEVELS[kind].items()
+    labels = {k: torch.randint(-1, s.channels + s.sigmoid, (n, *size)) for k, (s, size) in levels if s.logits}
+    for given in labels.values():  # one position that counts at least
+        given.view(-1)[:1] = 1
+    corners = torch.rand(n * boxes, 2) * 20
+    return Targets(
+        boxes=torch.cat([corners, corners + 10 + torch.rand(n * boxes, 2) * 15], 1),
+        box_images=torch.arange(n).repeat_interleave(boxes),
+        image_sizes=torch.full((n, 2), 48.0),
+        labels=labels,
+    )
+
+
+def check_contract(method, student, teacher, known=NOTHING_KNOWN):
+    losses = method(student, teacher, known)
+    assert losses and all(key.startswith(f"loss_{type(method).__name__.lower()[:4]}") for key in losses)
     assert all(loss.shape == () and loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
     sum(losses.values()).backward()
     assert [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
@@ -48,36 +84,57 @@ def check_contract(method, student, teacher):
     assert sum(f.grad.abs().sum() for f in student.values()) > 0
     for name, value in method.metrics().items():
         assert value.shape == () and not value.requires_grad, name
-        assert name.split("/")[0] in ("p3", "p4"), name
+        assert name.rpartition("/")[0] in student, name
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("channels", [(8, 8), (8, 12), (12, 8)])
+@pytest.mark.parametrize(("name", "kind"), READ)
 @pytest.mark.parametrize("n", [1, 2])
-def test_contract(name, channels, n):
-    method = DISTILLER_REGISTRY.get(name)(pyramid(channels[0]), pyramid(channels[1]))
-    check_contract(method, features(channels[0], n, grad=True), features(channels[1], n))
+def test_contract(name, kind, n):
+    method = DISTILLER_REGISTRY.get(name)(specs(kind), specs(kind))
+    check_contract(method, maps(kind, n, grad=True), maps(kind, n), targets(kind, n))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_contract_on_logits(name):
-    levels = {"p3": FeatureSpec(5, 8, logits=True), "p4": FeatureSpec(5, 8, logits=True)}
-    check_contract(DISTILLER_REGISTRY.get(name)(levels, levels), features(5, grad=True), features(5))
+@pytest.mark.parametrize(("name", "kind"), READ)
+def test_contract_on_images_without_boxes(name, kind):
+    method = DISTILLER_REGISTRY.get(name)(specs(kind), specs(kind))
+    check_contract(method, maps(kind, grad=True), maps(kind), targets(kind, boxes=0))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_contract_under_autocast(name):
-    method = DISTILLER_REGISTRY.get(name)(pyramid(8), pyramid(8))
+@pytest.mark.parametrize("name", [name for name, method in DISTILLER_REGISTRY if "backbone" in method.reads])
+@pytest.mark.parametrize("channels", [(8, 12), (12, 8)])
+def test_contract_with_other_channels(name, channels):
+    """Or, of a method that compares channel with channel, a refusal that says which they are."""
+    make = partial(DISTILLER_REGISTRY.get(name), pyramid(channels[0]), pyramid(channels[1]))
+    if name in NO_ADAPTER:
+        with pytest.raises(ValueError, match=rf"{channels[0]}.*{channels[1]}.*DISTILL.METHOD"):
+            make()
+    else:
+        check_contract(make(), features(channels[0], grad=True), features(channels[1]), targets("backbone"))
+
+
+@pytest.mark.parametrize(("name", "kind"), READ)
+def test_contract_under_autocast(name, kind):
+    method = DISTILLER_REGISTRY.get(name)(specs(kind), specs(kind))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        check_contract(method, features(8, grad=True), features(8))
+        check_contract(method, maps(kind, grad=True), maps(kind), targets(kind))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_no_gradient_reaches_the_teachers_features(name):
-    method = DISTILLER_REGISTRY.get(name)(pyramid(8), pyramid(8))
-    teacher = features(8, grad=True)
-    sum(method(features(8, grad=True), teacher).values()).backward()
+@pytest.mark.parametrize(("name", "kind"), READ)
+def test_no_gradient_reaches_the_teachers_features(name, kind):
+    method = DISTILLER_REGISTRY.get(name)(specs(kind), specs(kind))
+    teacher = maps(kind, grad=True)
+    sum(method(maps(kind, grad=True), teacher, targets(kind)).values()).backward()
     assert all(f.grad is None for f in teacher.values())
+
+
+@pytest.mark.parametrize(("name", "kind"), READ)
+def test_what_is_needed_and_missing_is_named(name, kind):
+    method = DISTILLER_REGISTRY.get(name)(specs(kind), specs(kind))
+    if method.needs:
+        with pytest.raises(ValueError, match=method.needs[0]):
+            method(maps(kind), maps(kind))
+    else:
+        assert method(maps(kind), maps(kind))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -92,12 +149,13 @@ def test_arguments_are_keyword_only_with_plain_defaults(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_levels_must_agree(name):
+    tap = DISTILLER_REGISTRY.get(name).reads[0]
     with pytest.raises(ValueError, match="levels differ"):
-        DISTILLER_REGISTRY.get(name)(pyramid(8), {"p3": FeatureSpec(8, 8)})
+        DISTILLER_REGISTRY.get(name)(specs(tap), {"other": FeatureSpec(8, 8)})
 
 
 def test_unknown_method_lists_the_known():
-    with pytest.raises(KeyError, match="ACAMKD, Mimic"):
+    with pytest.raises(KeyError, match="known: ACAMKD, "):
         DISTILLER_REGISTRY.get("ACAM")
 
 

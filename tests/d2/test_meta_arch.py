@@ -184,12 +184,20 @@ def test_pyramids_without_a_common_stride_are_both_printed(retinanet, tmp_path):
 @pytest.mark.parametrize(
     ("opts", "error", "message"),
     [
-        (["DISTILL.METHOD", "ACAM"], KeyError, "no distiller is called 'ACAM'; known: ACAMKD, Mimic"),
+        (["DISTILL.METHOD", "ACAM"], KeyError, "no distiller is called 'ACAM'; known: ACAMKD, .*Mimic"),
         (["DISTILL.ACAMKD.FUSION", "Sum"], KeyError, "no fusion is called 'Sum'"),
         (["DISTILL.ACAMKD.SPATIAL_MASKING", "Soft"], KeyError, "no masking is called 'Soft'"),
         (["DISTILL.ACAMKD.NUM_MASKS", -1], ValueError, "num_masks must not be negative"),
-        (["DISTILL.TAPS", "['logit']"], ValueError, "DISTILL.TAPS is .'logit'.; a list of backbone, logits is needed"),
-        (["DISTILL.TAPS", "['logits']"], ValueError, "a RetinaNet has no map of logits"),
+        (
+            ["DISTILL.TAPS", "['logit']"],
+            ValueError,
+            "DISTILL.TAPS is .'logit'.; a list of backbone, logits, classes is needed",
+        ),
+        (
+            ["DISTILL.TAPS", "['logits']"],
+            ValueError,
+            "a RetinaNet can be tapped at backbone and classes, not at logits",
+        ),
         (["DISTILL.ACAMKD.ALPHA", -1.0], ValueError, "alpha must be finite and not negative"),
         (["DISTILL.STUDENT_META_ARCHITECTURE", "RetinaNot"], KeyError, "'RetinaNot'; known: .*RetinaNet"),
         (["DISTILL.INHERIT", "yes"], ValueError, "auto.*always.*never.*'yes'"),

@@ -19,7 +19,9 @@ def model(name=STUDENT, **arguments):
 
 
 def build(student=None, teacher=None, method="ACAMKD", **arguments):
-    return build_distillation(student or model(), teacher or model(), method=method, options={}, **arguments)
+    return build_distillation(
+        student or model(), teacher or model(), methods={method: {}} if method else {}, **arguments
+    )
 
 
 class Spy(nn.Module):
@@ -118,8 +120,8 @@ def test_pairs_that_do_not_fit_are_refused(arguments, message):
 
 def test_a_method_needs_a_teacher():
     with pytest.raises(ValueError, match="there is no teacher"):
-        build_distillation(model(), None, method="Mimic", options={})
-    assert build_distillation(model(), None, method="", options={}, inheritance="never").distiller is None
+        build_distillation(model(), None, methods={"Mimic": {}})
+    assert build_distillation(model(), None, methods={}, inheritance="never").distiller is None
 
 
 def test_all_weights_are_loaded_or_it_is_an_error(tmp_path):
@@ -151,12 +153,10 @@ def test_all_weights_are_loaded_or_it_is_an_error(tmp_path):
 
 def test_options_have_the_types_of_the_defaults():
     assert parse_options("ACAMKD", ["alpha=2", "standardize=true", "mask_gradient=paper", "num_masks=3"]) == {
-        "alpha": 2.0,
-        "standardize": True,
-        "mask_gradient": "paper",
-        "num_masks": 3,
+        "ACAMKD": {"alpha": 2.0, "standardize": True, "mask_gradient": "paper", "num_masks": 3}
     }
-    assert parse_options("Mimic", ["alpha=1e-3"]) == {"alpha": 0.001}
+    assert parse_options("Mimic", ["alpha=1e-3"]) == {"Mimic": {"alpha": 0.001}}
+    assert parse_options("Mimic+ACAMKD", ["ACAMKD.alpha=2"]) == {"Mimic": {}, "ACAMKD": {"alpha": 2.0}}
     assert parse_options("", []) == {}
 
 
@@ -168,6 +168,7 @@ def test_options_have_the_types_of_the_defaults():
         ("ACAMKD", "num_masks=2.5", "int is needed, as num_masks=0"),
         ("ACAMKD", "num_masks=[", "int is needed"),
         ("ACAMKD", "alpha=much", "float is needed, as alpha=1.0"),
+        ("Mimic+ACAMKD", "alpha=2", "--set alpha=2: known are Mimic.alpha=1.0, ACAMKD.alpha=1.0"),
         ("", "alpha=2", "no method knows nothing, without a method"),
     ],
 )

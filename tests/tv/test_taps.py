@@ -27,7 +27,7 @@ def model(name, classes=4):
 
 
 def distil(student, teacher, method="Mimic", **arguments):
-    return build_distillation(student, teacher, method=method, options={}, **arguments)
+    return build_distillation(student, teacher, methods={method: {}} if method else {}, **arguments)
 
 
 def logits_of(network, batch):
@@ -122,9 +122,19 @@ def test_nothing_is_inherited_unless_asked_for():
     ("student", "teacher", "taps", "message"),
     [
         (LRASPP, (DEEPLAB, 9), [], r"predicts 4 classes, the teacher 9, .*\(option: --taps\)"),
-        (LRASPP, "fcos_resnet18_fpn32", [], "the teacher, a FCOS, has no map of logits .*option: --taps backbone"),
-        ("fcos_resnet18_fpn32", "fcos_resnet18_fpn32", ["logits"], "the student, a FCOS, has no map of logits"),
-        (LRASPP, DEEPLAB, ["neck"], r"no tap is called 'neck'; known: backbone, logits \(option: --taps\)"),
+        (
+            LRASPP,
+            "fcos_resnet18_fpn32",
+            [],
+            "the teacher, a FCOS, can be tapped at backbone and classes, not at logits .*options: --taps",
+        ),
+        (
+            "fcos_resnet18_fpn32",
+            "fcos_resnet18_fpn32",
+            ["logits"],
+            "the student, a FCOS, can be tapped at backbone and classes, not at logits",
+        ),
+        (LRASPP, DEEPLAB, ["neck"], r"no tap is called 'neck'; known: backbone, logits, classes \(option: --taps\)"),
     ],
 )
 def test_maps_that_do_not_correspond_are_refused(student, teacher, taps, message):
@@ -166,7 +176,7 @@ def test_other_categories_than_the_teachers_are_refused(settings, teacher, tmp_p
     (other / "student.pth").symlink_to(teacher / "student.pth")
     asked = replace(settings, student=LRASPP, teacher=str(other), method="Mimic")
     data = CocoImages(asked.train_split, semantic=True)
-    message = f"other knows the categories .*{names['2']}.*, the data has .*{names['1']}.* logit maps need .*--taps"
+    message = f"other knows the categories .*{names['2']}.*, the data has .*{names['1']}.* predictions need .*--taps"
     with pytest.raises(ValueError, match=message):
         build(asked, data)
     assert isinstance(build(replace(asked, taps=("backbone",)), data).distiller, Mimic)

@@ -50,6 +50,10 @@ class Distiller(nn.Module):
         """Return the losses of one step; features are (N, C, H, W) per level."""
         raise NotImplementedError
 
+    def parts(self) -> list[Distiller]:
+        """The methods that it is made of: itself."""
+        return [self]
+
     def metrics(self) -> dict[str, Tensor]:
         """Diagnostics of the last step, 0-d and detached, under ``<level>/<quantity>``."""
         return {}

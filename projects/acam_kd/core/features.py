@@ -1,4 +1,4 @@
-"""Feature pyramids: what they look like, how two of them correspond, how they are intercepted.
+"""Feature pyramids: what they look like, and how two of them correspond.
 
 Shapes: N images, C channels, H x W positions of one level.
 """
@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = [
     "BACKBONE",
@@ -17,7 +16,6 @@ __all__ = [
     "LOGITS",
     "TAPS",
     "FeatureSpec",
-    "FeatureTap",
     "Features",
     "Pyramid",
     "match_levels",
@@ -75,7 +73,7 @@ def match_levels(student: Pyramid, teacher: Pyramid, levels: Sequence[str] = ())
     Args:
         student: the student's pyramid.
         teacher: the teacher's pyramid.
-        levels: the student's levels that must be paired; empty for every one that has a partner.
+        levels: the student's levels that must be paired; empty for every one that has a partner. Logits always are.
 
     Returns:
         Student's level name -> teacher's level name, in the student's order.
@@ -90,7 +88,7 @@ def match_levels(student: Pyramid, teacher: Pyramid, levels: Sequence[str] = ())
     unknown = [name for name in levels if name not in student]
     if unknown:
         raise KeyError(f"unknown level {unknown[0]!r}; the student has: {', '.join(student)} (key: DISTILL.LEVELS)")
-    wanted = [name for name in student if not levels or name in levels]
+    wanted = [name for name, spec in student.items() if not levels or name in levels or spec.logits]
     pairs: dict[str, str] = {}
     for name in wanted:
         partners = _partners(name, student[name], teacher)
@@ -113,8 +111,13 @@ def match_levels(student: Pyramid, teacher: Pyramid, levels: Sequence[str] = ())
         own, other = student[name], teacher[partner]
         if own.logits and own.channels != other.channels:
             raise ValueError(
-                f"the student predicts {own.channels} classes, the teacher {other.channels}, so their logit maps do "
+                f"the student predicts {own.channels} classes, the teacher {other.channels}, so their logits do "
                 "not correspond; distil backbone features instead (key: DISTILL.TAPS)"
+            )
+        if own.sigmoid != other.sigmoid:
+            raise ValueError(
+                f"one class head predicts each class on its own, the other one of all, the student's: {own}, the "
+                f"teacher's: {other}; distil backbone features instead (keys: DISTILL.TAPS, DISTILL.METHOD)"
             )
     return pairs
 
@@ -125,61 +128,3 @@ def _partners(name: str, spec: FeatureSpec, teacher: Pyramid) -> list[str]:
         return [level for level, other in teacher.items() if other.tap == spec.tap]
     same = {level: other for level, other in teacher.items() if other.stride == spec.stride and not other.logits}
     return [name] if name in same else list(same)
-
-
-class FeatureTap:
-    """Reads what goes into and comes out of a module, without subclassing it.
-
-    Recording happens in training mode only. The hook is a bound method, so a deep copy of a model that
-    owns both the tap and the module carries its own working pair.
-
-    Args:
-        module: returns a mapping from level name to (N, C, H, W), as the backbones of Detectron2 and
-            torchvision do, or a single map if ``level`` is given.
-        level: the name for a single map.
-    """
-
-    def __init__(self, module: nn.Module, *, level: str = "") -> None:
-        self._level = level
-        self._recorded: tuple[Tensor, Features] | None = None
-        self._times = 0
-        self._handle = module.register_forward_hook(self._record)
-
-    def _record(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if not module.training:
-            return
-        if self._level and isinstance(output, Tensor):
-            output = {self._level: output}
-        if not isinstance(output, Mapping):
-            raise TypeError(
-                f"{type(module).__name__} returned {type(output).__name__}; a mapping from level name to "
-                "feature map is needed"
-            )
-        self._recorded = (args[0], output)
-        self._times += 1
-
-    def pop(self) -> tuple[Tensor, Features]:
-        """Return ``(batch, features)`` of the last training forward, and forget them.
-
-        Raises:
-            RuntimeError: nothing was recorded since the last call, because the tapped module did not run or
-                ran in evaluation mode; or it ran more than once, and which features are meant is unknown.
-        """
-        if self._recorded is None:
-            raise RuntimeError(
-                "the tapped module gave no features since they were last read: it did not run in training "
-                "mode, so there is nothing to distil. Does the student call its `backbone` as a module?"
-            )
-        recorded, times = self._recorded, self._times
-        self.clear()
-        if times > 1:
-            raise RuntimeError(f"the tapped module ran {times} times in one step; only one run can be distilled")
-        return recorded
-
-    def clear(self) -> None:
-        """Forget what a training forward that failed half-way may have left."""
-        self._recorded, self._times = None, 0
-
-    def remove(self) -> None:
-        """Take the hook off the module."""
-        self._handle.remove()

@@ -94,9 +94,13 @@ class SeveralMethods(Distiller):
         """Return the losses of all methods."""
         losses: dict[str, Tensor] = {}
         for method in self._each().values():
-            own = [{level: maps[level] for level in method.levels} for maps in (student, teacher)]
-            losses.update(method(*own, targets))
+            own, other = ({level: maps[level] for level in method.levels} for maps in (student, teacher))
+            losses.update(method(own, other, targets))
         return losses
+
+    def parts(self) -> list[Distiller]:
+        """The methods."""
+        return list(self._each().values())
 
     def metrics(self) -> dict[str, Tensor]:
         """Those of every method, under ``<method>/<level>/<quantity>``."""

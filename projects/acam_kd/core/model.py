@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .class_head import ClassHead, Predictions
 from .distiller import Distiller
-from .features import LOGITS, Features, FeatureTap
+from .features import CLASSES, LOGITS, Features
+from .taps import FeatureTap
+from .targets import Targets
 from .teacher import Extract, FrozenTeacher
 
 __all__ = ["DistillationModel"]
@@ -20,6 +24,11 @@ __all__ = ["DistillationModel"]
 def backbone_features(network: nn.Module, batch: Tensor) -> Features:
     """What the backbone makes of a batch."""
     return network.backbone(batch)  # type: ignore[operator]
+
+
+def nothing_known(*inputs: Any) -> Targets:
+    """For methods that need nothing but features."""
+    return Targets()
 
 
 class DistillationModel(nn.Module):
@@ -39,6 +48,10 @@ class DistillationModel(nn.Module):
         levels: student's level name -> teacher's level name, from ``match_levels``.
         logits: the module of the student whose output is its logit map, before upsampling: the level ``LOGITS``. The
             teacher's logit map is resized to the student's size, bilinearly with corners aligned.
+        class_head: reads the predictions of the student's class head: the level ``CLASSES``. The teacher is then asked
+            about the same regions.
+        read_targets: the inputs of ``student`` -> boxes, image sizes and, with ``logits``, the labels of all pixels of
+            the batch, as far as the engine can; called if the distiller needs any.
         extract: makes the student's features outside of a training step; its backbone's if left out.
     """
 
@@ -50,6 +63,8 @@ class DistillationModel(nn.Module):
         distiller: Distiller | None,
         levels: Mapping[str, str],
         logits: nn.Module | None = None,
+        class_head: ClassHead | None = None,
+        read_targets: Callable[..., Targets] = nothing_known,
         extract: Extract = backbone_features,
     ) -> None:
         super().__init__()
@@ -63,6 +78,7 @@ class DistillationModel(nn.Module):
         self.levels = dict(levels)
         if (teacher is None) != (distiller is None):
             raise ValueError("a teacher needs a distiller and a distiller a teacher; one of them is None")
+        self._class_head, self._read_targets = class_head, read_targets
         self._taps: list[FeatureTap] = []
         if distiller is not None:
             self._taps.append(FeatureTap(student.backbone))  # type: ignore[arg-type]
@@ -77,33 +93,58 @@ class DistillationModel(nn.Module):
             return self.student(*inputs, **kwargs)
         for tap in self._taps:
             tap.clear()
+        if self._class_head is not None:
+            self._class_head.clear()
         task_losses = self.student(*inputs, **kwargs)
         (batch, student_features), *others = (tap.pop() for tap in self._taps)
         student_features = dict(student_features)
         for _, logits in others:
             student_features.update(logits)
-        teacher_features = self.teacher(batch)
-        distillation_losses = self.distiller(*self._paired(student_features, teacher_features))
+        regions: tuple[Any, ...] = ()
+        predictions = None
+        if self._class_head is not None:
+            predictions = self._class_head.pop()
+            student_features[CLASSES], regions = predictions.logits, (predictions.regions,)
+        pair = self._paired(student_features, self.teacher(batch, *regions), self.levels)
+        distillation_losses = self.distiller(*pair, self._targets(inputs, pair[0], predictions))
         self._ratio = _values(distillation_losses).sum() / _values(task_losses).sum()
         return {**task_losses, **distillation_losses}
 
-    def _paired(self, student: Features, teacher: Features) -> tuple[Features, Features]:
-        if torch.is_grad_enabled() and not any(student[s].requires_grad for s in self.levels):
+    def _targets(self, inputs: Any, student: Features, predictions: Predictions | None) -> Targets:
+        """What the distiller needs to know; the labels of pixels at the size of the student's logits."""
+        assert self.distiller is not None
+        targets = self._read_targets(*inputs) if self.distiller.needs else Targets()
+        labels = dict(targets.labels)
+        if LOGITS in labels:
+            labels[LOGITS] = _labels_at(labels[LOGITS], student[LOGITS])
+        if predictions is not None:
+            labels[CLASSES] = predictions.labels
+        return dataclasses.replace(targets, labels=labels)
+
+    def _paired(self, student: Features, teacher: Features, levels: Iterable[str]) -> tuple[Features, Features]:
+        levels = list(levels)
+        if torch.is_grad_enabled() and not any(student[s].requires_grad for s in levels):
             raise RuntimeError(
                 "the student's features have no gradient, so nothing can be distilled into them: is its backbone "
                 "frozen, or checkpointed with use_reentrant=True?"
             )
         teacher = dict(teacher)
-        if LOGITS in self.levels:
+        if LOGITS in levels:
             name = self.levels[LOGITS]
             teacher[name] = _resized(teacher[name], student[LOGITS])
-        for s, t in self.levels.items():
-            if student[s].shape[2:] != teacher[t].shape[2:]:
+        for s in levels:
+            own, other = tuple(student[s].shape[2:]), tuple(teacher[self.levels[s]].shape[2:])
+            if own != other and s == CLASSES:
                 raise ValueError(
-                    f"level {s} of the student is {tuple(student[s].shape[2:])}, level {t} of the teacher is "
-                    f"{tuple(teacher[t].shape[2:])}, for the same batch: their strides are not what they claim"
+                    f"the student's class head predicts for {own[0]} anchors, the teacher's for {other[0]}: they do "
+                    "not correspond (keys: DISTILL.TAPS, DISTILL.METHOD)"
                 )
-        return {s: student[s] for s in self.levels}, {s: teacher[t] for s, t in self.levels.items()}
+            if own != other:
+                raise ValueError(
+                    f"level {s} of the student is {own}, level {self.levels[s]} of the teacher is {other}, for the "
+                    "same batch: their strides are not what they claim"
+                )
+        return {s: student[s] for s in levels}, {s: teacher[self.levels[s]] for s in levels}
 
     @torch.no_grad()
     def observe(self, batch: Tensor) -> dict[str, dict[str, Tensor]]:
@@ -120,10 +161,16 @@ class DistillationModel(nn.Module):
         training = self.training
         self.eval()
         try:
-            self.distiller(*self._paired(self._extract(self.student, batch), self.teacher(batch)))
+            student = self._extract(self.student, batch)
+            pair = self._paired(student, self.teacher(batch), [level for level in self.levels if level in student])
+            for method in self.distiller.parts():
+                if not method.needs and all(level in student for level in method.levels):
+                    method(*pair)
+                    if masks := method.masks():
+                        return masks
         finally:
             self.train(training)
-        return self.distiller.masks()
+        return {}
 
     def metrics(self) -> dict[str, Tensor]:
         """The distiller's metrics of the last step, and the ratio of the distillation to the task losses."""
@@ -160,6 +207,13 @@ def _resized(logits: Tensor, like: Tensor) -> Tensor:
     if logits.shape[2:] == like.shape[2:]:
         return logits
     return F.interpolate(logits, like.shape[2:], mode="bilinear", align_corners=True)
+
+
+def _labels_at(labels: Tensor, logits: Tensor) -> Tensor:
+    """(N, H', W') labels at the positions of (N, K, H, W) logits: the nearest."""
+    if labels.shape[1:] == logits.shape[2:]:
+        return labels
+    return F.interpolate(labels[:, None].float(), logits.shape[2:], mode="nearest-exact")[:, 0].long()
 
 
 def _values(losses: Mapping[str, Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,9 @@ from .features import Features
 
 __all__ = ["Extract", "FrozenTeacher", "PixelTransform"]
 
-Extract = Callable[[nn.Module, Tensor], Features]
-"""Network and normalised batch (N, C, H, W) -> its features. A function, not a method: it must not hold a network."""
+Extract = Callable[..., Features]
+"""Network and normalised batch (N, C, H, W), and, of a detector whose class head is distilled, the regions that it is
+asked about -> its features. A function, not a method: it must not hold a network."""
 
 
 def call(network: nn.Module, batch: Tensor) -> Features:
@@ -83,11 +85,11 @@ class FrozenTeacher:
         self.transform, self.extract = transform, extract
 
     @torch.no_grad()
-    def __call__(self, batch: Tensor) -> Features:
+    def __call__(self, batch: Tensor, *regions: Any) -> Features:
         """The teacher's features of the very batch that the student's backbone received."""
         if self.transform is not None:
             batch = self.transform(batch)
-        return self.extract(self.network, batch)
+        return self.extract(self.network, batch, *regions)
 
     def _apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         self.network._apply(fn)  # type: ignore[no-untyped-call]

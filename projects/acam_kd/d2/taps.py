@@ -1,4 +1,4 @@
-"""Where a Detectron2 model is tapped: at its backbone, or, of a segmentor, at the predicted map before upsampling."""
+"""Where a Detectron2 model is tapped: backbone, a segmentor's map before upsampling, a detector's class head."""
 
 from __future__ import annotations
 
@@ -8,26 +8,30 @@ from typing import Any
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from ..core import LOGITS, TAPS, FeatureSpec
+from ..core import BACKBONE, CLASSES, LOGITS, TAPS, FeatureSpec, choose_taps
 from ..core.features import Features
+from .class_heads import class_spec
 
 __all__ = ["backbone_and_logits", "backbone_of", "divisibility", "logits_module", "pyramid", "read_taps"]
 
 
-def read_taps(taps: Sequence[str], meta_architecture: str) -> tuple[str, ...]:
-    """The taps asked for; empty stands for the paper's: logits for a segmentor, the backbone's pyramid otherwise.
+def read_taps(taps: Sequence[str], methods: Sequence[str], meta_architecture: str) -> tuple[str, ...]:
+    """The taps asked for; empty stands for what the methods use first: logits of a segmentor, a detector's backbone.
 
     Raises:
-        ValueError: an unknown tap, or logits of a model that predicts no map.
+        ValueError: an unknown tap, or one that a student of that kind does not have.
     """
     unknown = [tap for tap in taps if tap not in TAPS]
     if unknown or isinstance(taps, str):
         raise ValueError(f"DISTILL.TAPS is {taps!r}; a list of {', '.join(TAPS)} is needed")
-    if LOGITS in taps and meta_architecture != "SemanticSegmentor":
+    segmentor = meta_architecture == "SemanticSegmentor"
+    offered = (LOGITS, BACKBONE) if segmentor else (BACKBONE, CLASSES)
+    if any(tap not in offered for tap in taps):
         raise ValueError(
-            f"a {meta_architecture} has no map of logits to distil, a SemanticSegmentor has (key: DISTILL.TAPS)"
+            f"a {meta_architecture} can be tapped at {' and '.join(offered)}, not at {', '.join(taps)} (key: "
+            f"DISTILL.TAPS; {LOGITS} is the map of a SemanticSegmentor, {CLASSES} the class head of a detector)"
         )
-    return tuple(taps) or (LOGITS if meta_architecture == "SemanticSegmentor" else "backbone",)
+    return tuple(taps) or choose_taps(methods, offered, meta_architecture)
 
 
 def backbone_of(model: nn.Module) -> nn.Module:
@@ -59,16 +63,18 @@ def logits_module(model: nn.Module) -> nn.Module:
     return predictor
 
 
-def pyramid(model: nn.Module, taps: Sequence[str]) -> dict[str, FeatureSpec]:
-    """Channels and stride of every level that the taps give."""
+def pyramid(model: nn.Module, taps: Sequence[str], *, student: bool = False) -> dict[str, FeatureSpec]:
+    """Channels and stride of every level that the taps give; a student's class head must be of one stage."""
     levels: dict[str, FeatureSpec] = {}
-    if "backbone" in taps:
+    if BACKBONE in taps:
         shapes: dict[str, ShapeSpec] = backbone_of(model).output_shape()  # type: ignore[operator]
         levels |= {name: FeatureSpec(channels=s.channels, stride=s.stride) for name, s in shapes.items()}
     if LOGITS in taps:
         predictor: Any = logits_module(model)
         head: Any = model.sem_seg_head
         levels[LOGITS] = FeatureSpec(predictor.out_channels, head.common_stride, logits=True)
+    if CLASSES in taps:
+        levels[CLASSES] = class_spec(model, student=student)
     return levels
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torchvision.models import get_model_weights
 
-from ..core import LOGITS, DistillationModel
+from ..core import CLASSES, LOGITS, DistillationModel, read_methods
 from ..data.splits import Split
 from .data import Images, evaluation_loader
 from .distillation import build_distillation, load_weights, parse_options
@@ -62,7 +62,7 @@ def build(settings: Settings, data: Images) -> DistillationModel:
         ValueError: what ``load_model`` and ``build_distillation`` refuse, a student that knows other classes than the
             data has, or a teacher without weights.
     """
-    options = parse_options(settings.method, settings.options)
+    methods = parse_options(settings.method, settings.options)
     student, card = load_model(
         settings.student,
         settings.student_weights,
@@ -79,8 +79,7 @@ def build(settings: Settings, data: Images) -> DistillationModel:
     return build_distillation(
         student,
         teacher,
-        method=settings.method,
-        options=options,
+        methods=methods,
         inheritance=settings.inherit,
         levels=settings.levels,
         taps=settings.taps,
@@ -101,8 +100,9 @@ def _teacher(settings: Settings, student: nn.Module, data: Images) -> nn.Module 
         teacher, card = load_model(
             settings.teacher, settings.teacher_weights, num_classes=classes, size=None, role="teacher"
         )
-    if card and settings.method and LOGITS in read_taps(settings.taps, student, teacher):
-        _check_categories(settings.teacher, card, data, hint=", and logit maps need the same (--taps)")
+    methods = read_methods(settings.method)
+    if card and methods and {LOGITS, CLASSES} & {*read_taps(settings.taps, methods, student, teacher)}:
+        _check_categories(settings.teacher, card, data, hint=", and their predictions need the same (--taps)")
     return teacher
 
 

@@ -14,20 +14,25 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from ..core import (
+    CLASSES,
     DISTILLER_REGISTRY,
     LOGITS,
     DistillationModel,
     FrozenTeacher,
     PixelTransform,
+    build_distiller,
     inherit,
     match_levels,
     method_arguments,
+    read_methods,
 )
 from ..core.features import Pyramid
 from ..files import sha256
+from .class_heads import backbone_and_classes, check_class_heads, class_head
 from .models import plain
 from .segmentation import Segmentor
 from .taps import backbone_and_logits, logits_module, pyramid, read_taps, side_of
+from .targets import ReadTargets
 
 __all__ = ["INHERIT", "build_distillation", "load_weights", "normalized_batch", "parse_options"]
 
@@ -77,25 +82,40 @@ def load_weights(model: nn.Module, path: str, *, role: str) -> None:
     logger.info("%s loaded: all %d tensors from %s (sha256 %s)", role, len(own), path, sha256(path))
 
 
-def parse_options(method: str, pairs: Sequence[str]) -> dict[str, Any]:
-    """``["alpha=2", ...]`` -> arguments of the method's constructor, with the types of its defaults.
+def parse_options(methods: str, pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``["alpha=2", ...]`` -> for every method the arguments of its constructor, with the types of its defaults.
+
+    Of several methods, as in ``"PKD+KD"``, a name begins with the method: ``PKD.alpha=2``.
 
     Raises:
         KeyError: no such method.
         ValueError: a pair is malformed, its name unknown, or its value of another type.
     """
-    known = method_arguments(DISTILLER_REGISTRY.get(method)) if method else {}
-    options: dict[str, Any] = {}
+    names = read_methods(methods)
+    known = {name: method_arguments(DISTILLER_REGISTRY.get(name)) for name in names}
+    options: dict[str, dict[str, Any]] = {name: {} for name in names}
     for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or name not in known:
-            allowed = ", ".join(f"{key}={value!r}" for key, value in known.items()) or "nothing, without a method"
-            raise ValueError(f"--set {pair}: {method or 'no method'} knows {allowed}")
-        value = _read(text, known[name])
-        if type(value) is not type(known[name]):
-            raise ValueError(f"--set {pair}: {type(known[name]).__name__} is needed, as {name}={known[name]!r}")
-        options[name] = value
+        key, equals, text = pair.partition("=")
+        method, _, name = key.rpartition(".")
+        if not method and len(names) == 1:
+            method = names[0]
+        if not equals or name not in known.get(method, {}):
+            raise ValueError(f"--set {pair}: {_allowed(known)}")
+        default = known[method][name]
+        value = _read(text, default)
+        if type(value) is not type(default):
+            raise ValueError(f"--set {pair}: {type(default).__name__} is needed, as {name}={default!r}")
+        options[method][name] = value
     return options
+
+
+def _allowed(known: Mapping[str, Mapping[str, Any]]) -> str:
+    """What ``--set`` takes."""
+    if len(known) == 1:
+        ((method, arguments),) = known.items()
+        return f"{method} knows {', '.join(f'{name}={value!r}' for name, value in arguments.items()) or 'nothing'}"
+    pairs = [f"{method}.{name}={value!r}" for method, arguments in known.items() for name, value in arguments.items()]
+    return f"known are {', '.join(pairs)}" if known else "no method knows nothing, without a method"
 
 
 def _read(text: str, default: Any) -> Any:
@@ -112,8 +132,7 @@ def build_distillation(
     student: nn.Module,
     teacher: nn.Module | None,
     *,
-    method: str,
-    options: Mapping[str, Any],
+    methods: Mapping[str, Mapping[str, Any]],
     inheritance: str = "auto",
     levels: Sequence[str] = (),
     taps: Sequence[str] = (),
@@ -122,8 +141,7 @@ def build_distillation(
 
     Args:
         student, teacher: from ``build_model``, their weights loaded.
-        method: a name in ``DISTILLER_REGISTRY``, or ``""`` for none.
-        options: arguments of the method's constructor.
+        methods: names in ``DISTILLER_REGISTRY`` -> arguments of their constructors; empty for none.
         inheritance: whether the student's neck and head start from the teacher's weights: ``"always"``, ``"never"``,
             or ``"auto"``, if both are detectors of one class: the paper's segmentation models inherit nothing.
         levels: the student's levels to distil; empty for all whose stride the teacher has too.
@@ -135,30 +153,30 @@ def build_distillation(
     if inheritance not in INHERIT:
         raise ValueError(f"inheritance must be one of {', '.join(INHERIT)}, not {inheritance!r} (option: --inherit)")
     if teacher is None:
-        if method or inheritance == "always":
+        if methods or inheritance == "always":
             raise ValueError("there is no teacher (options: --teacher, or --method none --inherit never for none)")
         return DistillationModel(student=student, teacher=None, distiller=None, levels={})
     _inherit(student, teacher, inheritance)
-    if not method:
+    if not methods:
         return DistillationModel(student=student, teacher=None, distiller=None, levels={})
-    taps = read_taps(taps, student, teacher)
+    taps = read_taps(taps, list(methods), student, teacher)
     own, other, pairs = _matched(student, teacher, levels, taps)
-    logger.info("distilling with %s on %s", method, ", ".join(f"{s} <- {t}" for s, t in pairs.items()))
-    distiller = DISTILLER_REGISTRY.get(method)(
-        {s: own[s] for s in pairs}, {s: other[t] for s, t in pairs.items()}, **options
-    )
+    logger.info("distilling with %s on %s", " + ".join(methods), ", ".join(f"{s} <- {t}" for s, t in pairs.items()))
+    distiller = build_distiller(methods, {s: own[s] for s in pairs}, {s: other[t] for s, t in pairs.items()})
+    built: dict[str, Any] = {"student": student, "distiller": distiller}
+    built["levels"] = {s: pairs[s] for s in distiller.levels}
+    if distiller.needs:
+        built["read_targets"] = ReadTargets(student)
     transform = _pixel_transform(student, teacher)
+    if CLASSES in pairs:
+        check_class_heads(student, teacher)
+        frozen = FrozenTeacher(teacher, transform, backbone_and_classes)
+        return DistillationModel(**built, teacher=frozen, class_head=class_head(student))
     if LOGITS not in taps:
         frozen = FrozenTeacher(teacher.backbone, transform)  # type: ignore[arg-type]  # the heads are let go
-        return DistillationModel(student=student, teacher=frozen, distiller=distiller, levels=pairs)
-    return DistillationModel(
-        student=student,
-        teacher=FrozenTeacher(plain(teacher), transform, backbone_and_logits),
-        distiller=distiller,
-        levels=pairs,
-        logits=logits_module(student),
-        extract=backbone_and_logits,
-    )
+        return DistillationModel(**built, teacher=frozen)
+    frozen = FrozenTeacher(plain(teacher), transform, backbone_and_logits)
+    return DistillationModel(**built, teacher=frozen, logits=logits_module(student), extract=backbone_and_logits)
 
 
 def _inherit(student: nn.Module, teacher: nn.Module, inheritance: str) -> None:
@@ -181,7 +199,12 @@ def _matched(
         raise ValueError(f"student and teacher do not take images of one size, {side} x {side}: {error}") from error
     except (KeyError, ValueError) as error:
         message = str(error.args[0])
-        for key, option in (("DISTILL.LEVELS", "--levels"), ("DISTILL.TAPS", "--taps"), ("key:", "option:")):
+        for key, option in (
+            ("DISTILL.LEVELS", "--levels"),
+            ("DISTILL.TAPS", "--taps"),
+            ("DISTILL.METHOD", "--method"),
+            ("key", "option"),
+        ):
             message = message.replace(key, option)
         raise ValueError(message) from error
 

@@ -40,6 +40,11 @@ class Segmentor(nn.Module):
         mean, std = (images[0].new_tensor(x).view(3, 1, 1) for x in (self.image_mean, self.image_std))
         return _pad([(self._resized(image, "bilinear") - mean) / std for image in images], 0)
 
+    def labels(self, targets: Sequence[dict[str, Tensor]]) -> Tensor:
+        """``{"semantic": (H, W)}`` each -> (N, H, W), resized and padded as ``batch`` does with the images."""
+        resized = [self._resized(target["semantic"][None].float(), "nearest")[0].long() for target in targets]
+        return _pad(resized, IGNORED)
+
     def _resized(self, x: Tensor, mode: str) -> Tensor:
         """(K, H, W) with the shorter side at ``size``."""
         if self.size is None or min(x.shape[1:]) == self.size:
@@ -63,8 +68,7 @@ class Segmentor(nn.Module):
         out = self.network(self.batch(images))
         if targets is None:
             raise ValueError("targets are needed in training")
-        resized = [self._resized(target["semantic"][None].float(), "nearest")[0].long() for target in targets]
-        labels = _pad(resized, IGNORED)
+        labels = self.labels(targets)
         losses = {"loss_segmentation": _cross_entropy(out["out"], labels)}
         if "aux" in out:
             losses["loss_auxiliary"] = 0.5 * _cross_entropy(out["aux"], labels)
