@@ -3,5 +3,6 @@
 from .acam import ACAMKD
 from .cwd import CWD
 from .mimic import Mimic
+from .pkd import PKD
 
-__all__ = ["ACAMKD", "CWD", "Mimic"]
+__all__ = ["ACAMKD", "CWD", "PKD", "Mimic"]
