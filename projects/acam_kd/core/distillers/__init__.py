@@ -1,8 +1,9 @@
 """The methods, one file each. Importing this package registers them."""
 
 from .acam import ACAMKD
+from .at import AT
 from .cwd import CWD
 from .mimic import Mimic
 from .pkd import PKD
 
-__all__ = ["ACAMKD", "CWD", "PKD", "Mimic"]
+__all__ = ["ACAMKD", "AT", "CWD", "PKD", "Mimic"]
