@@ -3,8 +3,9 @@
 from .acam import ACAMKD
 from .at import AT
 from .cwd import CWD
+from .dmkd import DMKD
 from .mgd import MGD
 from .mimic import Mimic
 from .pkd import PKD
 
-__all__ = ["ACAMKD", "AT", "CWD", "MGD", "PKD", "Mimic"]
+__all__ = ["ACAMKD", "AT", "CWD", "DMKD", "MGD", "PKD", "Mimic"]
