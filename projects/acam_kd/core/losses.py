@@ -9,6 +9,7 @@ ICCV 2025, arXiv 2503.06307. The masked errors are normalised as in MasKD (ICLR 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -16,7 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["channel_masked_mse", "check_shapes", "full_precision", "mask_diversity_loss", "mse", "spatial_masked_mse"]
+__all__ = [
+    "channel_masked_mse",
+    "check_shapes",
+    "check_temperature",
+    "full_precision",
+    "mask_diversity_loss",
+    "mse",
+    "spatial_masked_mse",
+    "squared_error",
+]
 
 EPS = 1e-6
 """Added to every sum of a mask, so that a mask that vanished does not divide by zero."""
@@ -56,6 +66,12 @@ def check_shapes(
             raise ValueError(f"masks {tuple(masks.shape)} do not fit features {tuple(student.shape)}")
 
 
+def check_temperature(temperature: float) -> None:
+    """Raise ValueError for a temperature that is not finite and positive."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be finite and positive, found {temperature} (key: TEMPERATURE)")
+
+
 @full_precision
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared error over images, channels and positions: plain feature mimicking.
@@ -65,6 +81,19 @@ def mse(student: Tensor, teacher: Tensor) -> Tensor:
     """
     check_shapes(student, teacher)
     return (student - teacher).square().sum() / max(student.numel(), 1)
+
+
+@full_precision
+def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared error summed over channels and positions, averaged over images: what FGD and MGD use.
+
+    It grows with C, H and W, so its weights are small and do not transfer between image sizes.
+
+    Args:
+        student, teacher: (N, C, H, W).
+    """
+    check_shapes(student, teacher)
+    return (student - teacher).square().sum() / max(len(student), 1)
 
 
 @full_precision

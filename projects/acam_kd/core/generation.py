@@ -1,0 +1,31 @@
+"""What the methods share that hide a part of the student's map and rebuild the teacher's from the rest."""
+
+from __future__ import annotations
+
+from torch import nn
+
+__all__ = ["Generator", "check_fraction"]
+
+
+class Generator(nn.Sequential):
+    """Rebuilds a map from what is left of it: 3x3 convolution, ReLU, 3x3 convolution; (N, C, H, W) both ways.
+
+    Yang et al., "Masked Generative Distillation", ECCV 2022. It is thrown away after training.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+
+def check_fraction(**fractions: float) -> None:
+    """Raise ValueError for a fraction that is not between 0 and 1."""
+    for name, fraction in fractions.items():
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"{name} must be between 0 and 1, found {fraction} (key: {name.upper()})")
