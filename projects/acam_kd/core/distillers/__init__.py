@@ -3,10 +3,13 @@
 from .acam import ACAMKD
 from .at import AT
 from .cwd import CWD
+from .dkd import DKD
 from .dmkd import DMKD
 from .fgd import FGD
+from .kd import KD
 from .mgd import MGD
 from .mimic import Mimic
+from .nkd import NKD
 from .pkd import PKD
 
-__all__ = ["ACAMKD", "AT", "CWD", "DMKD", "FGD", "MGD", "PKD", "Mimic"]
+__all__ = ["ACAMKD", "AT", "CWD", "DKD", "DMKD", "FGD", "KD", "MGD", "NKD", "PKD", "Mimic"]
