@@ -123,7 +123,7 @@ def test_small_and_empty_batches_under_autocast(level, n):
 def test_weights_levels_metrics_and_masks(official):
     two = {"p3": LEVEL["p3"], "p4": FeatureSpec(8, 16)}
     method = filled(official, two, alpha=7.0, custom_mask_warmup=LATER)
-    maps = [{name: x for name in two} for x in (official.student, official.teacher)]
+    maps = [dict.fromkeys(two, x) for x in (official.student, official.teacher)]
     found = method(*maps)["loss_maskd_feature"]
     assert found.item() == pytest.approx(7 * 2 * 0.97416914, rel=official.rtol)
     metrics = method.metrics()

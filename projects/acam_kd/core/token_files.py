@@ -62,8 +62,8 @@ def untrained_tokens(path: str) -> dict[str, str]:
     if path:
         return {}
     return {
-        "tokens": "the tokens are untrained: their masks are close to one half everywhere and select nothing; learn them "
-        "on the teacher first (tools/learn_tokens.py, or acam-kd tokens) and set TOKENS to the file"
+        "tokens": "the tokens are untrained: their masks are close to one half everywhere and select nothing; learn "
+        "them on the teacher first (tools/learn_tokens.py, or acam-kd tokens) and set TOKENS to the file"
     }
 
 
@@ -120,8 +120,8 @@ def load_tokens(path: str, method: str, tokens: Mapping[str, TokenModule], pyram
         if shape != needed:
             raise ValueError(
                 f"the tokens in {path} for {name} are {shape[-2]} of {shape[-1]} channels, those needed for {level} "
-                f"{needed[-2]} of {needed[-1]} channels: they were learnt on another teacher, or with another number of "
-                "tokens (keys: TOKENS, NUM_TOKENS)"
+                f"{needed[-2]} of {needed[-1]} channels: they were learnt on another teacher, or with another number "
+                "of tokens (keys: TOKENS, NUM_TOKENS)"
             )
         try:
             module.load_state_dict(state)

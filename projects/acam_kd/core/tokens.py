@@ -64,8 +64,8 @@ class ReceptiveTokens(TokenModule):
     Args:
         channels: C of the teacher's map.
         num_tokens: T; 6 for detection, 8 for segmentation.
-        probability: with the network Conv3x3, mean over positions, Conv1x1, softmax over tokens, as in detection; without
-            it every token counts 1, as on logits.
+        probability: with the network Conv3x3, mean over positions, Conv1x1, softmax over tokens, as in detection;
+            without it every token counts 1, as on logits.
     """
 
     def __init__(self, channels: int, *, num_tokens: int, probability: bool = True) -> None:
