@@ -137,5 +137,7 @@ def test_faults_are_named(detector, batch):
         TokenLearning(detector, build_tokens("MasKD", {LOGITS: FeatureSpec(5, 2, logits=True)}))
     with pytest.raises(RuntimeError, match="no map for p9"):
         TokenLearning(detector, build_tokens("MasKD", {"p9": LEVELS["p3"]}))(batch)
+    with pytest.raises(ValueError, match="learning rate must be positive and finite, found 0.0 .option: --lr"):
+        learn_tokens(TokenLearning(detector, build_tokens("MasKD", LEVELS)), [(batch,)], learning_rate=0.0)
     with pytest.raises(FloatingPointError, match="iteration 1: loss is not finite: loss_a = nan"):
         learn_tokens(TokenLearning(detector, build_tokens("MasKD", LEVELS)), [(batch * float("nan"),)], iterations=1)

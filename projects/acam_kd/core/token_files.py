@@ -11,9 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from .features import FeatureSpec, Pyramid, describe
+from .registry import DISTILLER_REGISTRY
 from .tokens import FrequencyPrompts, ReceptiveTokens, TokenModule
 
-__all__ = ["TOKEN_METHODS", "build_tokens", "frozen_tokens", "load_tokens", "save_tokens", "untrained_tokens"]
+__all__ = [
+    "TOKEN_METHODS",
+    "build_tokens",
+    "frozen_tokens",
+    "levels_to_learn",
+    "load_tokens",
+    "save_tokens",
+    "untrained_tokens",
+]
 
 TOKEN_METHODS = ("MasKD", "FreeKD")
 """The methods whose tokens are learnt first."""
@@ -43,6 +52,22 @@ def build_tokens(method: str, pyramid: Pyramid, num_tokens: int = 0) -> dict[str
         else:
             built[level] = FrequencyPrompts(spec.channels, num_tokens=number)
     return built
+
+
+def levels_to_learn(method: str, pyramid: Pyramid) -> dict[str, FeatureSpec]:
+    """The levels of a teacher that a method can use.
+
+    Raises:
+        ValueError: there are none.
+    """
+    reads = DISTILLER_REGISTRY.get(method).reads
+    levels = {level: spec for level, spec in pyramid.items() if spec.tap in reads}
+    if not levels:
+        raise ValueError(
+            f"{method} distils {' or '.join(reads)}, and what is tapped is {describe(pyramid)} (key: DISTILL.TAPS, "
+            "or --taps)"
+        )
+    return levels
 
 
 def frozen_tokens(method: str, pyramid: Pyramid, num_tokens: int, path: str) -> nn.ModuleDict:

@@ -135,8 +135,11 @@ def learn_tokens(
         The losses of every step that was logged, each ``LOG_PERIOD`` and the last.
 
     Raises:
+        ValueError: the learning rate is not positive and finite.
         FloatingPointError: a loss is not finite.
     """
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"the learning rate must be positive and finite, found {learning_rate} (option: --lr)")
     optimizer = torch.optim.Adam(learning.parameters(), learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations, eta_min=1e-6)
     learning.train()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..core import BACKBONE, DISTILLER_REGISTRY, LOGITS
-from ..core.token_files import build_tokens, save_tokens
+from ..core import BACKBONE, LOGITS, choose_taps
+from ..core.features import Pyramid
+from ..core.token_files import build_tokens, levels_to_learn, save_tokens
 from ..core.token_learning import TokenLearning, learn_tokens
 from ..data.splits import Split
 from .build import load_model
@@ -70,7 +71,7 @@ def learn(settings: TokenSettings, output: str | Path) -> list[dict[str, float]]
     if card.categories != data.categories:
         raise ValueError(f"{settings.teacher} knows the categories {card.categories}, the data has {data.categories}")
     teacher, _ = load_model(settings.teacher, "", num_classes=None, size=None, role="teacher")
-    levels = pyramid(teacher, side_of(teacher), _taps(settings, teacher))
+    levels = _levels(settings, teacher)
     tokens = build_tokens(settings.method, levels, settings.num_tokens)
     learning = TokenLearning(teacher, tokens, logits=logits_module(teacher) if LOGITS in levels else None)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -87,14 +88,12 @@ def learn(settings: TokenSettings, output: str | Path) -> list[dict[str, float]]
     return logged
 
 
-def _taps(settings: TokenSettings, teacher: torch.nn.Module) -> Sequence[str]:
-    reads = DISTILLER_REGISTRY.get(settings.method).reads
-    usual = LOGITS if isinstance(teacher, Segmentor) and LOGITS in reads else BACKBONE
-    taps = read_taps(settings.taps or (usual,), teacher, teacher)
-    unread = [tap for tap in taps if tap not in reads]
-    if unread:
-        raise ValueError(f"{settings.method} distils {' or '.join(reads)}, not {unread[0]} (option: --taps)")
-    return taps
+def _levels(settings: TokenSettings, teacher: nn.Module) -> Pyramid:
+    """The teacher's levels that the method's distillation can use, with the taps that it will have."""
+    offered = (LOGITS, BACKBONE) if isinstance(teacher, Segmentor) else (BACKBONE,)
+    taps = settings.taps or choose_taps([settings.method], offered, type(teacher).__name__)
+    levels = pyramid(teacher, side_of(teacher), read_taps(taps, teacher, teacher))
+    return levels_to_learn(settings.method, levels)
 
 
 def _batches(loader: Any, device: torch.device) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
