@@ -3,6 +3,7 @@
 acam-kd train --data shapes --student fcos_resnet18_fpn --output output/teacher
 acam-kd train --data shapes --student fcos_mobilenet_v3_small_fpn --teacher output/teacher --output output/acam
 acam-kd eval --data shapes --student output/acam
+acam-kd tokens --data shapes --teacher output/teacher --method MasKD --output output/tokens.pth
 acam-kd demo
 """
 
@@ -19,7 +20,8 @@ from typing import Any
 
 import acam_kd
 
-from .core import DISTILLER_REGISTRY, TAPS, read_methods
+from .core import BACKBONE, DISTILLER_REGISTRY, LOGITS, TAPS, read_methods
+from .core.token_files import TOKEN_METHODS
 from .data.splits import Split, find_any_split, named_split
 from .errors import one_line_errors
 
@@ -46,20 +48,25 @@ def _parser() -> argparse.ArgumentParser:
         "acam-kd", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"acam-kd {acam_kd.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="train | eval | demo")
+    commands = parser.add_subparsers(required=True, metavar="train | eval | tokens | demo")
     defaults = argparse.ArgumentDefaultsHelpFormatter
     train = commands.add_parser("train", help="train a model, alone or from a teacher", formatter_class=defaults)
-    _data_options(train, training=True)
+    _data_options(train, splits=("train", "val"))
     _model_options(train)
     _distillation_options(train)
     _run_options(train)
     train.set_defaults(run=_train)
     evaluate = commands.add_parser("eval", help="evaluate a model", formatter_class=defaults)
-    _data_options(evaluate, training=False)
+    _data_options(evaluate, splits=("val",))
     _model_options(evaluate)
     evaluate.add_argument("--batch-size", type=_positive, default=8, help="images at a time")
     evaluate.add_argument("--workers", type=_natural, default=2, help="processes that read images")
     evaluate.set_defaults(run=_evaluate)
+    tokens = commands.add_parser(
+        "tokens", help="learn the tokens of MasKD or FreeKD on a teacher", formatter_class=defaults
+    )
+    _token_options(tokens)
+    tokens.set_defaults(run=_tokens)
     demo = commands.add_parser(
         "demo", help="the whole story on drawn shapes, in a quarter of an hour", formatter_class=defaults
     )
@@ -76,7 +83,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _data_options(parser: argparse.ArgumentParser, *, training: bool) -> None:
+def _token_options(parser: argparse.ArgumentParser) -> None:
+    _data_options(parser, splits=("train",))
+    group = parser.add_argument_group("the tokens, for train --method M --set tokens=FILE")
+    group.add_argument("--teacher", required=True, metavar="FOLDER", help="of a finished run")
+    group.add_argument("--method", choices=TOKEN_METHODS, default="MasKD", help="whose tokens")
+    group.add_argument("--output", type=Path, required=True, metavar="FILE", help="to write them to")
+    group.add_argument(
+        "--taps", nargs="+", choices=(BACKBONE, LOGITS), default=[], help="as in the distillation: see train"
+    )
+    group.add_argument("--num-tokens", type=_natural, default=0, help="per level; 0 for the paper's")
+    group.add_argument("--iterations", type=_positive, default=2000, help="optimizer steps")
+    group.add_argument("--batch-size", type=_positive, default=16, help="images a step")
+    group.add_argument("--lr", type=_rate, default=0.01, help="Adam's; a cosine lowers it")
+    group.add_argument("--seed", type=_natural, default=0, help="decides the start and the order of the images")
+    group.add_argument("--workers", type=_natural, default=2, help="processes that read images")
+
+
+def _data_options(parser: argparse.ArgumentParser, *, splits: Sequence[str]) -> None:
     group = parser.add_argument_group("data: --data, or the files of each split; in COCO format, or label PNGs")
     group.add_argument(
         "--data",
@@ -84,7 +108,7 @@ def _data_options(parser: argparse.ArgumentParser, *, training: bool) -> None:
         help="train.json + train/ and val.json + val/, or COCO's own layout; or, for segmentation, train/images, "
         "train/labels, val/images, val/labels with a label PNG of class numbers per image, where 255 is ignored",
     )
-    for split in ("train", "val") if training else ("val",):
+    for split in splits:
         group.add_argument(
             f"--{split}", nargs=2, metavar=("JSON|IMAGES", "IMAGES|LABELS"), help=f"the {split} split: json or folders"
         )
@@ -278,6 +302,25 @@ def _evaluate(args: argparse.Namespace) -> None:
         workers=args.workers,
     )
     _print_metrics(found)
+
+
+def _tokens(args: argparse.Namespace) -> None:
+    from .tv.token_learning import TokenSettings, learn
+
+    settings = TokenSettings(
+        train_split=_split(args, "train"),
+        teacher=args.teacher,
+        method=args.method,
+        taps=tuple(args.taps),
+        num_tokens=args.num_tokens,
+        iterations=args.iterations,
+        batch_size=args.batch_size,
+        learning_rate=args.lr,
+        seed=args.seed,
+        workers=args.workers,
+    )
+    learn(settings, args.output)
+    print(f"the tokens: {args.output}")
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:

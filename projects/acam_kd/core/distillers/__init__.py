@@ -6,10 +6,12 @@ from .cwd import CWD
 from .dkd import DKD
 from .dmkd import DMKD
 from .fgd import FGD
+from .freekd import FreeKD
 from .kd import KD
+from .maskd import MasKD
 from .mgd import MGD
 from .mimic import Mimic
 from .nkd import NKD
 from .pkd import PKD
 
-__all__ = ["ACAMKD", "AT", "CWD", "DKD", "DMKD", "FGD", "KD", "MGD", "NKD", "PKD", "Mimic"]
+__all__ = ["ACAMKD", "AT", "CWD", "DKD", "DMKD", "FGD", "KD", "MGD", "NKD", "PKD", "FreeKD", "MasKD", "Mimic"]
