@@ -17,7 +17,16 @@ from acam_kd.d2 import add_distillation_config
 from .conftest import ROOT
 
 NO_MODEL = ("rows.yaml", "Base-ACAM.yaml", "Base-ACAM-SemSeg.yaml")  # added to others
-CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.name not in NO_MODEL)
+OTHERS = ("compare", "methods")
+CONFIGS = sorted(
+    p for p in (ROOT / "configs").rglob("*.yaml") if p.name not in NO_MODEL and p.parent.name not in OTHERS
+)
+METHODS = sorted((ROOT / "configs" / "methods").iterdir())
+PAIRS = {
+    "retinanet": "acam_retinanet_r50_r101.yaml",
+    "rcnn": "acam_r50_r101.yaml",
+    "semseg": "acam_deeplabv3_r18_r101.yaml",
+}
 LEAVES = [p for p in CONFIGS if not p.name.startswith("Base-")]
 
 
@@ -40,6 +49,34 @@ def test_it_builds(path):
         segments = cfg.DISTILL.STUDENT_META_ARCHITECTURE == "SemanticSegmentor"
         assert model.levels == {"logits": "logits"} if segments else len(model.levels) >= 4
         assert type(model.distiller).__name__ == cfg.DISTILL.METHOD
+
+
+def on_meta(path):
+    cfg = load(path)
+    cfg.MODEL.DEVICE = "meta"
+    cfg.DISTILL.TEACHER.WEIGHTS = "random"
+    with torch.device("meta"):
+        return build_model(cfg)
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda p: p.stem)
+def test_a_method_is_added_to_a_pair(path, tmp_path):
+    name, family = path.stem.split("_")
+    pair = ROOT / "configs" / PAIRS.get(family, PAIRS["retinanet"])
+    (tmp_path / "c.yaml").write_text(f"_BASE_: [{pair}, {path}]\n")
+    model = on_meta(tmp_path / "c.yaml")
+    assert type(model.distiller).__name__.lower() == name
+    assert path.read_text().startswith("# ") and "run" in path.read_text()
+
+
+def test_methods_are_combined(tmp_path):
+    bases = [ROOT / "configs" / name for name in (PAIRS["rcnn"], "methods/pkd_rcnn.yaml", "methods/dkd_rcnn.yaml")]
+    text = f"_BASE_: [{', '.join(map(str, bases))}]\nDISTILL: {{METHOD: PKD+DKD}}\n"
+    (tmp_path / "c.yaml").write_text(text)
+    distiller = on_meta(tmp_path / "c.yaml").distiller
+    pkd, dkd = distiller.parts()
+    assert (pkd.alpha, pkd.levels) == (6.0, ["p2", "p3", "p4", "p5"]) and (dkd.beta, dkd.levels) == (0.25, ["classes"])
+    assert distiller.needs == ("labels",)
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=lambda p: str(p.relative_to(ROOT / "configs")))

@@ -5,7 +5,6 @@ Letters: N images, or regions; K classes, in dimension 1; further dimensions are
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -18,7 +17,6 @@ __all__ = [
     "Labelled",
     "agreement",
     "check_several_classes",
-    "check_temperature",
     "kl_divergence",
     "labelled_positions",
     "softened",
@@ -90,12 +88,6 @@ def agreement(compared: Mapping[str, Labelled]) -> dict[str, Tensor]:
         if len(labels):
             metrics[f"{level}/agreement"] = (student.argmax(1) == teacher.argmax(1)).float().mean()
     return metrics
-
-
-def check_temperature(temperature: float) -> None:
-    """Raise ValueError for a temperature that is not positive and finite."""
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite, found {temperature} (key: TEMPERATURE)")
 
 
 def check_several_classes(pyramid: Pyramid, *, method: str) -> None:

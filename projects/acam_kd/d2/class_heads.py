@@ -112,7 +112,8 @@ def check_class_heads(student: nn.Module, teacher: nn.Module) -> None:
 
 def _anchors(model: nn.Module) -> Any:
     generator: Any = model.anchor_generator
-    return model.head_in_features, generator.strides, [cell.tolist() for cell in generator.cell_anchors]
+    cells = [cell.shape if cell.is_meta else cell.tolist() for cell in generator.cell_anchors]
+    return model.head_in_features, generator.strides, cells
 
 
 def _first(module: nn.Module) -> Any:

@@ -12,7 +12,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from ..core import BACKBONE, LOGITS, choose_taps
+from ..core import LOGITS
 from ..core.features import Pyramid
 from ..core.token_files import build_tokens, levels_to_learn, save_tokens
 from ..core.token_learning import TokenLearning, learn_tokens
@@ -74,10 +74,8 @@ def _number(cfg: CfgNode, method: str) -> int:
 
 def _levels(cfg: CfgNode, method: str, teacher: nn.Module) -> Pyramid:
     """The teacher's levels that the method's distillation can use, with the taps that it will have."""
-    meta_architecture = cfg.DISTILL.STUDENT_META_ARCHITECTURE
-    offered = (LOGITS, BACKBONE) if meta_architecture == "SemanticSegmentor" else (BACKBONE,)
-    taps = cfg.DISTILL.TAPS or choose_taps([method], offered, meta_architecture)
-    return levels_to_learn(method, pyramid(teacher, read_taps(taps, meta_architecture)))
+    taps = read_taps(cfg.DISTILL.TAPS, [method], cfg.DISTILL.STUDENT_META_ARCHITECTURE)
+    return levels_to_learn(method, pyramid(teacher, taps))
 
 
 def _data_config(cfg: CfgNode, teacher_cfg: CfgNode) -> CfgNode:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import BACKBONE, LOGITS, choose_taps
+from ..core import LOGITS
 from ..core.features import Pyramid
 from ..core.token_files import build_tokens, levels_to_learn, save_tokens
 from ..core.token_learning import TokenLearning, learn_tokens
@@ -20,7 +20,6 @@ from .build import load_model
 from .data import Stream, training_loader
 from .labels import load_data
 from .run import read_card
-from .segmentation import Segmentor
 from .taps import logits_module, pyramid, read_taps, side_of
 
 __all__ = ["TokenSettings", "learn"]
@@ -90,9 +89,7 @@ def learn(settings: TokenSettings, output: str | Path) -> list[dict[str, float]]
 
 def _levels(settings: TokenSettings, teacher: nn.Module) -> Pyramid:
     """The teacher's levels that the method's distillation can use, with the taps that it will have."""
-    offered = (LOGITS, BACKBONE) if isinstance(teacher, Segmentor) else (BACKBONE,)
-    taps = settings.taps or choose_taps([settings.method], offered, type(teacher).__name__)
-    levels = pyramid(teacher, side_of(teacher), read_taps(taps, teacher, teacher))
+    levels = pyramid(teacher, side_of(teacher), read_taps(settings.taps, [settings.method], teacher, teacher))
     return levels_to_learn(settings.method, levels)
 
 

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from ..distiller import NOTHING_KNOWN, Distiller, check_weights
 from ..features import CLASSES, LOGITS, Features, Pyramid
-from ..logits import check_temperature, kl_divergence, softened
-from ..losses import check_shapes, full_precision
+from ..logits import kl_divergence, softened
+from ..losses import check_shapes, check_temperature, full_precision
 from ..registry import DISTILLER_REGISTRY
 from ..targets import Targets
 

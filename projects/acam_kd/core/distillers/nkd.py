@@ -10,12 +10,11 @@ from ..features import CLASSES, LOGITS, Features, Pyramid
 from ..logits import (
     agreement,
     check_several_classes,
-    check_temperature,
     labelled_positions,
     softened,
     without_target,
 )
-from ..losses import full_precision
+from ..losses import check_temperature, full_precision
 from ..registry import DISTILLER_REGISTRY
 from ..targets import Targets
 
