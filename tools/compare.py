@@ -1,112 +1,279 @@
 #!/usr/bin/env python
-"""Run the rows of a comparison for several seeds, and print their table.
+"""Run the rows of a comparison for several seeds; write its records, its tables and a plot.
 
-    python tools/compare.py --config-file configs/bccd/acam_retinanet.yaml --rows configs/bccd/rows.yaml \\
-        --seeds 1 2 --output output/bccd/compare
+    python tools/compare.py --plan configs/compare/shapes_detection.yaml --seeds 0 1 2 --output output/compare
 
-A row is a name and the KEY VALUE pairs that make it out of the config. Every run is a process of its own
-(``train_net.py``), gets the same iterations and data, and leaves one line in ``results.jsonl``. What is there
-is not run again, so a comparison that was killed goes on when it is started again.
+A plan has settings (engine, pair, data), each with its rows: a name and the arguments that make it out of the
+setting's. Every run is a process of its own and has a folder. In --output: results.jsonl, a line a run; table.md and
+plot.png, written anew after each. What is there is not run again, and a run that was interrupted is resumed, so a
+comparison that was killed goes on when the same command is given again. A run that fails does not stop the others.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import json
 import os
-import re
-import statistics
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import yaml
+from acam_kd.compare import Run, Setting, about, read_plan, read_records, read_run, runs_of, threads_of
+from acam_kd.errors import one_line_errors
+from acam_kd.files import write_atomically
+from acam_kd.vis.comparison import TEACHER, Panel, check_equal, plot, section
 
-from acam_kd.d2 import add_dataset_options
-
-TRAIN_NET = Path(__file__).resolve().parent.parent / "train_net.py"
-
-
-def slug(name: str) -> str:
-    """The name of a row as a part of a path."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+PATIENCE = 10.0
+"""Seconds between asking a run to end and ending it."""
 
 
-def run(name: str, seed: int, overrides: list[str], args: argparse.Namespace) -> dict[str, Any]:
-    """Train and evaluate one row with one seed; returns its results."""
-    folder = args.output / f"{slug(name)}_seed{seed}"
-    command = [sys.executable, str(TRAIN_NET), "--config-file", str(args.config_file), "--resume"]
-    for dataset in args.dataset:
-        command += ["--dataset", *dataset]
-    for dataset in args.sem_seg_dataset:
-        command += ["--sem-seg-dataset", *dataset]
-    command += [*args.opts, *map(str, overrides), "SEED", str(seed), "OUTPUT_DIR", str(folder)]
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "stdout.txt", "a") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{name}, seed {seed} failed: see {folder / 'stdout.txt'}")
-    metrics: dict[str, Any] = {}
-    for line in (folder / "metrics.json").read_text().splitlines():
-        metrics.update(json.loads(line))
-    return {
-        "row": name,
-        "seed": seed,
-        "overrides": overrides,
-        "peak_rss_gib": usage.ru_maxrss / 2**20,
-        "metrics": metrics,
-    }
+class Interrupted(Exception):
+    """The comparison is to end, and this run with it."""
 
 
-def table(results: list[dict[str, Any]], rows: list[str], metrics: list[str]) -> str:
-    """A Markdown table: per row every metric's mean (and standard deviation) over seeds, and the first of each seed."""
-    lines = [f"| row | {' | '.join(metrics)} | {metrics[0]} per seed |", "|---" * (len(metrics) + 2) + "|"]
-    for row in rows:
-        own = sorted((r for r in results if r["row"] == row), key=lambda r: r["seed"])
-        if own:
-            found = [[r["metrics"].get(m, float("nan")) for r in own] for m in metrics]
-            cells = [_mean_and_deviation(values) for values in found]
-            seeds = ", ".join(f"{r['metrics'][metrics[0]]:.2f}" for r in own)
-            lines.append(f"| {row} | {' | '.join(cells)} | {seeds} |")
-    return "\n".join(lines)
+class Comparison:
+    """The runs of a plan, and what is known of them.
 
+    Args:
+        settings: of the plan.
+        output: folder.
+        seeds: of the students.
+        jobs: runs at once.
+    """
 
-def _mean_and_deviation(values: list[float]) -> str:
-    deviation = f" ({statistics.stdev(values):.2f})" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation}"
+    def __init__(self, settings: list[Setting], output: Path, seeds: list[int], jobs: int) -> None:
+        self.settings, self.output, self.jobs = settings, output, jobs
+        self.teachers, self.students = runs_of(settings, seeds, output)
+        self.path = output / "results.jsonl"
+        self.records = read_records(self.path)
+        if self.path.is_file():  # without half a line at its end
+            write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
+        self.failed: dict[Run, str] = {}
+        self.stopping = threading.Event()
+        self.children: set[int] = set()
+        self.lock = threading.Lock()
+        self.environment = dict(os.environ)
+        if jobs > 1:
+            self.environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+            self.environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        self._check_records()
 
+    def _check_records(self) -> None:
+        plan = {run.key: run for run in (*self.teachers, *self.students)}
+        for record in self.records:
+            run = plan.get((record["setting"], record["row"], record["seed"]))
+            if run:
+                _check_arguments(run, record["arguments"])
+        for setting in self.settings:
+            check_equal(self.panel(setting))
 
-def main() -> None:
-    """Run what is missing, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", type=Path, required=True)
-    parser.add_argument("--rows", type=Path, required=True, help="YAML: name -> [KEY, VALUE, ...]")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--output", type=Path, required=True)
-    add_dataset_options(parser)
-    parser.add_argument(
-        "--metrics", nargs="+", default=["bbox/AP", "bbox/AP50", "bbox/AP75"], help="the first is printed for each seed"
-    )
-    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs for all rows")
-    args = parser.parse_args()
-    rows: dict[str, list[str]] = yaml.safe_load(args.rows.read_text())
-    if len({slug(name) for name in rows}) < len(rows):
-        sys.exit(f"compare.py: two rows of {args.rows} would share a folder: {', '.join(map(slug, rows))}")
-    args.output.mkdir(parents=True, exist_ok=True)
-    record = args.output / "results.jsonl"
-    results = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
-    for seed in args.seeds:
-        for name, overrides in rows.items():
-            if not any(r["row"] == name and r["seed"] == seed for r in results):
-                results.append(run(name, seed, overrides, args))
-                with open(record, "a") as file:
-                    file.write(json.dumps(results[-1]) + "\n")
-                print(
-                    f"{name}, seed {seed}: {args.metrics[0]} {results[-1]['metrics'][args.metrics[0]]:.2f}", flush=True
+    def run(self) -> int:
+        """Run what is missing, the teachers first; returns the exit status."""
+        self.report()
+        self._run_all(self.teachers)
+        without = {run.setting.name for run in self.failed}
+        self._run_all([run for run in self.students if run.setting.name not in without])
+        for run in [run for run in self.students if run.setting.name in without]:
+            if not self._record(run):
+                self.failed[run] = "its teacher failed"
+        problems = self.report()
+        print((self.output / "table.md").read_text())
+        problems += [f"{run} failed: {reason}" for run, reason in self.failed.items()]
+        for problem in problems:
+            print(f"compare.py: {problem}", file=sys.stderr)
+        return 1 if problems else 0
+
+    def _record(self, run: Run) -> dict[str, Any] | None:
+        return next((r for r in self.records if (r["setting"], r["row"], r["seed"]) == run.key), None)
+
+    def _run_all(self, runs: list[Run]) -> None:
+        todo = [run for run in runs if not self._record(run)]
+        with ThreadPoolExecutor(self.jobs) as pool:
+            futures = {pool.submit(self._make, run): run for run in todo}
+            try:
+                for number, future in enumerate(as_completed(futures), 1):
+                    self._finished(futures[future], future.exception(), f"{number} of {len(todo)}")
+            except BaseException:
+                self.stop()
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _finished(self, run: Run, error: BaseException | None, place: str) -> None:
+        if error is None:
+            metric, record = run.setting.metrics[0], self._record(run) or {}
+            print(f"[{place}] {run}: {metric} {record['metrics'][metric]:.2f}", flush=True)
+        else:
+            self.failed[run] = f"{error} (see {run.folder / 'stdout.txt'})"
+            print(f"[{place}] {run} failed: {self.failed[run]}", flush=True)
+        self.report()
+
+    # One run, in a thread of its own.
+
+    def _make(self, run: Run) -> None:
+        """Run it, unless its folder is complete, and append its record."""
+        run.folder.mkdir(parents=True, exist_ok=True)
+        path = run.folder / "compare.json"
+        with self._locked(run.folder / "lock") as lock:
+            known = json.loads(path.read_text()) if path.is_file() else {}
+            if known:
+                _check_arguments(run, known["arguments"])
+            if not known.get("complete"):
+                trained = bool(known) and run.trained  # while nobody looked: compare.py was killed
+                if not trained:
+                    known = {"arguments": run.arguments, **about(threads_of(self.environment))}
+                    write_atomically(path, json.dumps(known))
+                peak = self._call(run, lock)
+                known |= {"peak_rss_gib": None if trained else peak, "complete": True}
+                write_atomically(path, json.dumps(known))
+            self._append(read_run(run, known))
+
+    @contextlib.contextmanager
+    def _locked(self, path: Path) -> Iterator[IO[str]]:
+        """Hold a run's folder. Its process inherits the lock: it may outlive a compare.py that was killed."""
+        with open(path, "a") as file:
+            waiting = False
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not waiting:
+                        print(f"waiting for the process that still works in {path.parent}", flush=True)
+                    waiting = True
+                    if self.stopping.wait(1.0):
+                        raise Interrupted from None
+            yield file
+
+    def _call(self, run: Run, lock: IO[str]) -> float:
+        """Run its process; returns the peak of its memory in GiB."""
+        log = run.folder / "stdout.txt"
+        with open(log, "a") as file:
+            with self.lock:
+                if self.stopping.is_set():
+                    raise Interrupted
+                process = subprocess.Popen(
+                    run.command(),
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    env=self.environment,
+                    pass_fds=(lock.fileno(),),
+                    start_new_session=True,
                 )
-    print(table(results, list(rows), args.metrics))
+                self.children.add(process.pid)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            with self.lock:
+                self.children.discard(process.pid)
+        if self.stopping.is_set() and status:
+            raise Interrupted
+        if status:
+            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            raise RuntimeError(lines[-1] if lines else f"exit status {process.returncode}")
+        return usage.ru_maxrss / 2**20
+
+    def _append(self, record: dict[str, Any]) -> None:
+        with self.lock:
+            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(handle, (json.dumps(record) + "\n").encode())
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            self.records.append(record)
+
+    def stop(self) -> None:
+        """End all runs: they resume from their last checkpoint."""
+        self.stopping.set()
+        self._signal(signal.SIGTERM)
+        until = time.monotonic() + PATIENCE
+        while self.children and time.monotonic() < until:
+            time.sleep(0.1)
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with self.lock:
+            for pid in self.children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, number)
+
+    # What is known so far.
+
+    def panel(self, setting: Setting) -> Panel:
+        """A setting's records, for the table."""
+        failed: dict[str, list[int]] = {}
+        for run in self.failed:
+            if run.setting is setting:
+                failed.setdefault(run.row, []).append(run.seed)
+        return Panel(
+            name=setting.name,
+            records=[r for r in self.records if r["setting"] == setting.name and r["row"] in (TEACHER, *setting.rows)],
+            rows=list(setting.rows),
+            metrics=setting.metrics,
+            baselines={"student alone": setting.student_alone, "inheritance alone": setting.inheritance_alone},
+            mimicking=setting.mimicking,
+            failed=failed,
+        )
+
+    def report(self) -> list[str]:
+        """Write ``table.md`` and ``plot.png``; returns why a setting has no table."""
+        panels = [self.panel(setting) for setting in self.settings]
+        parts, problems = [], []
+        for panel in panels:
+            try:
+                parts.append(section(panel))
+            except ValueError as error:
+                parts.append(f"## {panel.name}\n\n{error}\n")
+                problems.append(str(error))
+        write_atomically(self.output / "table.md", "\n".join(parts))
+        write_atomically(self.output / "plot.png", plot(panels))
+        return problems
+
+
+def _check_arguments(run: Run, before: list[str]) -> None:
+    if before != run.arguments:
+        raise ValueError(
+            f"{run} was run with {' '.join(before)}, and the plan has {' '.join(run.arguments)}: give another --output"
+        )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is missing, then print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plan", type=Path, required=True, help="YAML; see configs/compare")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    args = parser.parse_args(arguments)
+    if args.jobs < 1:
+        parser.error(f"argument --jobs: at least 1 is needed, found {args.jobs}")
+
+    def interrupt(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
+    args.output.mkdir(parents=True, exist_ok=True)
+    with open(args.output / "lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"compare.py: another compare.py works in {args.output}")
+        try:
+            with one_line_errors("compare.py", sys.modules[__name__]):
+                status = Comparison(read_plan(args.plan), args.output, sorted(set(args.seeds)), args.jobs).run()
+        except KeyboardInterrupt:
+            sys.exit("compare.py: interrupted; the same command goes on")
+    sys.exit(status)
 
 
 if __name__ == "__main__":
