@@ -96,7 +96,7 @@ def test_table():
     ]
     assert rows["student alone"][4] == ""
     assert "There is no row for inheritance alone" in text
-    assert "Not better than mimicking (it is not): ACAM-KD -0.08 [-5.51, +5.35]." in text
+    assert "Not better than mimicking (it is not above 0): ACAM-KD -0.08 [-5.51, +5.35]." in text
     assert "100 iterations a run, 3 seeds a row." in text
 
 

@@ -194,7 +194,7 @@ def _verdict(panel: Panel) -> list[str]:
     if better:
         notes.append(f"Better than {panel.mimicking} (the 95% interval is above 0): {'; '.join(better)}.")
     if others:
-        notes.append(f"Not better than {panel.mimicking} (it is not): {'; '.join(others)}.")
+        notes.append(f"Not better than {panel.mimicking} (it is not above 0): {'; '.join(others)}.")
     if unknown:
         notes.append(f"Compared with {panel.mimicking}, too few common seeds to say: {'; '.join(unknown)}.")
     return notes
