@@ -1,112 +1,57 @@
 #!/usr/bin/env python
-"""Run the rows of a comparison for several seeds, and print their table.
+"""Run the rows of a comparison for several seeds; write its records, its tables and a plot.
 
-    python tools/compare.py --config-file configs/bccd/acam_retinanet.yaml --rows configs/bccd/rows.yaml \\
-        --seeds 1 2 --output output/bccd/compare
+    python tools/compare.py --plan configs/compare/shapes_detection.yaml --seeds 0 1 2 --output output/compare
 
-A row is a name and the KEY VALUE pairs that make it out of the config. Every run is a process of its own
-(``train_net.py``), gets the same iterations and data, and leaves one line in ``results.jsonl``. What is there
-is not run again, so a comparison that was killed goes on when it is started again.
+A plan has settings (engine, pair, data), each with its rows: a name and the arguments that make it out of the
+setting's. Every run is a process of its own and has a folder. In --output: results.jsonl, a line a run; table.md and
+plot.png, written anew after each. What is there is not run again, and a run that was interrupted is resumed, so a
+comparison that was killed goes on when the same command is given again. A run that fails does not stop the others.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import re
-import statistics
-import subprocess
+import fcntl
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from acam_kd.d2 import add_dataset_options
-
-TRAIN_NET = Path(__file__).resolve().parent.parent / "train_net.py"
+from acam_kd.compare import Comparison, read_plan
+from acam_kd.errors import one_line_errors
 
 
-def slug(name: str) -> str:
-    """The name of a row as a part of a path."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-
-
-def run(name: str, seed: int, overrides: list[str], args: argparse.Namespace) -> dict[str, Any]:
-    """Train and evaluate one row with one seed; returns its results."""
-    folder = args.output / f"{slug(name)}_seed{seed}"
-    command = [sys.executable, str(TRAIN_NET), "--config-file", str(args.config_file), "--resume"]
-    for dataset in args.dataset:
-        command += ["--dataset", *dataset]
-    for dataset in args.sem_seg_dataset:
-        command += ["--sem-seg-dataset", *dataset]
-    command += [*args.opts, *map(str, overrides), "SEED", str(seed), "OUTPUT_DIR", str(folder)]
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "stdout.txt", "a") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{name}, seed {seed} failed: see {folder / 'stdout.txt'}")
-    metrics: dict[str, Any] = {}
-    for line in (folder / "metrics.json").read_text().splitlines():
-        metrics.update(json.loads(line))
-    return {
-        "row": name,
-        "seed": seed,
-        "overrides": overrides,
-        "peak_rss_gib": usage.ru_maxrss / 2**20,
-        "metrics": metrics,
-    }
-
-
-def table(results: list[dict[str, Any]], rows: list[str], metrics: list[str]) -> str:
-    """A Markdown table: per row every metric's mean (and standard deviation) over seeds, and the first of each seed."""
-    lines = [f"| row | {' | '.join(metrics)} | {metrics[0]} per seed |", "|---" * (len(metrics) + 2) + "|"]
-    for row in rows:
-        own = sorted((r for r in results if r["row"] == row), key=lambda r: r["seed"])
-        if own:
-            found = [[r["metrics"].get(m, float("nan")) for r in own] for m in metrics]
-            cells = [_mean_and_deviation(values) for values in found]
-            seeds = ", ".join(f"{r['metrics'][metrics[0]]:.2f}" for r in own)
-            lines.append(f"| {row} | {' | '.join(cells)} | {seeds} |")
-    return "\n".join(lines)
-
-
-def _mean_and_deviation(values: list[float]) -> str:
-    deviation = f" ({statistics.stdev(values):.2f})" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation}"
-
-
-def main() -> None:
-    """Run what is missing, then print the table."""
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is missing, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", type=Path, required=True)
-    parser.add_argument("--rows", type=Path, required=True, help="YAML: name -> [KEY, VALUE, ...]")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--plan", type=Path, required=True, help="YAML; see configs/compare")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, required=True)
-    add_dataset_options(parser)
-    parser.add_argument(
-        "--metrics", nargs="+", default=["bbox/AP", "bbox/AP50", "bbox/AP75"], help="the first is printed for each seed"
-    )
-    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs for all rows")
-    args = parser.parse_args()
-    rows: dict[str, list[str]] = yaml.safe_load(args.rows.read_text())
-    if len({slug(name) for name in rows}) < len(rows):
-        sys.exit(f"compare.py: two rows of {args.rows} would share a folder: {', '.join(map(slug, rows))}")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    args = parser.parse_args(arguments)
+    if args.jobs < 1:
+        parser.error(f"argument --jobs: at least 1 is needed, found {args.jobs}")
+
+    def interrupt(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
     args.output.mkdir(parents=True, exist_ok=True)
-    record = args.output / "results.jsonl"
-    results = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
-    for seed in args.seeds:
-        for name, overrides in rows.items():
-            if not any(r["row"] == name and r["seed"] == seed for r in results):
-                results.append(run(name, seed, overrides, args))
-                with open(record, "a") as file:
-                    file.write(json.dumps(results[-1]) + "\n")
-                print(
-                    f"{name}, seed {seed}: {args.metrics[0]} {results[-1]['metrics'][args.metrics[0]]:.2f}", flush=True
-                )
-    print(table(results, list(rows), args.metrics))
+    with open(args.output / "lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"compare.py: another compare.py works in {args.output}")
+        try:
+            with one_line_errors("compare.py"):
+                status = Comparison(read_plan(args.plan), args.output, sorted(set(args.seeds)), args.jobs).run()
+        except KeyboardInterrupt:
+            sys.exit("compare.py: interrupted; the same command goes on")
+    sys.exit(status)
 
 
 if __name__ == "__main__":

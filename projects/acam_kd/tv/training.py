@@ -84,7 +84,7 @@ class Training(lightning.LightningModule):
         values = {name: float(loss.detach()) for name, loss in losses.items()}
         values = {"loss": sum(values.values()), **values}
         step, settings = self.global_step + 1, self.settings
-        self.folder.log(step, values)
+        self.folder.log(step, {"seconds": self.time(), **values})
         self.folder.log(step, {f"distill/{name}": float(value) for name, value in self.model.metrics().items()})
         if isinstance(self.logger, TensorBoardLogger):
             self.logger.log_metrics(values, step)

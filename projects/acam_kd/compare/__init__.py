@@ -1,0 +1,7 @@
+"""Comparisons: several rows and seeds of several settings, run by ``tools/compare.py``."""
+
+from .plan import COMMANDS, Run, Setting, read_plan, runs_of
+from .records import read_records, read_run
+from .runner import Comparison
+
+__all__ = ["COMMANDS", "Comparison", "Run", "Setting", "read_plan", "read_records", "read_run", "runs_of"]

@@ -1,0 +1,147 @@
+"""What a finished run left, in either engine, as a record: a line of ``results.jsonl``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .plan import ROOT, Run
+
+__all__ = ["about", "read_records", "read_run", "threads_of"]
+
+RATIO = "distill/distillation_to_task"
+NO_METRICS = ("step", "iteration", "seconds", "eta_seconds")
+
+
+def about(threads: int) -> dict[str, Any]:
+    """What a run that starts now is made with."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("torch", "torchvision", "detectron2"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*", "--abbrev=12"]
+    try:
+        found = subprocess.run(git, capture_output=True, text=True)
+        versions["commit"] = found.stdout.strip() or None
+    except OSError:  # no git
+        versions["commit"] = None
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"date": date, "versions": versions, "threads": threads}
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a comparison; a last line of which a killed process wrote a part is left out.
+
+    Raises:
+        ValueError: another line is no record.
+    """
+    records = []
+    lines = path.read_text().splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number}, is no record: remove it, its run is read again") from None
+    return records
+
+
+def read_run(run: Run, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a complete run, out of its folder.
+
+    Args:
+        run: the run.
+        known: what ``about`` said when it started, and ``peak_rss_gib``, None if nobody saw it.
+
+    Raises:
+        ValueError: a metric of the plan is not there.
+    """
+    read: Callable[[Path], dict[str, Any]] = READERS[run.setting.engine]
+    found = read(run.folder)
+    history = found.pop("history")
+    found["metrics"] = {name: value for name, value in found["metrics"].items() if name not in NO_METRICS}
+    ratios = {line["step"]: line[RATIO] for line in history if RATIO in line}  # the last of a repeated step
+    missing = [name for name in run.setting.metrics if name not in found["metrics"]]
+    if missing:
+        names = [name for name in found["metrics"] if not name.startswith(("distill/", "loss"))]
+        raise ValueError(f"it has no metric {missing[0]!r} (key: metrics); it has {', '.join(names)}")
+    return {
+        "setting": run.setting.name,
+        "engine": run.setting.engine,
+        "row": run.row,
+        "seed": run.seed,
+        "arguments": run.arguments,
+        **found,
+        "distillation_to_task": statistics.mean(ratios.values()) if ratios else None,
+        **{key: known.get(key) for key in ("peak_rss_gib", "date", "versions", "threads")},
+    }
+
+
+def _read_torchvision(folder: Path) -> dict[str, Any]:
+    result = json.loads((folder / "result.json").read_text())
+    iterations = json.loads((folder / "settings.json").read_text())["iterations"]
+    history = _lines(folder / "metrics.jsonl")
+    times = [(line["step"], line["seconds"]) for line in history if "seconds" in line]
+    steps = [(t - s) / (j - i) for (i, s), (j, t) in zip(times, times[1:]) if j > i]
+    return {
+        "iterations": iterations,
+        "metrics": {name: value for line in (*history, result["metrics"]) for name, value in line.items()},
+        "seconds_per_step": statistics.median(steps) if steps else result["seconds"] / iterations,
+        "seconds_per_step_is": "median" if steps else "total",
+        "device": result["device"],
+        "history": history,
+    }
+
+
+def _read_detectron2(folder: Path) -> dict[str, Any]:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    history = [{"step": line["iteration"], **line} for line in _lines(folder / "metrics.json") if "iteration" in line]
+    if not history or history[-1]["iteration"] + 1 < config["SOLVER"]["MAX_ITER"]:
+        raise ValueError(f"its metrics end before SOLVER.MAX_ITER {config['SOLVER']['MAX_ITER']}")
+    steps = [line["time"] for line in history if "time" in line]
+    gpu = re.search(r"^GPU [\d,]+ +(.+?)(?: \(arch=.*)?$", _text(folder / "log.txt"), re.MULTILINE)
+    device = "CPU" if config["MODEL"]["DEVICE"] == "cpu" else gpu[1] if gpu else config["MODEL"]["DEVICE"]
+    return {
+        "iterations": config["SOLVER"]["MAX_ITER"],
+        "metrics": {name: value for line in history for name, value in line.items()},
+        "seconds_per_step": statistics.median(steps) if steps else None,
+        "seconds_per_step_is": "median",
+        "device": device,
+        "history": history,
+    }
+
+
+READERS = {"torchvision": _read_torchvision, "detectron2": _read_detectron2}
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.is_file() else ""
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; a killed run may have left half a line, anywhere if it was resumed."""
+    found = []
+    for line in _text(path).splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def threads_of(environment: Mapping[str, str]) -> int:
+    """How many threads torch takes in a process with this environment."""
+    return int(environment.get("OMP_NUM_THREADS") or os.cpu_count() or 1)

@@ -1,0 +1,236 @@
+"""Runs what a comparison lacks, each run in a process of its own, and keeps its records, tables and plot."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import IO, Any
+
+from ..files import write_atomically
+from ..vis.comparison import TEACHER, Panel, check_equal, plot, section
+from .plan import Run, Setting, runs_of
+from .records import about, read_records, read_run, threads_of
+
+__all__ = ["Comparison"]
+
+PATIENCE = 10.0
+"""Seconds between asking a run to end and ending it."""
+
+
+class Interrupted(Exception):
+    """The comparison is to end, and this run with it."""
+
+
+class Comparison:
+    """The runs of a plan, and what is known of them.
+
+    Args:
+        settings: of the plan.
+        output: folder.
+        seeds: of the students.
+        jobs: runs at once.
+    """
+
+    def __init__(self, settings: Sequence[Setting], output: Path, seeds: Sequence[int], jobs: int) -> None:
+        self.settings, self.output, self.jobs = settings, output, jobs
+        self.teachers, self.students = runs_of(settings, seeds, output)
+        self.path = output / "results.jsonl"
+        self.records = read_records(self.path)
+        if self.path.is_file():  # without half a line at its end
+            write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
+        self.failed: dict[Run, str] = {}
+        self.stopping = threading.Event()
+        self.children: set[int] = set()
+        self.lock = threading.Lock()
+        self.environment = dict(os.environ)
+        if jobs > 1:
+            self.environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+            self.environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        self._check_records()
+
+    def _check_records(self) -> None:
+        plan = {run.key: run for run in (*self.teachers, *self.students)}
+        for record in self.records:
+            run = plan.get((record["setting"], record["row"], record["seed"]))
+            if run:
+                _check_arguments(run, record["arguments"])
+        for setting in self.settings:
+            check_equal(self.panel(setting))
+
+    def run(self) -> int:
+        """Run what is missing, the teachers first; returns the exit status."""
+        self.report()
+        self._run_all(self.teachers)
+        without = {run.setting.name for run in self.failed}
+        self._run_all([run for run in self.students if run.setting.name not in without])
+        for run in [run for run in self.students if run.setting.name in without]:
+            if not self._record(run):
+                self.failed[run] = "its teacher failed"
+        problems = self.report()
+        print((self.output / "table.md").read_text())
+        problems += [f"{run} failed: {reason}" for run, reason in self.failed.items()]
+        for problem in problems:
+            print(f"compare.py: {problem}", file=sys.stderr)
+        return 1 if problems else 0
+
+    def _record(self, run: Run) -> dict[str, Any] | None:
+        return next((r for r in self.records if (r["setting"], r["row"], r["seed"]) == run.key), None)
+
+    def _run_all(self, runs: list[Run]) -> None:
+        todo = [run for run in runs if not self._record(run)]
+        with ThreadPoolExecutor(self.jobs) as pool:
+            futures = {pool.submit(self._make, run): run for run in todo}
+            try:
+                for number, future in enumerate(as_completed(futures), 1):
+                    self._finished(futures[future], future.exception(), f"{number} of {len(todo)}")
+            except BaseException:
+                self.stop()
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _finished(self, run: Run, error: BaseException | None, place: str) -> None:
+        if error is None:
+            metric, record = run.setting.metrics[0], self._record(run) or {}
+            print(f"[{place}] {run}: {metric} {record['metrics'][metric]:.2f}", flush=True)
+        else:
+            self.failed[run] = f"{error} (see {run.folder / 'stdout.txt'})"
+            print(f"[{place}] {run} failed: {self.failed[run]}", flush=True)
+        self.report()
+
+    # One run, in a thread of its own.
+
+    def _make(self, run: Run) -> None:
+        """Run it, unless its folder is complete, and append its record."""
+        run.folder.mkdir(parents=True, exist_ok=True)
+        path = run.folder / "compare.json"
+        with self._locked(run.folder / "lock") as lock:
+            known = json.loads(path.read_text()) if path.is_file() else {}
+            if known:
+                _check_arguments(run, known["arguments"])
+            if not known.get("complete"):
+                trained = bool(known) and run.trained  # while nobody looked: compare.py was killed
+                if not trained:
+                    known = {"arguments": run.arguments, **about(threads_of(self.environment))}
+                    write_atomically(path, json.dumps(known))
+                peak = self._call(run, lock)
+                known |= {"peak_rss_gib": None if trained else peak, "complete": True}
+                write_atomically(path, json.dumps(known))
+            self._append(read_run(run, known))
+
+    @contextlib.contextmanager
+    def _locked(self, path: Path) -> Iterator[IO[str]]:
+        """Hold a run's folder. Its process inherits the lock: it may outlive a compare.py that was killed."""
+        with open(path, "a") as file:
+            waiting = False
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not waiting:
+                        print(f"waiting for the process that still works in {path.parent}", flush=True)
+                    waiting = True
+                    if self.stopping.wait(1.0):
+                        raise Interrupted from None
+            yield file
+
+    def _call(self, run: Run, lock: IO[str]) -> float:
+        """Run its process; returns the peak of its memory in GiB."""
+        log = run.folder / "stdout.txt"
+        with open(log, "a") as file:
+            with self.lock:
+                if self.stopping.is_set():
+                    raise Interrupted
+                process = subprocess.Popen(
+                    run.command(),
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    env=self.environment,
+                    pass_fds=(lock.fileno(),),
+                    start_new_session=True,
+                )
+                self.children.add(process.pid)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            with self.lock:
+                self.children.discard(process.pid)
+        if self.stopping.is_set() and status:
+            raise Interrupted
+        if status:
+            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            raise RuntimeError(lines[-1] if lines else f"exit status {process.returncode}")
+        return usage.ru_maxrss / 2**20
+
+    def _append(self, record: dict[str, Any]) -> None:
+        with self.lock:
+            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(handle, (json.dumps(record) + "\n").encode())
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            self.records.append(record)
+
+    def stop(self) -> None:
+        """End all runs: they resume from their last checkpoint."""
+        self.stopping.set()
+        self._signal(signal.SIGTERM)
+        until = time.monotonic() + PATIENCE
+        while self.children and time.monotonic() < until:
+            time.sleep(0.1)
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with self.lock:
+            for pid in self.children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, number)
+
+    # What is known so far.
+
+    def panel(self, setting: Setting) -> Panel:
+        """A setting's records, for the table."""
+        failed: dict[str, list[int]] = {}
+        for run in self.failed:
+            if run.setting is setting:
+                failed.setdefault(run.row, []).append(run.seed)
+        return Panel(
+            name=setting.name,
+            records=[r for r in self.records if r["setting"] == setting.name and r["row"] in (TEACHER, *setting.rows)],
+            rows=list(setting.rows),
+            metrics=setting.metrics,
+            baselines={"student alone": setting.student_alone, "inheritance alone": setting.inheritance_alone},
+            mimicking=setting.mimicking,
+            failed=failed,
+        )
+
+    def report(self) -> list[str]:
+        """Write ``table.md`` and ``plot.png``; returns why a setting has no table."""
+        panels = [self.panel(setting) for setting in self.settings]
+        parts, problems = [], []
+        for panel in panels:
+            try:
+                parts.append(section(panel))
+            except ValueError as error:
+                parts.append(f"## {panel.name}\n\n{error}\n")
+                problems.append(str(error))
+        write_atomically(self.output / "table.md", "\n".join(parts))
+        write_atomically(self.output / "plot.png", plot(panels))
+        return problems
+
+
+def _check_arguments(run: Run, before: list[str]) -> None:
+    if before != run.arguments:
+        raise ValueError(
+            f"{run} was run with {' '.join(before)}, and the plan has {' '.join(run.arguments)}: give another --output"
+        )

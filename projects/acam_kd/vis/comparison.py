@@ -1,0 +1,222 @@
+"""Statistics, table and plot of a comparison: several rows, each run with several seeds.
+
+A record is what one run left: a mapping with ``row``, ``seed``, ``metrics`` and what ``acam_kd.compare`` adds.
+Rows are paired by seed, because runs of one seed share their start and the order of their images.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from .curves import GREY, PALETTE, STYLE
+
+__all__ = ["TEACHER", "Panel", "check_equal", "differences", "half_width", "plot", "section", "t_quantile"]
+
+Record = Mapping[str, Any]
+TEACHER = "teacher"
+"""The row of a setting's teacher: shown, and compared with nothing."""
+
+# 97.5% quantiles of Student's t for 1 to 30 degrees of freedom, from the usual tables.
+T_QUANTILES = (
+    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
+    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
+    *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
+)
+NORMAL_QUANTILE = 1.9600
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What is known of one setting.
+
+    Args:
+        name: of the setting.
+        records: of its runs, in any order; those of rows that are not in ``rows`` are left out.
+        rows: in the order of the table.
+        metrics: names of metrics; the first is compared.
+        baselines: column's name -> row.
+        mimicking: the row that every method should beat; empty for none.
+        failed: row -> seeds whose run failed.
+    """
+
+    name: str
+    records: Sequence[Record]
+    rows: Sequence[str]
+    metrics: Sequence[str]
+    baselines: Mapping[str, str] = field(default_factory=dict)
+    mimicking: str = ""
+    failed: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def of(self, row: str) -> list[Record]:
+        """The records of a row, by seed."""
+        return sorted((r for r in self.records if r["row"] == row), key=lambda r: r["seed"])
+
+    def values(self, row: str, metric: str) -> dict[int, float]:
+        """Seed -> a metric."""
+        return {r["seed"]: float(r["metrics"].get(metric, math.nan)) for r in self.of(row)}
+
+
+def t_quantile(degrees: int) -> float:
+    """The 97.5% quantile of Student's t; beyond 30 degrees of freedom that of the normal distribution."""
+    if degrees < 1:
+        raise ValueError(f"there is no t distribution of {degrees} degrees of freedom")
+    return T_QUANTILES[degrees - 1] if degrees <= len(T_QUANTILES) else NORMAL_QUANTILE
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Half of the 95% interval of the mean, t s / sqrt(n); None for less than two values."""
+    if len(values) < 2:
+        return None
+    return t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def differences(panel: Panel, row: str, other: str) -> list[float]:
+    """``row`` minus ``other`` in the first metric, for every seed that both have."""
+    ours, theirs = (panel.values(name, panel.metrics[0]) for name in (row, other))
+    return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+
+
+def check_equal(panel: Panel) -> None:
+    """Look whether the runs may stand in one table.
+
+    Raises:
+        ValueError: the students had different numbers of iterations, or versions of torch.
+    """
+    students = [r for r in panel.records if r["row"] in panel.rows]
+    found: dict[str, dict[Any, Record]] = {"iterations": {}, "versions of torch": {}}
+    for record in students:
+        found["iterations"].setdefault(record["iterations"], record)
+        found["versions of torch"].setdefault(record["versions"]["torch"], record)
+    for name, values in found.items():
+        if len(values) > 1:
+            each = ", ".join(f"{value} ({r['row']}, seed {r['seed']})" for value, r in values.items())
+            raise ValueError(f"the runs of {panel.name} cannot be compared: different {name}: {each}")
+
+
+def section(panel: Panel) -> str:
+    """The Markdown of one setting: heading, table, and what follows from it.
+
+    Raises:
+        ValueError: see ``check_equal``.
+    """
+    check_equal(panel)
+    notes = _notes(panel)
+    return "\n".join([f"## {panel.name}", "", *_table(panel), *(["", *notes] if notes else []), ""])
+
+
+def _baselines(panel: Panel) -> dict[str, str]:
+    return {column: row for column, row in panel.baselines.items() if row in panel.rows}
+
+
+def _table(panel: Panel) -> list[str]:
+    first, *others = panel.metrics
+    heads = ["row", f"{first}, mean (std)", *others, f"{first} per seed"]
+    heads += [f"minus {column}, 95%" for column in _baselines(panel)]
+    heads += ["distillation/task", "s/step", "peak GiB"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in (TEACHER, *panel.rows):
+        own, failed = panel.of(row), panel.failed.get(row, ())
+        if not own and not failed:
+            continue
+        seeds = [f"{value:.2f}" for value in panel.values(row, first).values()]
+        seeds += [f"**failed** (seed {seed})" for seed in sorted(failed)]
+        cells = [row, _spread(panel, row, first), *(_spread(panel, row, m) for m in others), ", ".join(seeds)]
+        cells += [
+            "" if row in (TEACHER, other) else _difference(differences(panel, row, other))
+            for other in _baselines(panel).values()
+        ]
+        cells += [_mean(own, "distillation_to_task"), _mean(own, "seconds_per_step"), _mean(own, "peak_rss_gib")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _spread(panel: Panel, row: str, metric: str) -> str:
+    values = list(panel.values(row, metric).values())
+    if not values:
+        return ""
+    return f"{statistics.mean(values):.2f}" + (f" ({statistics.stdev(values):.2f})" if len(values) > 1 else "")
+
+
+def _difference(found: Sequence[float]) -> str:
+    if not found:
+        return ""
+    mean, half = statistics.mean(found), half_width(found)
+    return f"{mean:+.2f}" if half is None else f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
+
+
+def _mean(records: Sequence[Record], key: str) -> str:
+    values = [r[key] for r in records if r.get(key) is not None]
+    return f"{statistics.mean(values):.3g}" if values else ""
+
+
+def _notes(panel: Panel) -> list[str]:
+    students = [r for r in panel.records if r["row"] in panel.rows]
+    counts = sorted({len(panel.of(row)) for row in panel.rows if panel.of(row)})
+    notes = []
+    if students:
+        seeds = " to ".join(dict.fromkeys(map(str, (counts[0], counts[-1]))))
+        notes.append(f"{students[0]['iterations']} iterations a run, {seeds} seed{'s' * (counts[-1] > 1)} a row.")
+        notes.append("Differences are paired by seed; the 95% interval is Student's t.")
+    if any(r.get("seconds_per_step_is") == "total" for r in students):
+        notes.append("s/step: where too few steps are logged, all seconds of the run, evaluations too, by iterations.")
+    for column, row in panel.baselines.items():
+        if row not in panel.rows:
+            notes.append(f"There is no row for {column} ({row!r}), so there is no difference against it.")
+    notes.extend(_verdict(panel))
+    return notes
+
+
+def _verdict(panel: Panel) -> list[str]:
+    """Which rows beat plain mimicking: the interval of the difference is above 0."""
+    if not panel.mimicking or not panel.of(panel.mimicking):
+        return []
+    better, others, unknown = [], [], []
+    for row in panel.rows:
+        if row == panel.mimicking or row in panel.baselines.values() or not panel.of(row):
+            continue
+        found = differences(panel, row, panel.mimicking)
+        half = half_width(found)
+        if half is None:
+            unknown.append(row)
+        elif statistics.mean(found) - half > 0:
+            better.append(f"{row} {_difference(found)}")
+        else:
+            others.append(f"{row} {_difference(found)}")
+    notes = []
+    if better:
+        notes.append(f"Better than {panel.mimicking} (the 95% interval is above 0): {'; '.join(better)}.")
+    if others:
+        notes.append(f"Not better than {panel.mimicking} (it is not above 0): {'; '.join(others)}.")
+    if unknown:
+        notes.append(f"Compared with {panel.mimicking}, too few common seeds to say: {'; '.join(unknown)}.")
+    return notes
+
+
+def plot(panels: Sequence[Panel]) -> bytes:
+    """Dots of all seeds and a stroke at their mean, one panel per setting; a PNG file."""
+    shown = [[row for row in (TEACHER, *panel.rows) if panel.of(row)] for panel in panels]
+    heights = [0.3 * max(1, len(rows)) + 0.9 for rows in shown]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.5, sum(heights)), layout="constrained")
+        every = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axes, panel, rows in zip(every, panels, shown):
+            for place, row in enumerate(rows):
+                values = list(panel.values(row, panel.metrics[0]).values())
+                colour = GREY if row == TEACHER else PALETTE[place % (len(PALETTE) - 1)]
+                axes.plot(values, [place] * len(values), "o", color=colour, markersize=5, alpha=0.7)
+                axes.plot([statistics.mean(values)], [place], "|", color=colour, markersize=16, markeredgewidth=2)
+            axes.set_yticks(range(len(rows)), rows)
+            axes.set_ylim(max(1, len(rows)) - 0.5, -0.5)
+            axes.set_title(panel.name, loc="left", fontsize=10, fontweight="bold")
+            axes.set_xlabel(f"{panel.metrics[0]}, a dot per seed, the mean as a stroke")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

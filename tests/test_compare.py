@@ -1,0 +1,399 @@
+"""The comparison: statistics, table, and a tool that survives being killed. The runs are a stub's, but for tv and d2."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from acam_kd import compare
+from acam_kd.vis.comparison import Panel, check_equal, differences, half_width, plot, section, t_quantile
+
+STUB = [sys.executable, str(Path(__file__).parent / "compare_stub.py")]
+ROOT = Path(__file__).resolve().parent.parent
+
+spec = importlib.util.spec_from_file_location("compare_tool", ROOT / "tools/compare.py")
+tool = sys.modules["compare_tool"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+
+
+def record(row, seed, ap, **more):
+    base = {"iterations": 100, "versions": {"torch": "2"}, "seconds_per_step": 0.5, "peak_rss_gib": 1.0}
+    return {"row": row, "seed": seed, "metrics": {"AP": ap, "AP50": 2 * ap}, **base, **more}
+
+
+def panel(**more):
+    """The three rows with torchvision of docs/segmentation.md."""
+    values = {
+        "student alone": (39.50, 34.93, 38.59),
+        "mimicking": (44.88, 35.67, 42.05),
+        "ACAM-KD": (42.50, 35.83, 44.02),
+    }
+    records = [record(row, seed, ap) for row, own in values.items() for seed, ap in enumerate(own)]
+    columns = {"student alone": "student alone", "inheritance alone": "inheritance alone"}
+    content = {"name": "shapes", "records": records, "rows": list(values), "metrics": ["AP", "AP50"]}
+    return Panel(**{**content, "baselines": columns, "mimicking": "mimicking", **more})
+
+
+# Statistics.
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 7, 15, 30])
+def test_quantiles_by_integrating_the_density(degrees):
+    """Half of 95% lies between 0 and the quantile; with t = sqrt(n) tan(a), where the density is cos^(n-1)."""
+    angle = np.arctan(t_quantile(degrees) / np.sqrt(degrees))
+
+    def integral(end):
+        middle = (np.arange(200000) + 0.5) / 200000 * end
+        return (np.cos(middle) ** (degrees - 1)).sum() * end / 200000
+
+    assert integral(angle) / integral(np.pi / 2) == pytest.approx(0.95, abs=2e-5)
+
+
+def test_quantiles_fall_to_the_normal_ones():
+    found = [t_quantile(n) for n in range(1, 33)]
+    assert found[:31] == sorted(found[:31], reverse=True) and found[30] == found[31] == 1.96
+    with pytest.raises(ValueError, match="0 degrees"):
+        t_quantile(0)
+
+
+def test_interval_by_hand():
+    """Deviation of 1, 2, 3 is 1; 4.3027 / sqrt(3)."""
+    assert half_width([1.0, 2.0, 3.0]) == pytest.approx(2.48416, abs=1e-4)
+    assert half_width([5.0]) is None and half_width([]) is None
+
+
+def test_differences_are_paired_by_common_seeds():
+    records = [record("a", 2, 5.0), record("a", 0, 1.0), record("b", 2, 3.0), record("b", 1, 100.0)]
+    assert differences(panel(records=records, rows=["a", "b"]), "a", "b") == [2.0]
+
+
+# The table.
+
+
+def test_table():
+    text = section(panel())
+    rows = {
+        line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in text.splitlines() if "|" in line
+    }
+    assert rows["row"] == [
+        *("row", "AP, mean (std)", "AP50", "AP per seed", "minus student alone, 95%"),
+        *("distillation/task", "s/step", "peak GiB"),
+    ]
+    assert rows["ACAM-KD"][:5] == [
+        *("ACAM-KD", "40.78 (4.36)", "81.57 (8.71)", "42.50, 35.83, 44.02", "+3.11 [-2.52, +8.74]")
+    ]
+    assert rows["student alone"][4] == ""
+    assert "There is no row for inheritance alone" in text
+    assert "Not better than mimicking (it is not above 0): ACAM-KD -0.08 [-5.51, +5.35]." in text
+    assert "100 iterations a run, 3 seeds a row." in text
+
+
+def test_what_beats_mimicking_is_said():
+    records = [*panel().records, *(record("new", s, ap) for s, ap in enumerate((45.88, 36.77, 43.05)))]
+    text = section(panel(records=records, rows=[*panel().rows, "new"]))
+    assert "Better than mimicking (the 95% interval is above 0): new +1.03 [+0.89, +1.18]." in text
+
+
+def test_one_seed_has_no_interval():
+    text = section(panel(records=[r for r in panel().records if r["seed"] == 0]))
+    assert "| +3.00 |" in text and "[" not in text.partition("\n\n")[2].partition("\n\n")[0]
+    assert "too few common seeds to say: ACAM-KD." in text and "100 iterations a run, 1 seed a row." in text
+
+
+def test_ratio_teacher_and_failures_are_shown():
+    records = [*panel().records, record("teacher", 0, 57.41, iterations=600)]
+    records[3] = {**records[3], "distillation_to_task": 0.5}
+    text = section(panel(records=records, failed={"ACAM-KD": [4, 3], "student alone": []}))
+    assert "| teacher | 57.41 | 114.82 | 57.41 |  |  | 0.5 | 1 |" in text
+    assert re.search(r"\| mimicking \|.* \| 0.5 \| 0.5 \| 1 \|", text)
+    assert "44.02, **failed** (seed 3), **failed** (seed 4)" in text
+
+
+def test_unequal_runs_get_no_table():
+    records = [*panel().records, record("mimicking", 3, 1.0, iterations=200)]
+    message = (
+        r"shapes cannot be compared: different iterations: 100 \(student alone, seed 0\), 200 \(mimicking, seed 3\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        section(panel(records=records))
+    with pytest.raises(ValueError, match="different versions of torch: 2 .*, 3 "):
+        check_equal(panel(records=[*panel().records, record("mimicking", 3, 1.0, versions={"torch": "3"})]))
+
+
+def test_plot_is_a_picture_also_of_nothing():
+    full, empty = plot([panel(), panel()]), plot([panel(records=[])])
+    assert full.startswith(b"\x89PNG") and empty.startswith(b"\x89PNG") and len(full) > len(empty) > 1000
+
+
+# Plans.
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/compare").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_plans_of_this_repository(path):
+    settings = compare.read_plan(path)
+    assert path.read_text().startswith("# ")
+    teachers, students = compare.runs_of(settings, [0], Path("out"))
+    assert len({run.folder for run in (*teachers, *students)}) == len(teachers) + len(students)
+    for run in (*teachers, *students):
+        command = run.command()
+        assert not [argument for argument in command if "{" in argument]
+        for file in re.findall(r"configs/\S+?\.yaml", " ".join(command)):
+            assert (ROOT / file).is_file(), file
+        if run.setting.engine == "torchvision":
+            from acam_kd.cli import _parser
+
+            _parser().parse_args(command[3:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"engine": "keras"}, "engine must be one of torchvision, detectron2, not 'keras'"),
+        ({"row": {}}, "'row' is unknown, missing or empty; known: engine, run, metrics"),
+        ({"rows": {}}, "'rows' is unknown, missing or empty"),
+        ({"rows": {"a b": [], "A-b": []}}, "two rows would share a folder: teacher, a b, A-b"),
+        ({"rows": {"Teacher": []}}, "two rows would share a folder"),
+        ({"mimicking": "m"}, "mimicking is 'm', which is no row: student alone"),
+    ],
+)
+def test_bad_plans_are_one_line(plan, tmp_path, change, message):
+    with pytest.raises(SystemExit) as error:
+        tool.main(["--plan", str(plan(**change)), "--output", str(tmp_path / "out")])
+    assert str(error.value.code).startswith("compare.py: ") and message in str(error.value.code)
+
+
+def test_a_file_that_is_no_plan(tmp_path):
+    (tmp_path / "plan.yaml").write_text("student alone: []")
+    with pytest.raises(ValueError, match="plan.yaml is no plan"):
+        compare.read_plan(tmp_path / "plan.yaml")
+
+
+# The tool.
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch):
+    """Writes a plan of two rows whose runs are the stub's."""
+    monkeypatch.setitem(compare.COMMANDS, "torchvision", STUB)
+
+    def write(**change):
+        content = {
+            "engine": "torchvision",
+            "run": ["--iterations", 100],
+            "metrics": ["AP"],
+            "rows": {"student alone": [], "better": ["--ap", 20, "--ratio", 4]},
+            **change,
+        }
+        path = tmp_path / "plan.yaml"
+        path.write_text(yaml.safe_dump({"settings": {"toy": content}}, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run the tool; returns its status and its records."""
+
+    def call(plan, *more):
+        before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+        try:
+            tool.main(["--plan", str(plan), "--output", str(tmp_path / "out"), *map(str, more)])
+        except SystemExit as stop:
+            status = stop.code
+        finally:
+            for number, handler in zip((signal.SIGTERM, signal.SIGINT), before):
+                signal.signal(number, handler)
+        path = tmp_path / "out/results.jsonl"
+        return status, [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    return call
+
+
+def starts(folder):
+    return (folder / "starts").read_text().splitlines()
+
+
+def test_records_table_and_plot(plan, run, tmp_path, capsys):
+    status, records = run(plan(), "--seeds", 0, 1)
+    assert status == 0
+    assert [(r["row"], r["seed"]) for r in records] == [(r, s) for s in (0, 1) for r in ("student alone", "better")]
+    found = records[1]
+    assert found["setting"] == "toy" and found["engine"] == "torchvision" and found["iterations"] == 100
+    assert found["arguments"] == ["--iterations", "100", "--ap", "20", "--ratio", "4"]
+    assert found["metrics"]["AP"] == 20 and found["distillation_to_task"] == pytest.approx((2 + 6) / 2)
+    assert records[0]["distillation_to_task"] is None
+    assert (found["seconds_per_step"], found["seconds_per_step_is"]) == (0.2, "median")
+    assert 0.001 < found["peak_rss_gib"] < 1 and found["device"] == "CPU" and found["threads"] >= 1
+    assert set(found["versions"]) == {"python", "torch", "torchvision", "detectron2", "commit"}
+    assert found["versions"]["torch"] and found["versions"]["python"] and found["date"]
+    assert str(tmp_path) not in json.dumps(records)
+    table = (tmp_path / "out/table.md").read_text()
+    assert "| better | 20.50 (0.71) | 20.00, 21.00 | +10.00 [+10.00, +10.00] | 4 | 0.2 |" in table
+    assert table in capsys.readouterr().out
+    assert (tmp_path / "out/plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_there_is_not_run_again_and_more_seeds_are_added(plan, run, tmp_path):
+    run(plan(), "--seeds", 0)
+    status, records = run(plan(), "--seeds", 0, 1)
+    assert status == 0 and len(records) == 4
+    assert starts(tmp_path / "out/toy/better_seed0") == ["True"]
+    assert (tmp_path / "out/table.md").read_text().count("10.00, 11.00") == 1
+
+
+def test_other_arguments_are_refused(plan, run):
+    run(plan(), "--seeds", 0)
+    status, _ = run(plan(rows={"student alone": ["--ap", 12]}), "--seeds", 0)
+    assert status == (
+        "compare.py: toy: student alone, seed 0 was run with --iterations 100, and the plan has --iterations 100 "
+        "--ap 12: give another --output"
+    )
+
+
+def test_half_a_line_is_made_again_out_of_the_folder(plan, run, tmp_path):
+    _, before = run(plan(), "--seeds", 0)
+    path = tmp_path / "out/results.jsonl"
+    path.write_bytes(path.read_bytes()[:-40])
+    status, records = run(plan(), "--seeds", 0)
+    assert status == 0 and records == before
+    assert starts(tmp_path / "out/toy/better_seed0") == ["True"]
+    path.write_text("{\n" + path.read_text())
+    with pytest.raises(ValueError, match="results.jsonl, line 1, is no record"):
+        compare.read_records(path)
+
+
+def test_unequal_iterations_are_refused(plan, run, tmp_path, capsys):
+    rows = {"student alone": [], "longer": ["--iterations", 200]}
+    status, records = run(plan(rows=rows), "--seeds", 0)
+    assert status == 1 and len(records) == 2
+    line = "the runs of toy cannot be compared: different iterations: 100 (student alone, seed 0), 200 (longer, seed 0)"
+    assert capsys.readouterr().err.strip() == f"compare.py: {line}"
+    assert "|" not in (tmp_path / "out/table.md").read_text()
+    assert run(plan(rows=rows), "--seeds", 0, 1)[0] == f"compare.py: {line}"  # at once
+
+
+def test_a_failed_run_stops_no_other_and_is_tried_again(plan, run, tmp_path, capsys):
+    flag = tmp_path / "fail"
+    flag.touch()
+    rows = {"broken": ["--fail-if", str(flag)], "student alone": []}
+    status, records = run(plan(rows=rows), "--seeds", 0)
+    assert status == 1 and [r["row"] for r in records] == ["student alone"]
+    assert "toy: broken, seed 0 failed: stub: something went wrong (see " in capsys.readouterr().err
+    assert "| broken |  | **failed** (seed 0) |" in (tmp_path / "out/table.md").read_text()
+    flag.unlink()
+    status, records = run(plan(rows=rows), "--seeds", 0)
+    assert status == 0 and len(records) == 2 and "failed" not in (tmp_path / "out/table.md").read_text()
+
+
+def test_a_metric_that_is_not_there(plan, run, capsys):
+    status, _ = run(plan(metrics=["mIoU"]), "--seeds", 0)
+    assert status == 1 and "it has no metric 'mIoU' (key: metrics); it has AP, AP50" in capsys.readouterr().err
+
+
+def test_the_teacher_comes_first_and_without_it_nothing(plan, run, tmp_path, capsys):
+    flag = tmp_path / "fail"
+    flag.touch()
+    content = {"teacher": ["--iterations", 400, "--ap", 50, "--fail-if", str(flag)], "run": ["--teacher", "{teacher}"]}
+    status, records = run(plan(**content), "--seeds", 0, "--jobs", 2)
+    assert status == 1 and records == [] and "better, seed 0 failed: its teacher failed" in capsys.readouterr().err
+    flag.unlink()
+    status, records = run(plan(**content), "--seeds", 0, "--jobs", 2)
+    assert status == 0 and [r["row"] for r in records][0] == "teacher" and len(records) == 3
+    assert "{teacher}" in records[1]["arguments"]
+    assert "| teacher | 50.00 | 50.00 |  |  | 0.2 |" in (tmp_path / "out/table.md").read_text()
+
+
+def test_several_jobs_share_the_cores(plan, run, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    _, records = run(plan(), "--seeds", 0, "--jobs", 3)
+    assert [r["threads"] for r in records] == [2, 2]
+    _, records = run(plan(), "--seeds", 0, 1, "--jobs", 1)
+    assert [r["threads"] for r in records[2:]] == [8, 8]
+
+
+def test_two_at_once_are_refused(plan, run, tmp_path):
+    (tmp_path / "out").mkdir()
+    with open(tmp_path / "out/lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        status, _ = run(plan())
+    assert status == f"compare.py: another compare.py works in {tmp_path / 'out'}"
+
+
+def started(plan, tmp_path, *more):
+    """The tool as a process of its own, as soon as the run that waits is there."""
+    driver = tmp_path / "driver.py"
+    driver.write_text(
+        f"import runpy\nfrom acam_kd import compare\ncompare.COMMANDS['torchvision'] = {STUB!r}\n"
+        f"runpy.run_path({str(ROOT / 'tools/compare.py')!r}, run_name='__main__')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "projects"), str(ROOT)])}
+    command = [
+        sys.executable,
+        str(driver),
+        "--plan",
+        str(plan),
+        "--output",
+        str(tmp_path / "out"),
+        "--seeds",
+        "0",
+        *more,
+    ]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not (tmp_path / "out/toy/slow_seed0/starts").is_file():
+        assert time.monotonic() < until and process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return process
+
+
+def alive(pattern):
+    """Whether a process has this in its command line."""
+    commands = (path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
+    return any(pattern.encode() in command for command in commands)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_end_it_ends_its_runs_and_goes_on_later(plan, run, tmp_path, number):
+    path = plan(rows={"student alone": [], "slow": ["--wait-for", str(tmp_path / "go")]})
+    process = started(path, tmp_path)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1 and err.strip() == "compare.py: interrupted; the same command goes on"
+    assert not alive(str(tmp_path / "go"))
+    (tmp_path / "go").touch()
+    status, records = run(path, "--seeds", 0)
+    assert status == 0 and [r["row"] for r in records] == ["student alone", "slow"]
+    assert len(starts(tmp_path / "out/toy/student_alone_seed0")) == 1
+    assert len(starts(tmp_path / "out/toy/slow_seed0")) == 2
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at /proc")
+def test_killed_it_leaves_its_run_alone_and_waits_for_it_later(plan, run, tmp_path, capsys):
+    path = plan(rows={"slow": ["--wait-for", str(tmp_path / "go")], "student alone": []})
+    process = started(path, tmp_path)
+    process.kill()
+    process.communicate()
+    assert alive(str(tmp_path / "go"))
+    again = started(path, tmp_path)
+    assert "waiting for the process" in again.stdout.readline()
+    assert len(starts(tmp_path / "out/toy/slow_seed0")) == 1
+    (tmp_path / "go").touch()
+    out, err = again.communicate(timeout=60)
+    assert again.returncode == 0, (out, err)
+    _, records = run(path, "--seeds", 0)
+    assert [r["row"] for r in records] == ["slow", "student alone"]
+    assert records[0]["peak_rss_gib"] is None and records[1]["peak_rss_gib"] > 0
