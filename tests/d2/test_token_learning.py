@@ -11,11 +11,13 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
-from acam_kd.core.token_files import save_tokens
+from acam_kd.core.token_files import build_tokens, save_tokens
+from acam_kd.core.token_learning import TokenLearning
 from acam_kd.d2 import register_coco_datasets, token_learning
 from acam_kd.data import shapes
 
 from .conftest import ROOT, detector_config, distillation_config, inputs, save_config, save_weights
+from .test_segmentation import HEADS, labelled, segmentor
 
 TEACHERS = {
     "retinanet": ("Base-RetinaNet.yaml", []),
@@ -121,6 +123,32 @@ def test_untrained_tokens_and_other_teachers_are_noticed(drawn, tmp_path):
     cfg.DISTILL.MASKD.TOKENS = path
     with pytest.raises(ValueError, match="none, or several, for p6 .stride 64, 16 channels.; they are for p3 "):
         build_model(cfg)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_tokens_of_a_segmentor_are_for_its_logits(head, tmp_path, storage):
+    teacher = build_model(segmentor(head))
+    levels = token_learning.pyramid(teacher, ["logits"])
+    tokens = build_tokens("MasKD", levels)
+    learning = TokenLearning(teacher, tokens, logits=token_learning.logits_module(teacher))
+    losses = learning(labelled(1))
+    assert set(losses) == {"loss_sem_seg", "loss_tokens_diversity"}
+    losses["loss_sem_seg"].backward()
+    assert tokens["logits"].tokens.shape == (8, 5) and tokens["logits"].tokens.grad.abs().sum() > 0
+    path = str(tmp_path / "tokens.pth")
+    save_tokens(path, "MasKD", tokens, levels)
+    cfg = distillation_config(segmentor(), save_config(segmentor(head), tmp_path / "t.yaml"))
+    cfg.merge_from_list(["DISTILL.METHOD", "MasKD", "DISTILL.MASKD.TOKENS", path])
+    model = build_model(cfg).train()
+    assert model(labelled())["loss_maskd_feature"].requires_grad and model.levels == {"logits": "logits"}
+
+
+def test_a_method_without_levels_to_read_is_named(tmp_path):
+    cfg = distillation_config(segmentor(), save_config(segmentor(), tmp_path / "t.yaml"), "DISTILL.TAPS", "['logits']")
+    with pytest.raises(ValueError, match="FreeKD distils backbone, and what is tapped is logits .*DISTILL.TAPS"):
+        token_learning._levels(cfg, "FreeKD", build_model(segmentor()))
+    cfg.DISTILL.TAPS = []
+    assert set(token_learning._levels(cfg, "FreeKD", build_model(segmentor()))) == {"p2", "p3", "p4", "p5", "p6"}
 
 
 @pytest.mark.slow
