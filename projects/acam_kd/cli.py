@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import acam_kd
 
@@ -25,7 +25,10 @@ from .core.token_files import TOKEN_METHODS
 from .data.splits import Split, find_any_split, named_split
 from .errors import one_line_errors
 
-__all__ = ["main"]
+if TYPE_CHECKING:
+    from .tv.run import Settings
+
+__all__ = ["main", "train_settings"]
 
 METHODS = [name for name, _ in DISTILLER_REGISTRY]
 
@@ -250,11 +253,24 @@ def _split(args: argparse.Namespace, split: str) -> Split:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from .tv.run import Settings
     from .tv.training import train
 
+    result = train(_settings(args), args.output, resume=args.resume)
+    if result is not None:  # else another process of this run has it
+        _print_metrics(result["metrics"])
+        print(f"the student: {args.output / 'student.pth'}")
+
+
+def train_settings(arguments: Sequence[str]) -> Settings:
+    """The settings of ``acam-kd train`` with these arguments."""
+    return _settings(_parser().parse_args(["train", *arguments]))
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    from .tv.run import Settings
+
     method = args.method or ("ACAMKD" if args.teacher else "none")
-    settings = Settings(
+    return Settings(
         train_split=_split(args, "train"),
         val_split=_split(args, "val"),
         student=args.student,
@@ -284,10 +300,6 @@ def _train(args: argparse.Namespace) -> None:
         eval_period=args.eval_period,
         checkpoint_period=args.checkpoint_period,
     )
-    result = train(settings, args.output, resume=args.resume)
-    if result is not None:  # else another process of this run has it
-        _print_metrics(result["metrics"])
-        print(f"the student: {args.output / 'student.pth'}")
 
 
 def _evaluate(args: argparse.Namespace) -> None:

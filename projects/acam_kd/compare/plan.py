@@ -134,15 +134,17 @@ class Run:
         setting = self.setting
         return list(setting.teacher if self.row == TEACHER else (*setting.run, *setting.rows[self.row]))
 
-    def command(self) -> list[str]:
-        """The process that makes it, or goes on with it."""
+    def options(self) -> list[str]:
+        """Of its process, after the program's name."""
         teacher = str(self.output / slug(self.setting.name) / TEACHER)
         arguments = [argument.replace("{teacher}", teacher) for argument in self.arguments]
         if self.setting.engine == "detectron2":
-            end = ["SEED", str(self.seed), "OUTPUT_DIR", str(self.folder)]
-            return [*COMMANDS["detectron2"], "--resume", *arguments, *end]
-        end = ["--seed", str(self.seed), "--output", str(self.folder), "--resume"]
-        return [*COMMANDS[self.setting.engine], *arguments, *end]
+            return ["--resume", *arguments, "SEED", str(self.seed), "OUTPUT_DIR", str(self.folder)]
+        return [*arguments, "--seed", str(self.seed), "--output", str(self.folder), "--resume"]
+
+    def command(self) -> list[str]:
+        """The process that makes it, or goes on with it."""
+        return [*COMMANDS[self.setting.engine], *self.options()]
 
     def __str__(self) -> str:
         return f"{self.setting.name}: {self.row}, seed {self.seed}"
