@@ -5,9 +5,9 @@
 
 The published weights belong to other models, images and losses: a sum over a map of 100 x 168 positions is another
 thing at 20 x 20. So that no method is handicapped by its unit, the weights of docs/comparison.md were set by one rule:
-the distillation's gradient with respect to the student's backbone features has the same norm as that of the plan's
-``mimicking`` row. The student is that of the finished run of ``inheritance_alone``, or of ``student_alone``, seed 0, and
-what the method itself has to learn is trained first, the student kept as it is. Rows of the torchvision engine only.
+the distillation's gradient with respect to the student's backbone features has the norm of that of the plan's
+``mimicking`` row. The student is that of the finished run of ``inheritance_alone``, or of ``student_alone``, with seed
+0, and what the method itself has to learn is trained first, the student kept as it is. For the torchvision engine.
 """
 
 from __future__ import annotations
