@@ -1,13 +1,14 @@
 #!/usr/bin/env python
-"""By what the weights of a comparison's rows must be multiplied to pull at the student as hard as plain mimicking.
+"""How strongly the rows of a comparison pull at the student, and by what to multiply their weights.
 
     python tools/match_weights.py --plan configs/compare/shapes_detection.yaml --output output/compare/detection
 
 The published weights belong to other models, images and losses: a sum over a map of 100 x 168 positions is another
-thing at 20 x 20. So that no method is handicapped by its unit, the weights of docs/comparison.md were set by one rule:
-the distillation's gradient with respect to the student's backbone features has the norm of that of the plan's
-``mimicking`` row. The student is that of the finished run of ``inheritance_alone``, or of ``student_alone``, with seed
-0, and what the method itself has to learn is trained first, the student kept as it is. For the torchvision engine.
+thing at 20 x 20. Two rules tell how far off they are: the distillation's gradient at the student's backbone features
+beside that of the plan's ``mimicking`` row; and its loss beside the task's, above the floor that it has where the
+student predicts what the teacher does. Both are measured on the student of the finished run of ``inheritance_alone``,
+or of ``student_alone``, with seed 0; what the method itself has to learn is trained first, the student kept as it is.
+For the torchvision engine.
 """
 
 from __future__ import annotations
@@ -33,44 +34,58 @@ SEED = 0
 
 
 class Pull:
-    """The norms, over all levels, of the gradients at the backbone's features: the distillation's and the task's."""
+    """What the distillation and the task ask of the student in a step.
+
+    Args:
+        model: a student, its teacher and a method.
+    """
 
     def __init__(self, model: DistillationModel) -> None:
         assert model.distiller is not None
+        self.distiller = model.distiller
         self.features: list[Tensor] = []
+        self.inputs: tuple[Any, ...] = ()
         self.own: list[str] = []
         model.student.backbone.register_forward_hook(self._keep_features)  # type: ignore[operator, union-attr]
-        model.distiller.register_forward_hook(self._keep_names)
+        self.hook = model.distiller.register_forward_hook(self._keep_losses)
 
     def _keep_features(self, module: Any, args: Any, output: dict[str, Tensor]) -> None:
         self.features = list(output.values())
 
-    def _keep_names(self, module: Any, args: Any, output: dict[str, Tensor]) -> None:
-        self.own = list(output)
+    def _keep_losses(self, module: Any, args: Any, output: dict[str, Tensor]) -> None:
+        self.inputs, self.own = args, list(output)
 
     def distillation(self, losses: dict[str, Tensor]) -> Tensor:
         """The distiller's losses, added up."""
         return torch.stack([losses[name] for name in self.own]).sum()
 
-    def __call__(self, losses: dict[str, Tensor]) -> tuple[float, float]:
-        """The norms for one batch."""
+    def __call__(self, losses: dict[str, Tensor]) -> list[float]:
+        """Norms of the gradients over all levels, then losses: of the distillation and of the task."""
         own = self.distillation(losses)
         task = torch.stack([loss for name, loss in losses.items() if name not in self.own]).sum()
-        return self._norm(own), self._norm(task)
+        return [self._norm(own), self._norm(task), float(own) - self._floor(), float(task)]
 
     def _norm(self, loss: Tensor) -> float:
         gradients = torch.autograd.grad(loss, self.features, retain_graph=True, allow_unused=True)
         return float(torch.stack([g.square().sum() for g in gradients if g is not None]).sum().sqrt())
 
+    @torch.no_grad()
+    def _floor(self) -> float:
+        """The loss of a student that predicts what the teacher does; 0 where the method has parameters of its own."""
+        if any(True for _ in self.distiller.parameters()):
+            return 0.0
+        _, teacher, targets = self.inputs
+        return float(torch.stack(list(self.distiller(teacher, teacher, targets).values())).sum())
 
-def norms(setting: Setting, row: str, output: Path, warmup: int, steps: int) -> tuple[float, float]:
-    """The mean norms of the distillation's gradient and of the task's; zeros for a row without a method."""
+
+def measure(setting: Setting, row: str, output: Path, warmup: int, steps: int) -> list[float]:
+    """What ``Pull`` gives, averaged over steps; nothing for a row without a method."""
     settings = train_settings(Run(setting, row, SEED, output).options())
     data = load_data(settings.train_split, settings.student_name, name="training data")
     torch.manual_seed(SEED)
     model = build(settings, data).train()
     if model.distiller is None:
-        return 0.0, 0.0
+        return []
     base = setting.inheritance_alone if setting.inheritance_alone in setting.rows else setting.student_alone
     load_weights(model.student, str(Run(setting, base, SEED, output).folder / "student.pth"), role="student")
     learnt = [p for p in model.distiller.parameters() if p.requires_grad]
@@ -85,7 +100,7 @@ def norms(setting: Setting, row: str, output: Path, warmup: int, steps: int) -> 
             optimizer.zero_grad()
             pull.distillation(losses).backward(inputs=learnt)  # type: ignore[no-untyped-call]
             optimizer.step()
-    return statistics.mean(own for own, _ in found), statistics.mean(task for _, task in found)
+    return [statistics.mean(values) for values in zip(*found)]
 
 
 def main() -> None:
@@ -95,17 +110,20 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="of tools/compare.py with that plan")
     parser.add_argument("--warmup", type=int, default=30, help="steps that train the method alone")
     parser.add_argument("--steps", type=int, default=8, help="steps to average over")
+    parser.add_argument("--ratio", type=float, default=10.0, help="of the distillation's loss to the task's")
     args = parser.parse_args()
     with one_line_errors("match_weights.py"):
         for setting in read_plan(args.plan):
             if setting.engine != "torchvision" or not setting.mimicking:
                 raise ValueError(f"setting {setting.name!r}: the torchvision engine and a mimicking row are needed")
-            aim, _ = norms(setting, setting.mimicking, args.output, args.warmup, args.steps)
-            print(f"## {setting.name}\n\n| row | distillation | task | multiply by |\n|---|---|---|---|")
+            aim = measure(setting, setting.mimicking, args.output, args.warmup, args.steps)[0]
+            print(f"## {setting.name}\n\n| row | gradient | task's | to pull as mimicking, x | loss | task's |", end="")
+            print(f" to weigh {args.ratio:g} times the task, x |\n|---|---|---|---|---|---|---|")
             for row in setting.rows:
-                own, task = norms(setting, row, args.output, args.warmup, args.steps)
-                if own:
-                    print(f"| {row} | {own:.4g} | {task:.4g} | {aim / own:.3g} |", flush=True)
+                if found := measure(setting, row, args.output, args.warmup, args.steps):
+                    gradient, pull, loss, task = found
+                    cells = [gradient, pull, aim / gradient, loss, task, args.ratio * task / loss]
+                    print(f"| {row} | {' | '.join(f'{cell:.3g}' for cell in cells)} |", flush=True)
 
 
 if __name__ == "__main__":
