@@ -27,7 +27,7 @@ def read_taps(taps: Sequence[str], methods: Sequence[str], student: nn.Module, t
     if unknown:
         raise ValueError(f"no tap is called {unknown[0]!r}; known: {', '.join(TAPS)} (option: --taps)")
     asked = tuple(taps) or choose_taps(methods, _offered(student), type(plain(student)).__name__)
-    for role, model in (("student", student), ("teacher", teacher)):
+    for role, model in {id(student): ("student", student), id(teacher): ("teacher", teacher)}.values():
         offered = _offered(model)
         if any(tap not in offered for tap in asked):
             raise ValueError(
