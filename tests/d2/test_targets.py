@@ -108,3 +108,11 @@ def test_methods_that_need_no_labels_make_none(tmp_path, storage):
     seen = spy(model)
     model(labelled())
     assert seen[0][2].labels == {} and len(seen[0][2].image_sizes) == 0
+
+
+def test_a_method_that_needs_boxes_is_refused_where_there_are_none(tmp_path):
+    for taps in ("[]", "['backbone']"):
+        with pytest.raises(
+            ValueError, match="FGD needs boxes, and a SemanticSegmentor is trained without any .key: DI"
+        ):
+            build(tmp_path, segmentor(), "KD+FGD", "DISTILL.TAPS", taps)

@@ -225,7 +225,7 @@ def test_a_step_that_fails_does_not_spoil_the_next_and_nothing_is_kept(kind):
     assert all(ref() is None for ref in kept)
 
 
-SSD = "ssdlite320_mobilenet_v3_large"
+SSD, LRASPP = "ssdlite320_mobilenet_v3_large", "lraspp_mobilenet_v3_large"
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,8 @@ SSD = "ssdlite320_mobilenet_v3_large"
             "PKD+KD",
             r"KD distils logits or classes, and what is tapped is 0 .*\(options: --taps, --meth",
         ),
-        ("lraspp_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "X", "no distiller is called 'X'; known: ACAMKD"),
+        (LRASPP, LRASPP, "KD+FGD", r"FGD needs boxes, and a LRASPP is trained without any \(option: --method\)"),
+        (LRASPP, LRASPP, "X", "no distiller is called 'X'; known: ACAMKD"),
     ],
 )
 def test_heads_that_do_not_correspond_are_refused(student, teacher, method, message):
@@ -257,8 +258,7 @@ def test_heads_that_do_not_correspond_are_refused(student, teacher, method, mess
 
 @pytest.mark.parametrize("method", ["DKD", "NKD"])
 def test_pixels_without_a_label_are_not_compared(method):
-    lraspp = "lraspp_mobilenet_v3_large"
-    built = build_distillation(model(lraspp), model(lraspp), methods={method: {}}).train()
+    built = build_distillation(model(LRASPP), model(LRASPP), methods={method: {}}).train()
     seen = spy(built)
     semantic = [torch.randint(0, K, image.shape[1:]) for image in IMAGES]
     semantic[0][:32] = 255

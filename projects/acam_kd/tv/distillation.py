@@ -27,6 +27,7 @@ from ..core import (
     read_methods,
 )
 from ..core.features import Pyramid
+from ..core.methods import check_boxes_known
 from ..errors import options_for_keys
 from ..files import sha256
 from .class_heads import backbone_and_classes, check_class_heads, class_head
@@ -162,6 +163,8 @@ def build_distillation(
     _inherit(student, teacher, inheritance)
     if not methods:
         return DistillationModel(student=student, teacher=None, distiller=None, levels={})
+    if isinstance(student, Segmentor):
+        check_boxes_known(methods, type(plain(student)).__name__)
     taps = read_taps(taps, list(methods), student, teacher)
     own, other, pairs = _matched(student, teacher, levels, taps)
     logger.info("distilling with %s on %s", " + ".join(methods), ", ".join(f"{s} <- {t}" for s, t in pairs.items()))
