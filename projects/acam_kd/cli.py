@@ -23,7 +23,7 @@ import acam_kd
 from .core import BACKBONE, DISTILLER_REGISTRY, LOGITS, TAPS, read_methods
 from .core.token_files import TOKEN_METHODS
 from .data.splits import Split, find_any_split, named_split
-from .errors import one_line_errors
+from .errors import as_options, one_line_errors
 
 if TYPE_CHECKING:
     from .tv.run import Settings
@@ -218,7 +218,7 @@ def _method(text: str) -> str:
     try:
         read_methods("" if text == "none" else text)
     except (KeyError, ValueError) as error:
-        raise argparse.ArgumentTypeError(error.args[0]) from None
+        raise argparse.ArgumentTypeError(as_options(str(error.args[0]))) from None
     return text
 
 

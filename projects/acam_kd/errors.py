@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-__all__ = ["one_line_errors"]
+__all__ = ["as_options", "one_line_errors", "options_for_keys"]
 
 MENDABLE = (ValueError, KeyError, FileNotFoundError, FloatingPointError, AssertionError)
 
@@ -37,3 +38,34 @@ def one_line_errors(program: str, *others: ModuleType) -> Iterator[None]:
         if not raised_in.startswith(tuple(os.path.dirname(folder) for folder in folders)):
             raise
         raise SystemExit(f"{program}: {error.args[0]}") from None
+
+
+KEYS = re.compile(r"\b(key|keys): ([A-Z_.]+(?:, [A-Z_.]+)*)")
+
+
+def as_options(message: str) -> str:
+    """A message of the core, which names config keys, in the words of the command: ``--method``, ``--set alpha``."""
+
+    def options(match: re.Match[str]) -> str:
+        names = [name if name.startswith("DISTILL.") else f"--set {name.lower()}" for name in match[2].split(", ")]
+        return f"{match[1].replace('key', 'option')}: {', '.join(names)}"
+
+    return re.sub(r"DISTILL\.([A-Z]+)", lambda match: f"--{match[1].lower()}", KEYS.sub(options, message))
+
+
+@contextmanager
+def options_for_keys() -> Iterator[None]:
+    """Raise the core's errors in the words of the command.
+
+    Raises:
+        FileNotFoundError, ValueError: instead of an error that names config keys.
+    """
+    try:
+        yield
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        found = str(error.args[0]) if error.args else ""
+        message = as_options(found)
+        if message == found:
+            raise
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(message) from error

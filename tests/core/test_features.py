@@ -148,3 +148,43 @@ def test_pyramids_that_do_not_match_are_both_printed():
 def test_unknown_level_lists_the_known():
     with pytest.raises(KeyError, match="unknown level 'p9'; the student has: p3, p4"):
         match_levels(pyramid(8, 16), pyramid(8, 16), ["p9"])
+
+
+SIGMOID = {"classes": FeatureSpec(3, 0, logits=True, sigmoid=True)}
+SOFTMAX = {"classes": FeatureSpec(4, 0, logits=True)}
+
+
+def test_the_spec_knows_its_tap():
+    assert FeatureSpec(9, 8).tap == "backbone" and SIGMOID["classes"].tap == "classes"
+    assert FeatureSpec(9, 8, logits=True).tap == "logits"
+
+
+def test_classes_are_paired_with_classes_only():
+    student = {**pyramid(8, 16), **SIGMOID}
+    assert match_levels(student, {**pyramid(8, 16), **SIGMOID}) == {"p3": "p3", "p4": "p4", "classes": "classes"}
+    teacher = {**pyramid(8, 16), "map": FeatureSpec(3, 8, logits=True)}
+    assert match_levels(student, teacher) == {"p3": "p3", "p4": "p4"}
+    with pytest.raises(ValueError, match="the teacher has no level for classes"):
+        match_levels(student, teacher, ["p3"])
+
+
+@pytest.mark.parametrize("predictions", [SIGMOID, {"logits": FeatureSpec(3, 8, logits=True)}])
+def test_levels_that_do_not_name_the_predictions_choose_among_the_features(predictions):
+    both = {**pyramid(8, 16, 32), **predictions}
+    (name,) = predictions
+    assert match_levels(both, both, ["p4"]) == {"p4": "p4", name: name}
+    assert match_levels(both, both, [name]) == {name: name}
+
+
+@pytest.mark.parametrize("classes", [3, 4])
+def test_a_sigmoid_for_each_class_does_not_correspond_to_a_softmax_over_all(classes):
+    """Whether or not the channel of the background makes their numbers differ."""
+    other = {"classes": FeatureSpec(classes, 0, logits=True)}
+    for pair in ((SIGMOID, other), (other, SIGMOID)):
+        with pytest.raises(ValueError, match="one class head predicts each class on its own, .*DISTILL.METHOD"):
+            match_levels(*pair)
+
+
+def test_other_numbers_of_classes_are_refused():
+    with pytest.raises(ValueError, match="the student predicts 4 classes, the teacher 5"):
+        match_levels(SOFTMAX, {"classes": FeatureSpec(5, 0, logits=True)})

@@ -8,8 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from acam_kd.core import DistillationModel, FeatureSpec, FrozenTeacher, PixelTransform, inherit
-from acam_kd.core.distillers import ACAMKD, Mimic
+from acam_kd.core import (
+    DistillationModel,
+    FeatureSpec,
+    FrozenTeacher,
+    MethodTap,
+    PixelTransform,
+    Predictions,
+    Targets,
+    inherit,
+)
+from acam_kd.core.distillers import ACAMKD, KD, Mimic
+from acam_kd.core.methods import SeveralMethods
 
 
 class Backbone(nn.Module):
@@ -280,3 +290,148 @@ def test_masks_on_logits_can_be_observed_and_a_deep_copy_is_its_own(batch):
     before = model(batch)["loss_acam_spatial"]
     assert twin(batch)["loss_acam_spatial"] != before
     assert not [name for name in model.state_dict() if "teacher" in name]
+
+
+class ClassReader:
+    """What an engine's reader of a class head does: logits of every position are an anchor's, or a region's."""
+
+    def __init__(self, head, regions=None):
+        self.tap, self.regions, self.fails = MethodTap(head, "forward"), regions, False
+
+    def pop(self):
+        _, logits = self.tap.pop()
+        logits = logits.flatten(2)[..., None]
+        labels = torch.arange(logits.shape[2]).expand(len(logits), -1)[..., None] % 3 - 1
+        return Predictions(logits, labels, self.regions)
+
+    def clear(self):
+        self.tap.clear()
+
+
+class Known(Mimic):
+    """Keeps what it was told."""
+
+    reads = ("backbone", "logits", "classes")
+    needs = ("boxes", "labels")
+
+    def forward(self, student, teacher, targets):
+        self.targets, self.student = targets, student
+        return super().forward(student, teacher)
+
+
+def build_on_classes(method=Known, regions=None, levels=("p3", "classes")):
+    spec = {"p3": FeatureSpec(4, 8), "classes": FeatureSpec(2, 0, logits=True, sigmoid=True)}
+    spec = {level: spec[level] for level in levels}
+    asked = []
+
+    def extract(network, batch, regions):
+        asked.append(regions)
+        features = network.backbone(batch)
+        return {**features, "classes": network.head(features["p3"]).flatten(2)[..., None]}
+
+    student = Detector()
+    model = DistillationModel(
+        student=student,
+        teacher=FrozenTeacher(Detector(), extract=extract),
+        distiller=method(spec, spec),
+        levels={level: level for level in levels},
+        class_head=ClassReader(student.head, regions),
+        read_targets=lambda batch: Targets(boxes=torch.full((1, 4), float(len(batch)))),
+    )
+    return model, asked
+
+
+def test_the_class_head_is_distilled_beside_the_backbone(batch):
+    model, asked = build_on_classes(regions="those of the student")
+    losses = model(batch)
+    assert asked == ["those of the student"]
+    student = model.student(batch.detach())["loss_cls"]  # in training: the same forward
+    assert torch.equal(student, losses["loss_cls"])
+    model._class_head.clear()
+    known = model.distiller.targets
+    assert torch.equal(known.labels["classes"], torch.tensor([[[-1], [0], [1], [-1]]] * 2))
+    assert known.boxes.tolist() == [[2.0] * 4]
+    assert model.distiller.student["classes"].shape == (2, 2, 4, 1)
+    losses["loss_mimic_mse"].backward()
+    assert model.student.head.weight.grad.abs().sum() > 0 and model.student.backbone.conv.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in model.teacher.network.parameters())
+
+
+def test_a_method_gets_its_levels_only_and_targets_are_read_if_needed(batch):
+    model, _ = build_on_classes(levels=("classes",))
+    model(batch)
+    assert list(model.distiller.student) == ["classes"]
+    model, _ = build_on_classes(Mimic)
+    model._read_targets = None  # would be called
+    assert "loss_mimic_mse" in model(batch)
+
+
+def test_a_step_that_failed_leaves_nothing_in_the_next(batch):
+    model, _ = build_on_classes()
+    head = model.student.head
+    handle = head.register_forward_hook(lambda *_: 1 / 0)  # after the tap has recorded
+    with pytest.raises(ZeroDivisionError):
+        model(batch)
+    handle.remove()
+    fresh = model(batch)
+    assert fresh["loss_mimic_mse"].isfinite() and model.distiller.student["classes"].requires_grad
+
+
+def test_other_numbers_of_anchors_are_refused(batch):
+    model, _ = build_on_classes(levels=("classes",))
+    model.teacher.network.backbone.conv.stride = (4, 4)
+    with pytest.raises(ValueError, match="class head predicts for 4 anchors, the teacher's for 16: .*DISTILL.TAPS"):
+        model(batch)
+
+
+def test_a_deep_copy_reads_its_own_class_head(batch):
+    model, _ = build_on_classes()
+    twin = copy.deepcopy(model)
+    sum(twin(batch).values()).backward()
+    assert model.student.head.weight.grad is None and twin.student.head.weight.grad is not None
+    with pytest.raises(RuntimeError, match="ran 0 times"):
+        model._class_head.pop()
+
+
+def test_labels_are_taken_at_the_nearest_position_of_the_logits(batch):
+    model = build_on_logits(Known)
+    labels = torch.full((2, 16, 16), -1)
+    labels[:, 4::8, 4::8] = torch.tensor([[0, 1], [1, 0]])  # the middles of the 2 x 2 cells
+    model._read_targets = lambda batch: Targets(labels={"logits": labels})
+    model(batch)
+    assert model.distiller.targets.labels["logits"].tolist() == [[[0, 1], [1, 0]]] * 2
+    small = torch.tensor([[[0, -1], [1, 1]]] * 2)
+    model._read_targets = lambda batch: Targets(labels={"logits": small})
+    model(batch)
+    assert model.distiller.targets.labels["logits"] is small
+
+
+def test_labels_of_pixels_are_left_out_where_the_backbone_alone_is_distilled(batch):
+    """An engine reads whatever annotations there are; those of a map that is not distilled have no size."""
+    model = build(Known)
+    model._read_targets = lambda batch: Targets(labels={"logits": torch.zeros(2, 16, 16)})
+    assert "loss_mimic_mse" in model(batch)
+    assert model.distiller.targets.labels == {}
+
+
+def test_observing_several_methods_gives_the_masks_of_the_first_that_needs_no_targets(batch):
+    class Blind(ACAMKD):
+        needs = ("boxes",)
+
+    student = Detector()
+    spec = {"p3": FeatureSpec(4, 8)}
+    classes = {"classes": FeatureSpec(2, 0, logits=True, sigmoid=True)}
+    parts = {"Blind": Blind(spec, spec, num_masks=2), "Mimic": Mimic(spec, spec)}
+    parts |= {"KD": KD(classes, classes), "ACAMKD": ACAMKD(spec, spec, num_masks=3)}
+    model = DistillationModel(
+        student=student,
+        teacher=FrozenTeacher(Backbone()),
+        distiller=SeveralMethods(parts),
+        levels={"p3": "p3", "classes": "classes"},
+        class_head=ClassReader(student.head),
+    )
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    assert model.observe(batch)["p3"]["spatial"].shape == (2, 3, 2, 2)
+    assert model.training and all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    with pytest.raises(RuntimeError, match="ran 0 times"):
+        model._class_head.pop()

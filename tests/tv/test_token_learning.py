@@ -72,9 +72,9 @@ def test_a_segmentation_teacher_learns_on_its_logits(data, tmp_path):
 def test_bad_input_is_one_line(data, finished, tmp_path):
     with pytest.raises(SystemExit, match="acam-kd: there is no finished run in .*nowhere"):
         run(*tokens(data, tmp_path / "nowhere", tmp_path / "t.pth"))
-    with pytest.raises(SystemExit, match="FCOS, has no map of logits"):
+    with pytest.raises(SystemExit, match="the teacher, a FCOS, can be tapped at backbone and classes, not at logits"):
         run(*tokens(data, finished, tmp_path / "t.pth", "--taps", "logits"))
-    with pytest.raises(SystemExit, match=r"acam-kd: there are no tokens: tried .*t.pth \(key: TOKENS\)"):
+    with pytest.raises(SystemExit, match=r"acam-kd: there are no tokens: tried .*t.pth \(option: --set tokens\)"):
         run(
             *quick(
                 data, tmp_path / "r", "--teacher", finished, "--method", "MasKD", "--set", f"tokens={tmp_path}/t.pth"

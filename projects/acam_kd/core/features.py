@@ -109,15 +109,15 @@ def match_levels(student: Pyramid, teacher: Pyramid, levels: Sequence[str] = ())
         raise ValueError(f"the teacher has no level for {', '.join(alone)} (key: DISTILL.LEVELS). {both}")
     for name, partner in pairs.items():
         own, other = student[name], teacher[partner]
-        if own.logits and own.channels != other.channels:
-            raise ValueError(
-                f"the student predicts {own.channels} classes, the teacher {other.channels}, so their logits do "
-                "not correspond; distil backbone features instead (key: DISTILL.TAPS)"
-            )
         if own.sigmoid != other.sigmoid:
             raise ValueError(
                 f"one class head predicts each class on its own, the other one of all, the student's: {own}, the "
                 f"teacher's: {other}; distil backbone features instead (keys: DISTILL.TAPS, DISTILL.METHOD)"
+            )
+        if own.logits and own.channels != other.channels:
+            raise ValueError(
+                f"the student predicts {own.channels} classes, the teacher {other.channels}, so their logits do "
+                "not correspond; distil backbone features instead (key: DISTILL.TAPS)"
             )
     return pairs
 

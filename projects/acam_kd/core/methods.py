@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from .features import Features, Pyramid, describe
 from .registry import DISTILLER_REGISTRY
 from .targets import Targets
 
-__all__ = ["SeveralMethods", "build_distiller", "choose_taps", "read_methods"]
+__all__ = ["SeveralMethods", "build_distiller", "check_boxes_known", "choose_taps", "read_methods"]
 
 
 def read_methods(names: str) -> list[str]:
@@ -51,6 +51,18 @@ def choose_taps(methods: Sequence[str], offered: Sequence[str], model: str) -> t
             )
         chosen[usable[0]] = None
     return tuple(chosen) or (offered[0],)
+
+
+def check_boxes_known(methods: Iterable[str], model: str) -> None:
+    """Raise ValueError for a method that needs boxes, with a kind of model that is trained without: it would get none.
+
+    Args:
+        methods: names.
+        model: the kind, for the message.
+    """
+    for name in methods:
+        if "boxes" in DISTILLER_REGISTRY.get(name).needs:
+            raise ValueError(f"{name} needs boxes, and a {model} is trained without any (key: DISTILL.METHOD)")
 
 
 def build_distiller(methods: Mapping[str, Mapping[str, Any]], student: Pyramid, teacher: Pyramid) -> Distiller:

@@ -115,8 +115,10 @@ class DistillationModel(nn.Module):
         assert self.distiller is not None
         targets = self._read_targets(*inputs) if self.distiller.needs else Targets()
         labels = dict(targets.labels)
-        if LOGITS in labels:
+        if LOGITS in student and LOGITS in labels:
             labels[LOGITS] = _labels_at(labels[LOGITS], student[LOGITS])
+        else:  # of a map that is not distilled
+            labels.pop(LOGITS, None)
         if predictions is not None:
             labels[CLASSES] = predictions.labels
         return dataclasses.replace(targets, labels=labels)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -82,7 +84,10 @@ class MethodTap:
 
     def __init__(self, module: nn.Module, name: str) -> None:
         self._module, self._name = module, name
-        self._method = getattr(module, name)
+        method = getattr(module, name)
+        if inspect.ismethod(method):  # pickle looks a bound one up by its name, and would find the tap
+            method = partial(method.__func__, method.__self__)
+        self._method = method
         self._calls: list[tuple[tuple[Any, ...], Any]] = []
         setattr(module, name, self)
 

@@ -64,8 +64,7 @@ def levels_to_learn(method: str, pyramid: Pyramid) -> dict[str, FeatureSpec]:
     levels = {level: spec for level, spec in pyramid.items() if spec.tap in reads}
     if not levels:
         raise ValueError(
-            f"{method} distils {' or '.join(reads)}, and what is tapped is {describe(pyramid)} (key: DISTILL.TAPS, "
-            "or --taps)"
+            f"{method} distils {' or '.join(reads)}, and what is tapped is {describe(pyramid)} (key: DISTILL.TAPS)"
         )
     return levels
 

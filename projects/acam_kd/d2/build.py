@@ -23,6 +23,7 @@ from ..core import (
     method_arguments,
 )
 from ..core.features import describe
+from ..core.methods import check_boxes_known
 from .class_heads import backbone_and_classes, check_class_heads, class_head
 from .config import META_ARCHITECTURE
 from .taps import backbone_and_logits, backbone_of, divisibility, logits_module, pyramid
@@ -53,6 +54,8 @@ def build_distillation(
         KeyError: a method, or a level, is unknown.
         ValueError: student, teacher, taps and methods do not fit each other.
     """
+    if cfg.DISTILL.STUDENT_META_ARCHITECTURE == "SemanticSegmentor":
+        check_boxes_known(methods, cfg.DISTILL.STUDENT_META_ARCHITECTURE)
     own, other = pyramid(student, taps, student=True), pyramid(detector, taps)
     _check_divisibility(cfg, student, detector)
     levels = match_levels(own, other, cfg.DISTILL.LEVELS)

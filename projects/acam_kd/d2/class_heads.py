@@ -91,8 +91,9 @@ def class_spec(model: nn.Module, *, student: bool) -> FeatureSpec:
     heads: Any = getattr(model, "roi_heads", None)
     cascade = isinstance(getattr(heads, "box_predictor", None), nn.ModuleList)
     if not isinstance(heads, StandardROIHeads) or (student and cascade):
+        regions = f" with {type(heads).__name__}" if heads is not None else ""
         raise ValueError(
-            f"the class head of a {type(model).__name__} with {type(heads).__name__} cannot be distilled; those of "
+            f"the class head of a {type(model).__name__}{regions} cannot be distilled; those of "
             "RetinaNet, FCOS and StandardROIHeads can, and, of a teacher, the first stage of CascadeROIHeads (keys: "
             "DISTILL.METHOD, DISTILL.TAPS)"
         )

@@ -27,6 +27,8 @@ from ..core import (
     read_methods,
 )
 from ..core.features import Pyramid
+from ..core.methods import check_boxes_known
+from ..errors import options_for_keys
 from ..files import sha256
 from .class_heads import backbone_and_classes, check_class_heads, class_head
 from .models import plain
@@ -82,6 +84,7 @@ def load_weights(model: nn.Module, path: str, *, role: str) -> None:
     logger.info("%s loaded: all %d tensors from %s (sha256 %s)", role, len(own), path, sha256(path))
 
 
+@options_for_keys()
 def parse_options(methods: str, pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
     """``["alpha=2", ...]`` -> for every method the arguments of its constructor, with the types of its defaults.
 
@@ -128,6 +131,7 @@ def _read(text: str, default: Any) -> Any:
         return text
 
 
+@options_for_keys()
 def build_distillation(
     student: nn.Module,
     teacher: nn.Module | None,
@@ -159,6 +163,8 @@ def build_distillation(
     _inherit(student, teacher, inheritance)
     if not methods:
         return DistillationModel(student=student, teacher=None, distiller=None, levels={})
+    if isinstance(student, Segmentor):
+        check_boxes_known(methods, type(plain(student)).__name__)
     taps = read_taps(taps, list(methods), student, teacher)
     own, other, pairs = _matched(student, teacher, levels, taps)
     logger.info("distilling with %s on %s", " + ".join(methods), ", ".join(f"{s} <- {t}" for s, t in pairs.items()))
@@ -190,23 +196,13 @@ def _inherit(student: nn.Module, teacher: nn.Module, inheritance: str) -> None:
 def _matched(
     student: nn.Module, teacher: nn.Module, levels: Sequence[str], taps: Sequence[str]
 ) -> tuple[Pyramid, Pyramid, dict[str, str]]:
-    """Both pyramids, and which of their levels belong together; the core's messages with this engine's options."""
+    """Both pyramids, and which of their levels belong together."""
     side = side_of(student)
     try:
         own, other = pyramid(student, side, taps), pyramid(teacher, side, taps)
         return own, other, match_levels(own, other, levels)
     except RuntimeError as error:
         raise ValueError(f"student and teacher do not take images of one size, {side} x {side}: {error}") from error
-    except (KeyError, ValueError) as error:
-        message = str(error.args[0])
-        for key, option in (
-            ("DISTILL.LEVELS", "--levels"),
-            ("DISTILL.TAPS", "--taps"),
-            ("DISTILL.METHOD", "--method"),
-            ("key", "option"),
-        ):
-            message = message.replace(key, option)
-        raise ValueError(message) from error
 
 
 def _backbone_proper(model: nn.Module) -> str:

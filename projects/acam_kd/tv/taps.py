@@ -10,6 +10,7 @@ from torchvision.models.segmentation import LRASPP
 
 from ..core import BACKBONE, CLASSES, LOGITS, TAPS, FeatureSpec, choose_taps
 from ..core.features import Features
+from ..errors import options_for_keys
 from .class_heads import class_spec
 from .models import PROBE, plain
 from .segmentation import Segmentor
@@ -17,6 +18,7 @@ from .segmentation import Segmentor
 __all__ = ["backbone_and_logits", "logits_module", "pyramid", "read_taps", "side_of"]
 
 
+@options_for_keys()
 def read_taps(taps: Sequence[str], methods: Sequence[str], student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
     """The taps asked for; empty stands for what the methods use first: logits of segmentation, a detector's backbone.
 
@@ -27,7 +29,7 @@ def read_taps(taps: Sequence[str], methods: Sequence[str], student: nn.Module, t
     if unknown:
         raise ValueError(f"no tap is called {unknown[0]!r}; known: {', '.join(TAPS)} (option: --taps)")
     asked = tuple(taps) or choose_taps(methods, _offered(student), type(plain(student)).__name__)
-    for role, model in (("student", student), ("teacher", teacher)):
+    for role, model in {id(student): ("student", student), id(teacher): ("teacher", teacher)}.values():
         offered = _offered(model)
         if any(tap not in offered for tap in asked):
             raise ValueError(

@@ -16,6 +16,7 @@ from ..core.features import Pyramid
 from ..core.token_files import build_tokens, levels_to_learn, save_tokens
 from ..core.token_learning import TokenLearning, learn_tokens
 from ..data.splits import Split
+from ..errors import options_for_keys
 from .build import load_model
 from .data import Stream, training_loader
 from .labels import load_data
@@ -87,6 +88,7 @@ def learn(settings: TokenSettings, output: str | Path) -> list[dict[str, float]]
     return logged
 
 
+@options_for_keys()
 def _levels(settings: TokenSettings, teacher: nn.Module) -> Pyramid:
     """The teacher's levels that the method's distillation can use, with the taps that it will have."""
     levels = pyramid(teacher, side_of(teacher), read_taps(settings.taps, [settings.method], teacher, teacher))

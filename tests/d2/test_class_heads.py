@@ -1,0 +1,306 @@
+"""The class heads of Detectron2's detectors: what is read from the student, what the teacher is asked, what is refused."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_model
+from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
+from torch import nn
+
+from .conftest import detector_config, distillation_config, inputs, save_config
+
+K = 3
+PLAIN = ["MODEL.RESNETS.NORM", ""]  # alike in training and evaluation
+
+
+@META_ARCH_REGISTRY.register()
+def TinyFCOS(cfg) -> nn.Module:
+    """Detectron2 has the class, and no config that names it."""
+    backbone = build_backbone(cfg)
+    levels = ["p3", "p4", "p5", "p6", "p7"]
+    shapes = [backbone.output_shape()[level] for level in levels]
+    return FCOS(
+        backbone=backbone,
+        head=FCOSHead(input_shape=shapes, num_classes=K, conv_dims=[16]),
+        head_in_features=levels,
+        num_classes=K,
+        pixel_mean=cfg.MODEL.PIXEL_MEAN,
+        pixel_std=cfg.MODEL.PIXEL_STD,
+    )
+
+
+HEADS = {
+    "retinanet": ("Base-RetinaNet.yaml", []),
+    "fcos": ("Base-RetinaNet.yaml", ["MODEL.META_ARCHITECTURE", "TinyFCOS"]),
+    "faster rcnn": ("Base-RCNN-FPN.yaml", []),
+    "sigmoid rcnn": ("Base-RCNN-FPN.yaml", ["MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True]),
+    "mask rcnn": ("Base-RCNN-FPN.yaml", ["MODEL.MASK_ON", True]),
+}
+DENSE = ("retinanet", "fcos")
+CASCADE = ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True]
+C4 = [
+    "MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES", "['res4']",
+    "MODEL.RPN.IN_FEATURES", "['res4']", "MODEL.ROI_HEADS.IN_FEATURES", "['res4']", "MODEL.ROI_HEADS.NAME",
+    "Res5ROIHeads", "MODEL.ANCHOR_GENERATOR.SIZES", "[[32]]",
+]  # fmt: skip
+
+
+def config(kind, *opts):
+    base, own = HEADS[kind]
+    return detector_config(base, *PLAIN, *own, *opts)
+
+
+def build(tmp_path, student, teacher=None, method="KD", *opts):
+    path = save_config(teacher if teacher is not None else student, tmp_path / "teacher.yaml")
+    return build_model(distillation_config(student, path, "DISTILL.METHOD", method, *opts)).train()
+
+
+def spy(model):
+    """What the distiller is given: (student, teacher, targets) of every step."""
+    seen = []
+    model.distiller.register_forward_pre_hook(lambda module, args: seen.append(args))
+    return seen
+
+
+def class_weight(student):
+    if isinstance(student, FCOS) or hasattr(student, "head"):
+        return student.head.cls_score.weight
+    return student.roi_heads.box_predictor.cls_score.weight
+
+
+def distilled(losses):
+    return sum(value for name, value in losses.items() if name.split("_")[1] in ("kd", "dkd", "nkd"))
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_student_that_is_its_own_teacher_has_nothing_to_learn(kind, tmp_path, storage):
+    """So the teacher is asked about the same anchors, or regions, in the same order, and class by class."""
+    model = build(tmp_path, config(kind))
+    model.teacher.network.load_state_dict(model.student.state_dict())
+    seen = spy(model)
+    assert model(inputs())["loss_kd_kl"] < 1e-6
+    ((student, teacher, _),) = seen
+    assert student["classes"].std() > 1e-4  # and not because all is alike
+    torch.testing.assert_close(student["classes"], teacher["classes"], rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        class_weight(model.teacher.network).mul_(-30)
+    assert model(inputs())["loss_kd_kl"] > 1e-4
+
+
+@pytest.mark.parametrize("method", ["KD", "DKD", "NKD"])
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("boxes", [True, False])
+def test_class_head_and_backbone_learn_and_the_teacher_does_not(kind, method, boxes, tmp_path, storage):
+    model = build(tmp_path, config(kind), None, method)
+    with torch.no_grad():
+        class_weight(model.teacher.network).mul_(-30)
+    before = {name: value.clone() for name, value in model.teacher.network.state_dict().items()}
+    losses = model(inputs(boxes=boxes))
+    loss = distilled(losses)
+    loss.backward()
+    weight, backbone = class_weight(model.student).grad, next(model.student.backbone.parameters()).grad
+    nothing = method != "KD" and not boxes and kind in (*DENSE, "sigmoid rcnn")  # there is no foreground
+    assert (weight.abs().sum() == 0) == (backbone.abs().sum() == 0) == nothing
+    assert (loss == 0) == nothing and loss.isfinite()
+    assert all(p.grad is None for p in model.teacher.network.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.teacher.network.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", DENSE)
+def test_anchors_have_the_labels_and_the_order_that_the_student_is_trained_with(kind, tmp_path, storage):
+    model = build(tmp_path, config(kind), None, "DKD")
+    seen, raw = spy(model), []
+    model.student.head.cls_score.register_forward_hook(lambda m, a, out: raw.append(out))
+    batch = inputs()
+    batch[1]["instances"] = batch[1]["instances"][:1]
+    model(batch)
+    ((student, _, targets),) = seen
+    anchors = model.student.anchor_generator(raw)
+    labels, _ = type(model.student).label_anchors(model.student, anchors, [x["instances"] for x in batch])
+    assert torch.equal(targets.labels["classes"], torch.stack(labels)[..., None])
+    assert set(targets.labels["classes"].unique().tolist()) >= {0, K}
+    per_position = raw[0].shape[1] // K
+    assert per_position == (9 if kind == "retinanet" else 1)
+    before = raw[0][0, 0].numel() * per_position
+    height, width = raw[1].shape[2:]
+    assert student["classes"].shape == (2, K, sum(x[0, 0].numel() for x in raw) * per_position, 1)
+    y, x, anchor = height - 1, 2, per_position - 1
+    place = before + (y * width + x) * per_position + anchor
+    wanted = raw[1][1, anchor * K : (anchor + 1) * K, y, x]
+    assert torch.equal(student["classes"][1, :, place, 0], wanted)
+
+
+@pytest.mark.parametrize("kind", ["faster rcnn", "sigmoid rcnn", "mask rcnn"])
+def test_regions_are_those_that_were_sampled_for_the_student(kind, tmp_path, storage, monkeypatch):
+    model = build(tmp_path, config(kind), None, "DKD")
+    seen, trained, asked = spy(model), [], []
+    predictor = model.student.roi_heads.box_predictor
+    losses = predictor.losses
+    monkeypatch.setattr(predictor, "losses", lambda *args: trained.append(args) or losses(*args))
+    model.teacher.network.roi_heads.box_pooler.register_forward_pre_hook(lambda m, args: asked.append(args[1]))
+    model(inputs())
+    (((scores, _), proposals),) = trained
+    ((student, teacher, targets),) = seen
+    labels = torch.cat([p.gt_classes for p in proposals])
+    assert torch.equal(targets.labels["classes"][:, 0, 0], labels) and len(labels.unique()) > 1
+    channels = K if kind == "sigmoid rcnn" else K + 1
+    assert student["classes"].shape == teacher["classes"].shape == (len(labels), channels, 1, 1)
+    assert torch.equal(student["classes"][..., 0, 0], scores[:, :channels])
+    assert all(torch.equal(a.tensor, p.proposal_boxes.tensor) for a, p in zip(asked[0], proposals))
+    if kind == "sigmoid rcnn":  # the background has no channel there, and is no position to compare
+        assert model.distiller.metrics()["classes/positions"] == (labels < K).sum()
+    else:
+        assert model.distiller.metrics()["classes/positions"] == len(labels)
+
+
+def test_of_a_cascade_the_first_stage_teaches(tmp_path, storage):
+    model = build(tmp_path, config("faster rcnn"), config("faster rcnn", *CASCADE))
+    seen, asked = spy(model), []
+    heads = model.teacher.network.roi_heads
+    heads.box_pooler.register_forward_hook(lambda m, args, out: asked.append(out))
+    model(inputs())
+    with torch.no_grad():
+        first, second = (heads.box_predictor[i](heads.box_head[i](asked[0]))[0] for i in (0, 1))
+    assert torch.equal(seen[0][1]["classes"][..., 0, 0], first) and not torch.equal(first, second)
+    assert seen[0][0]["classes"].shape[0] == len(first)
+
+
+def test_a_cascade_is_no_student_and_heads_of_no_known_kind_are_neither(tmp_path):
+    with pytest.raises(ValueError, match="GeneralizedRCNN with CascadeROIHeads cannot be distilled; .* first stage"):
+        build(tmp_path, config("faster rcnn", *CASCADE), config("faster rcnn"))
+    with pytest.raises(ValueError, match="GeneralizedRCNN with Res5ROIHeads cannot be distilled.*DISTILL.METHOD"):
+        build(tmp_path, config("faster rcnn", *C4))
+    rpn = config("faster rcnn", "MODEL.META_ARCHITECTURE", "ProposalNetwork")
+    with pytest.raises(ValueError, match="class head of a ProposalNetwork cannot be distilled"):
+        build(tmp_path, rpn, config("faster rcnn"))
+    with pytest.raises(ValueError, match="class head of a ProposalNetwork cannot be distilled"):
+        build(tmp_path, config("faster rcnn"), rpn)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "message"),
+    [
+        (["retinanet"], ["faster rcnn"], "one class head predicts each class on its own, .*DISTILL.TAPS"),
+        (["sigmoid rcnn"], ["faster rcnn"], "one class head predicts each class on its own"),
+        (["retinanet"], ["sigmoid rcnn"], "a RetinaNet, the teacher a GeneralizedRCNN: one predicts for anchors"),
+        (["sigmoid rcnn"], ["fcos"], "a GeneralizedRCNN, the teacher a FCOS: one predicts for anchors"),
+        (["retinanet"], ["fcos"], "a RetinaNet, the teacher a FCOS, and their anchors differ.*DISTILL.METHOD"),
+        (
+            ["retinanet"],
+            ["retinanet", "MODEL.ANCHOR_GENERATOR.SIZES", "[[30, 40, 50], [60], [100], [200], [400]]"],
+            "anchors differ",
+        ),
+        (["retinanet"], ["retinanet", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[1.0]]"], "anchors differ"),
+        (
+            ["faster rcnn"],
+            ["faster rcnn", "MODEL.ROI_HEADS.NUM_CLASSES", 5],
+            "the student predicts 4 classes, the teacher 6",
+        ),
+    ],
+)
+def test_heads_that_do_not_correspond_are_refused(student, teacher, message, tmp_path):
+    if teacher[1:2] == ["MODEL.ANCHOR_GENERATOR.SIZES"]:
+        teacher = [*teacher[:2], str([[x, x + 1, x + 2] for x in (30, 60, 100, 200, 400)])]
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path, config(*student), config(*teacher))
+
+
+@pytest.fixture
+def datasets():
+    """Two that know the same classes in another order."""
+    names = {"classes_in_order": ["cat", "dog", "owl"], "classes_in_disorder": ["cat", "owl", "dog"]}
+    for name, classes in names.items():
+        MetadataCatalog.get(name).thing_classes = classes
+    yield list(names)
+    for name in names:
+        MetadataCatalog.remove(name)
+
+
+def test_classes_of_other_names_are_refused(datasets, tmp_path):
+    first, second = (config("retinanet", "DATASETS.TRAIN", (name,)) for name in datasets)
+    with pytest.raises(ValueError, match="learns the classes cat, dog, owl; the teacher knows cat, owl, dog: .*DATASE"):
+        build(tmp_path, first, second)
+    build(tmp_path, first, config("retinanet", "DATASETS.TRAIN", ("unknown_here",)))
+    build(tmp_path, first, first)
+    build(tmp_path, first, second, "PKD")  # features have no classes
+
+
+def test_a_segmentors_classes_are_refused(datasets, tmp_path):
+    from .test_segmentation import segmentor
+
+    MetadataCatalog.get(datasets[0]).stuff_classes = ["sky", "sea"]
+    MetadataCatalog.get(datasets[1]).stuff_classes = ["sea", "sky"]
+    first, second = (segmentor("FPN", "DATASETS.TRAIN", (name,)) for name in datasets)
+    with pytest.raises(ValueError, match="learns the classes sky, sea; the teacher knows sea, sky"):
+        build(tmp_path, first, second, "KD")
+
+
+def taps(model):
+    return [tap for tap in vars(model._class_head).values() if hasattr(tap, "_calls")]
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "faster rcnn"])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_reads_its_own_head_and_the_state_is_the_plain_students(kind, duplicate, tmp_path, storage):
+    model = build(tmp_path, config(kind))
+    twin = duplicate(model)
+    assert list(twin.state_dict()) == list(build_model(config(kind)).state_dict())
+    sum(twin(inputs()).values()).backward()
+    assert class_weight(model.student).grad is None and class_weight(twin.student).grad is not None
+    assert taps(model) and all(not tap._calls for tap in (*taps(model), *taps(twin)))
+    sum(model(inputs()).values()).backward()
+    assert class_weight(model.student).grad is not None
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "faster rcnn"])
+def test_nothing_of_a_step_is_kept(kind, tmp_path, storage):
+    model, kept = build(tmp_path, config(kind)), []
+    module = model.student.head.cls_score if kind == "retinanet" else model.student.roi_heads.box_predictor.cls_score
+    module.register_forward_hook(lambda m, a, out: kept.append(weakref.ref(out)))
+    model.student(inputs())  # behind the wrapper's back: nobody asks the taps
+    assert any(ref() is not None for ref in kept)
+    sum(model(inputs()).values()).backward()
+    gc.collect()
+    assert all(ref() is None for ref in kept)
+    model.eval()(inputs())
+    assert all(not tap._calls for tap in taps(model))
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_step_that_fails_does_not_spoil_the_next(kind, tmp_path, storage):
+    model = build(tmp_path, config(kind), None, "KD+DKD")
+
+    def step(batch):
+        torch.manual_seed(3)  # regions are drawn
+        return {name: value.item() for name, value in model(batch).items() if "kd" in name}
+
+    before = step(inputs())
+    wrong = inputs()
+    wrong[0]["instances"].gt_classes[:] = 99
+    with pytest.raises((RuntimeError, IndexError)):
+        step(wrong)
+    assert any(tap._calls for tap in taps(model))  # it had come that far
+    assert step(inputs()) == before and set(before) == {"loss_kd_kl", "loss_dkd_target", "loss_dkd_nontarget"}
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "faster rcnn"])
+def test_features_and_classes_together(kind, tmp_path, storage):
+    model = build(tmp_path, config(kind), None, "PKD+KD", "DISTILL.PKD.ALPHA", 3.0, "DISTILL.LOG_PERIOD", 1)
+    pkd, kd = model.distiller.parts()
+    assert pkd.alpha == 3 and "classes" not in pkd.levels and kd.levels == ["classes"]
+    losses = model(inputs())
+    assert {"loss_pkd_pearson", "loss_kd_kl"} == {name for name in losses if name.split("_")[1] in ("pkd", "kd")}
+    sum(losses.values()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert "distill/KD/classes/agreement" in storage.latest() and "distill/PKD/p4/pearson" in storage.latest()
+    chosen = build(tmp_path, config(kind), None, "PKD+KD", "DISTILL.LEVELS", "['p4']")
+    assert chosen.levels == {"p4": "p4", "classes": "classes"}
+    with pytest.raises(ValueError, match="KD distils logits or classes, and what is tapped is p"):
+        build(tmp_path, config(kind), None, "PKD+KD", "DISTILL.TAPS", "['backbone']")
