@@ -51,7 +51,7 @@ def panels(image: Array, masks: dict[str, Masks], strides: dict[str, float]) -> 
     for level, stride in strides.items():
         for moment, levels in masks.items():
             pixels[f"{level}, {moment}"] = stride
-            for kind, values in levels[level].items():
+            for kind, values in levels.get(level, {}).items():  # of several methods one may have other levels
                 rows[kind][f"{level}, {moment}"] = values
     drawn = {"spatial": mask_panel(image, rows["spatial"], pixels), "channel": channel_panel(rows["channel"])}
     return {kind: picture for kind, picture in drawn.items() if rows[kind]}

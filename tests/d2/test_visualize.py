@@ -242,3 +242,26 @@ def test_the_tool(cfg, tmp_path):
     done = command(*arguments, "--output", out, "NO.SUCH.KEY", "1")
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("visualize_masks.py: ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("methods", ["ACAMKD+KD", "KD+ACAMKD"])
+def test_masks_beside_a_class_head(retinanet, retinanet_teacher, tmp_path, storage, methods):
+    """What it predicts lies on no map, and a method without masks may come first."""
+    cfg = distillation_config(retinanet, retinanet_teacher, "DISTILL.METHOD", methods, "VIS_PERIOD", 1)
+    model = build_model(cfg).train()
+    model.student.vis_period = 0
+    model(inputs())
+    assert [name for name, _, _ in storage._vis_data] == ["distill/spatial masks"]
+    model = load_for_masks(cfg, save(cfg, tmp_path / "model.pth"))
+    image = read_rgb(picture(tmp_path / "a.png"))
+    assert list(masks_of(model, cfg, image)) == list(strides_of(model, cfg, image)) == ["p3", "p4", "p5", "p6", "p7"]
+
+
+def test_masks_beside_a_box_head(rcnn, rcnn_teacher, tmp_path):
+    cfg = distillation_config(rcnn, rcnn_teacher, "DISTILL.METHOD", "ACAMKD+DKD")
+    model = load_for_masks(cfg, save(cfg, tmp_path / "model.pth"))
+    assert "p6" in masks_of(model, cfg, read_rgb(picture(tmp_path / "a.png")))
+    cfg.DISTILL.METHOD = "FGD"
+    model = load_for_masks(cfg, save(cfg, tmp_path / "fgd.pth"))
+    with pytest.raises(ValueError, match="FGD makes no masks from an image alone"):
+        masks_of(model, cfg, read_rgb(picture(tmp_path / "b.png")))

@@ -15,6 +15,7 @@ from ..core import (
     CLASSES,
     DISTILLER_REGISTRY,
     LOGITS,
+    FeatureSpec,
     FrozenTeacher,
     PixelTransform,
     build_distiller,
@@ -66,8 +67,9 @@ def build_distillation(
             describe(own),
             describe(other),
         )
-    if LOGITS in levels or CLASSES in levels:
-        _check_class_names(cfg, teacher_cfg)
+    for level in levels:
+        if own[level].logits:
+            _check_class_names(cfg, teacher_cfg, own[level])
     distiller = build_distiller(
         {name: _arguments(cfg, name) for name in methods},
         {s: own[s] for s in levels},
@@ -94,13 +96,20 @@ def _arguments(cfg: CfgNode, name: str) -> dict[str, Any]:
     return {key: node[key.upper()] for key in method_arguments(DISTILLER_REGISTRY.get(name))}
 
 
-def _check_class_names(cfg: CfgNode, teacher_cfg: CfgNode) -> None:
-    """The classes must be the same, in the same order, as far as the names are known."""
+def _check_class_names(cfg: CfgNode, teacher_cfg: CfgNode, predicted: FeatureSpec) -> None:
+    """The classes must be the same, in the same order, as far as the names are known.
+
+    More or fewer names than classes are predicted are those of other data than the model's: a config that says nothing
+    of its data has that of its base.
+    """
+    background = predicted.tap == CLASSES and not predicted.sigmoid
     names = [_class_names(config) for config in (cfg, teacher_cfg)]
-    if names[0] and names[1] and names[0] != names[1]:
+    known = all(len(found) == predicted.channels - background for found in names)
+    if known and names[0] != names[1]:
         raise ValueError(
             f"the student learns the classes {', '.join(names[0])}; the teacher knows {', '.join(names[1])}: their "
-            "predictions do not correspond (keys: DISTILL.METHOD, DISTILL.TAPS, DATASETS.TRAIN of either config)"
+            "predictions do not correspond (keys: DISTILL.METHOD, DISTILL.TAPS, DATASETS.TRAIN of either config, of "
+            "the teacher's in DISTILL.TEACHER.OPTS)"
         )
 
 

@@ -79,14 +79,13 @@ def add_distillation_config(cfg: CfgNode) -> None:
     cfg.DISTILL = CfgNode()
     # What the student is; MODEL.META_ARCHITECTURE is "DistillationMetaArch".
     cfg.DISTILL.STUDENT_META_ARCHITECTURE = "GeneralizedRCNN"
-    # A name in DISTILLER_REGISTRY, several at once as "PKD+KD", or "" for no distillation (the student alone, or
-    # inheritance alone).
+    # A name in DISTILLER_REGISTRY, several as "PKD+KD", or "" for no distillation (the student or inheritance alone).
     cfg.DISTILL.METHOD = "ACAMKD"
-    # What is compared: "backbone", the maps of the backbone (the FPN's); "logits", the map that a SemanticSegmentor
-    # predicts, before upsampling; "classes", what a detector's class head predicts. Empty for what the method uses;
-    # where it can use several, for the paper's: logits of a SemanticSegmentor, else the backbone.
+    # What is compared, one or more: "backbone", the maps of the backbone (the FPN's); "logits", the map that a
+    # SemanticSegmentor predicts, before upsampling; "classes", what the class head of a detector predicts. Empty for
+    # what each method can use first: of a SemanticSegmentor logits, then backbone; else backbone, then classes.
     cfg.DISTILL.TAPS = []
-    # The student's levels to distil; empty for all whose stride the teacher has too.
+    # The student's levels to distil; empty for all whose stride the teacher has too. Predictions always are.
     cfg.DISTILL.LEVELS = []
     # Whether the student's neck and head start from the teacher's: "auto" if both are detectors of one type.
     cfg.DISTILL.INHERIT = "auto"

@@ -20,7 +20,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from ..core import LOGITS
+from ..core import BACKBONE, CLASSES, LOGITS
 from ..vis.panels import Array, mask_panel
 from .config import META_ARCHITECTURE
 from .taps import backbone_of, divisibility, pyramid
@@ -101,7 +101,7 @@ def masks_of(model: DistillationMetaArch, cfg: CfgNode, image: Array) -> dict[st
         padded batch; ``strides_of`` says which pixels of the image a position stands for.
 
     Raises:
-        ValueError: the method makes no masks.
+        ValueError: the method makes no masks, or none without the boxes of an image.
     """
     resized = _resize(cfg, image)
     pixels = resized if cfg.INPUT.FORMAT == "RGB" else resized[:, :, ::-1]
@@ -109,7 +109,7 @@ def masks_of(model: DistillationMetaArch, cfg: CfgNode, image: Array) -> dict[st
     with torch.no_grad(), inference_context(model):
         masks = model.observe(_padded(model, _batch(model.student, inputs)))
     if not any(masks.values()):
-        raise ValueError(f"{cfg.DISTILL.METHOD} makes no masks (key: DISTILL.METHOD)")
+        raise ValueError(f"{cfg.DISTILL.METHOD} makes no masks from an image alone (key: DISTILL.METHOD)")
     return {
         level: {kind: mask[0].float().cpu().numpy() for kind, mask in kinds.items()} for level, kinds in masks.items()
     }
@@ -160,9 +160,9 @@ def read_rgb(path: str) -> Array:
 
 
 def _strides(model: DistillationMetaArch) -> dict[str, int]:
-    taps = ("backbone", LOGITS) if LOGITS in model.levels else ("backbone",)
-    shapes = pyramid(model.student, taps)
-    return {level: shapes[level].stride for level in model.levels}
+    """Of the levels that are maps: what a class head predicts is none."""
+    shapes = pyramid(model.student, (BACKBONE, LOGITS) if LOGITS in model.levels else (BACKBONE,))
+    return {level: shapes[level].stride for level in model.levels if level != CLASSES}
 
 
 def _resize(cfg: CfgNode, image: Array) -> Array:
