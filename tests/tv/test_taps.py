@@ -107,6 +107,13 @@ def test_the_backbone_can_be_tapped_instead_or_too():
     }
 
 
+def test_a_tap_that_no_method_reads_is_refused():
+    with pytest.raises(
+        ValueError, match=r"KD cannot distil backbone, only classes and logits \(options: --taps, --method"
+    ):
+        distil(model(LRASPP), model(DEEPLAB), "KD", taps=["logits", "backbone"])
+
+
 def test_nothing_is_inherited_unless_asked_for():
     """The paper's segmentation rows have no inheritance."""
     student, teacher = model(LRASPP), model(LRASPP)

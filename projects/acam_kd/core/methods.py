@@ -12,7 +12,14 @@ from .features import Features, Pyramid, describe
 from .registry import DISTILLER_REGISTRY
 from .targets import Targets
 
-__all__ = ["SeveralMethods", "build_distiller", "check_boxes_known", "choose_taps", "read_methods"]
+__all__ = [
+    "SeveralMethods",
+    "build_distiller",
+    "check_boxes_known",
+    "check_taps_used",
+    "choose_taps",
+    "read_methods",
+]
 
 
 def read_methods(names: str) -> list[str]:
@@ -51,6 +58,17 @@ def choose_taps(methods: Sequence[str], offered: Sequence[str], model: str) -> t
             )
         chosen[usable[0]] = None
     return tuple(chosen) or (offered[0],)
+
+
+def check_taps_used(taps: Sequence[str], methods: Sequence[str]) -> None:
+    """Raise ValueError for a tap that was asked for and that no method reads."""
+    read = {tap for name in methods for tap in DISTILLER_REGISTRY.get(name).reads}
+    unused = [tap for tap in taps if tap not in read]
+    if methods and unused:
+        raise ValueError(
+            f"{' and '.join(methods)} cannot distil {' and '.join(unused)}, only {' and '.join(sorted(read))} (keys: "
+            "DISTILL.TAPS, DISTILL.METHOD)"
+        )
 
 
 def check_boxes_known(methods: Iterable[str], model: str) -> None:

@@ -24,7 +24,7 @@ from ..core import (
     method_arguments,
 )
 from ..core.features import describe
-from ..core.methods import check_boxes_known
+from ..core.methods import check_boxes_known, check_taps_used
 from .class_heads import backbone_and_classes, check_class_heads, class_head
 from .config import META_ARCHITECTURE
 from .taps import backbone_and_logits, backbone_of, divisibility, logits_module, pyramid
@@ -57,6 +57,7 @@ def build_distillation(
     """
     if cfg.DISTILL.STUDENT_META_ARCHITECTURE == "SemanticSegmentor":
         check_boxes_known(methods, cfg.DISTILL.STUDENT_META_ARCHITECTURE)
+    check_taps_used(taps, methods)
     own, other = pyramid(student, taps, student=True), pyramid(detector, taps)
     _check_divisibility(cfg, student, detector)
     levels = match_levels(own, other, cfg.DISTILL.LEVELS)

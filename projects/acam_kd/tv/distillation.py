@@ -27,7 +27,7 @@ from ..core import (
     read_methods,
 )
 from ..core.features import Pyramid
-from ..core.methods import check_boxes_known
+from ..core.methods import check_boxes_known, check_taps_used
 from ..errors import options_for_keys
 from ..files import sha256
 from .class_heads import backbone_and_classes, check_class_heads, class_head
@@ -166,6 +166,7 @@ def build_distillation(
     if isinstance(student, Segmentor):
         check_boxes_known(methods, type(plain(student)).__name__)
     taps = read_taps(taps, list(methods), student, teacher)
+    check_taps_used(taps, list(methods))
     own, other, pairs = _matched(student, teacher, levels, taps)
     logger.info("distilling with %s on %s", " + ".join(methods), ", ".join(f"{s} <- {t}" for s, t in pairs.items()))
     distiller = build_distiller(methods, {s: own[s] for s in pairs}, {s: other[t] for s, t in pairs.items()})
