@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import json
+import math
 import os
 import re
 import signal
@@ -44,6 +45,22 @@ def panel(**more):
     columns = {"student alone": "student alone", "inheritance alone": "inheritance alone"}
     content = {"name": "shapes", "records": records, "rows": list(values), "metrics": ["AP", "AP50"]}
     return Panel(**{**content, "baselines": columns, "mimicking": "mimicking", **more})
+
+
+def test_a_run_without_a_value_stays_in_the_table():
+    """COCO's AP is none where nothing was detected."""
+    records = [record(row, seed, 10.0 + seed) for row in ("student alone", "mimicking", "ACAM-KD") for seed in (0, 1)]
+    records[-1] = record("ACAM-KD", 1, math.nan)
+    text = section(panel(records=records))
+    line = next(line for line in text.splitlines() if line.startswith("| ACAM-KD"))
+    assert line.startswith("| ACAM-KD | nan |") and "10.00, nan" in line
+    assert "with a value to say: ACAM-KD" in text and "| mimicking | 10.50 (0.71) |" in text
+
+
+def test_runs_on_other_devices_are_no_comparison():
+    records = [record("student alone", 0, 1.0), {**record("mimicking", 0, 2.0), "device": "H200"}]
+    with pytest.raises(ValueError, match="different devices: .*H200 .mimicking, seed 0"):
+        section(panel(records=records))
 
 
 # Statistics.
@@ -89,7 +106,7 @@ def test_table():
     }
     assert rows["row"] == [
         *("row", "AP, mean (std)", "AP50", "AP per seed", "minus student alone, 95%"),
-        *("distillation/task", "s/step", "peak GiB"),
+        *("distillation/task", "s/step", "peak GiB of the process"),
     ]
     assert rows["ACAM-KD"][:5] == [
         *("ACAM-KD", "40.78 (4.36)", "81.57 (8.71)", "42.50, 35.83, 44.02", "+3.11 [-2.52, +8.74]")
@@ -109,7 +126,9 @@ def test_what_beats_mimicking_is_said():
 def test_one_seed_has_no_interval():
     text = section(panel(records=[r for r in panel().records if r["seed"] == 0]))
     assert "| +3.00 |" in text and "[" not in text.partition("\n\n")[2].partition("\n\n")[0]
-    assert "too few common seeds to say: ACAM-KD." in text and "100 iterations a run, 1 seed a row." in text
+    assert (
+        "too few common seeds with a value to say: ACAM-KD." in text and "100 iterations a run, 1 seed a row." in text
+    )
 
 
 def test_ratio_teacher_and_failures_are_shown():

@@ -47,7 +47,7 @@ class Pull:
         self.inputs: tuple[Any, ...] = ()
         self.own: list[str] = []
         model.student.backbone.register_forward_hook(self._keep_features)  # type: ignore[operator, union-attr]
-        self.hook = model.distiller.register_forward_hook(self._keep_losses)
+        model.distiller.register_forward_hook(self._keep_losses)
 
     def _keep_features(self, module: Any, args: Any, output: dict[str, Tensor]) -> None:
         self.features = list(output.values())

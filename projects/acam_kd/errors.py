@@ -46,11 +46,16 @@ KEYS = re.compile(r"\b(key|keys): ([A-Z_.]+(?:, [A-Z_.]+)*)")
 def as_options(message: str) -> str:
     """A message of the core, which names config keys, in the words of the command: ``--method``, ``--set alpha``."""
 
-    def options(match: re.Match[str]) -> str:
-        names = [name if name.startswith("DISTILL.") else f"--set {name.lower()}" for name in match[2].split(", ")]
-        return f"{match[1].replace('key', 'option')}: {', '.join(names)}"
+    def option(key: str) -> str:
+        *place, name = key.removeprefix("DISTILL.").split(".")
+        if key.startswith("DISTILL.") and not place:
+            return f"--{name.lower()}"
+        return f"--set {'.'.join([*place, name.lower()])}"
 
-    return re.sub(r"DISTILL\.([A-Z]+)", lambda match: f"--{match[1].lower()}", KEYS.sub(options, message))
+    def options(match: re.Match[str]) -> str:
+        return f"{match[1].replace('key', 'option')}: {', '.join(map(option, match[2].split(', ')))}"
+
+    return re.sub(r"DISTILL\.[A-Z_.]*[A-Z]", lambda match: option(match[0]), KEYS.sub(options, message))
 
 
 @contextmanager

@@ -58,6 +58,14 @@ def test_as_many_are_hidden_as_asked_for_also_among_equals(fraction, count):
         assert hidden.tolist() == [math.floor(fraction * count)] * 3
 
 
+@pytest.mark.parametrize(
+    ("fraction", "count", "hidden"), [(0.29, 100, 29), (0.57, 100, 57), (0.65, 60, 39), (0.15, 7, 1)]
+)
+def test_a_fraction_is_of_decimals(fraction, count, hidden):
+    """In binary 0.29 * 100 is below 29."""
+    assert (hide_largest(torch.randn(1, count), fraction) == 0).sum() == hidden
+
+
 def test_the_largest_are_hidden():
     attention = torch.tensor([[0.1, 3.0, 0.2, 2.0], [5.0, 1.0, 0.0, 4.0]])
     assert hide_largest(attention, 0.5).tolist() == [[1, 0, 1, 0], [0, 1, 1, 0]]

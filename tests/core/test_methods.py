@@ -168,6 +168,8 @@ def test_a_method_that_reads_none_of_the_taps_is_refused():
         choose_taps(["PKD", "KD"], ("backbone",), "Trunk")
     with pytest.raises(ValueError, match=r"KD distils logits or classes, and what is tapped is p3 \(stride 8"):
         build_distiller({"PKD": {}, "KD": {}}, P3, P3)
+    with pytest.raises(ValueError, match="alpha must be .* found -1.0 .key: DISTILL.PKD.ALPHA"):
+        build_distiller({"PKD": {"alpha": -1.0}, "Mimic": {}}, P3, P3)
 
 
 def maps(**shapes):

@@ -243,7 +243,7 @@ def test_a_segmentors_classes_are_refused(datasets, tmp_path):
 
 
 def taps(model):
-    return [tap for tap in vars(model._class_head).values() if hasattr(tap, "_calls")]
+    return [tap for tap in vars(model._class_head).values() if hasattr(tap, "_times")]
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "faster rcnn"])
@@ -254,7 +254,7 @@ def test_a_copy_reads_its_own_head_and_the_state_is_the_plain_students(kind, dup
     assert list(twin.state_dict()) == list(build_model(config(kind)).state_dict())
     sum(twin(inputs()).values()).backward()
     assert class_weight(model.student).grad is None and class_weight(twin.student).grad is not None
-    assert taps(model) and all(not tap._calls for tap in (*taps(model), *taps(twin)))
+    assert taps(model) and all(not tap._times for tap in (*taps(model), *taps(twin)))
     sum(model(inputs()).values()).backward()
     assert class_weight(model.student).grad is not None
 
@@ -270,7 +270,7 @@ def test_nothing_of_a_step_is_kept(kind, tmp_path, storage):
     gc.collect()
     assert all(ref() is None for ref in kept)
     model.eval()(inputs())
-    assert all(not tap._calls for tap in taps(model))
+    assert all(not tap._times for tap in taps(model))
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -286,7 +286,7 @@ def test_a_step_that_fails_does_not_spoil_the_next(kind, tmp_path, storage):
     wrong[0]["instances"].gt_classes[:] = 99
     with pytest.raises((RuntimeError, IndexError)):
         step(wrong)
-    assert any(tap._calls for tap in taps(model))  # it had come that far
+    assert any(tap._times for tap in taps(model))  # it had come that far
     assert step(inputs()) == before and set(before) == {"loss_kd_kl", "loss_dkd_target", "loss_dkd_nontarget"}
 
 

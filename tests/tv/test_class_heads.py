@@ -59,7 +59,7 @@ def spy(built):
 
 
 def taps(built):
-    return [tap for tap in vars(built._class_head).values() if hasattr(tap, "_calls")]
+    return [tap for tap in vars(built._class_head).values() if hasattr(tap, "_times")]
 
 
 def differ(built):
@@ -197,8 +197,8 @@ def test_a_copy_reads_its_own_head_and_the_state_is_a_plain_students(kind, dupli
     assert list(twin.student.state_dict()) == list(model(HEADS[kind]).state_dict())
     sum(twin(IMAGES, TARGETS).values()).backward()
     assert class_weight(built.student).grad is None and class_weight(twin.student).grad is not None
-    assert taps(built) and all(not tap._calls for tap in (*taps(built), *taps(twin)))
-    assert not built._read_targets._resized._calls and not twin._read_targets._resized._calls
+    assert taps(built) and all(not tap._times for tap in (*taps(built), *taps(twin)))
+    assert not built._read_targets._resized._times and not twin._read_targets._resized._times
     sum(built(IMAGES, TARGETS).values()).backward()
     assert class_weight(built.student).grad is not None
 
@@ -219,7 +219,7 @@ def test_a_step_that_fails_does_not_spoil_the_next_and_nothing_is_kept(kind):
     before = step(TARGETS)
     with pytest.raises((RuntimeError, IndexError)):
         step([{**t, "labels": t["labels"] + 90} for t in TARGETS])
-    assert kept[-1]() is not None and any(tap._calls for tap in taps(built))  # it had come that far
+    assert kept[-1]() is not None and any(tap._times for tap in taps(built))  # it had come that far
     assert step(TARGETS) == before and set(before) == {"loss_kd_kl", "loss_dkd_target", "loss_dkd_nontarget"}
     gc.collect()
     assert all(ref() is None for ref in kept)
@@ -299,14 +299,14 @@ def test_methods_that_cannot_be_are_refused_in_the_words_of_the_command(data, fi
     assert "argument --method: no distiller is called 'Nothing'; known: ACAMKD, " in usage("PKD+Nothing")
     assert "a method comes twice in 'KD+KD' (option: --method)" in usage("KD+KD")
     assert "--set alpha=3: known are PKD.alpha=" in message("--method", "PKD+KD", "--set", "alpha=3")
-    assert "alpha must be finite and not negative, found -1.0 (option: --set alpha)" in message(
+    assert "alpha must be finite and not negative, found -1.0 (option: --set PKD.alpha)" in message(
         "--method", "PKD+KD", "--set", "PKD.alpha=-1"
     )
     gone = tmp_path / "gone.pth"
-    assert f"there are no tokens: tried {gone} (option: --set tokens)" in message(
+    assert f"there are no tokens: tried {gone} (option: --set MASKD.tokens)" in message(
         "--method", "MasKD", "--set", f"tokens={gone}"
     )
     (tmp_path / "no.pth").write_text("no tokens")
-    assert "no.pth is no file of learnt tokens (option: --set tokens)" in message(
+    assert "no.pth is no file of learnt tokens (option: --set MASKD.tokens)" in message(
         "--method", "MasKD", "--set", f"tokens={tmp_path / 'no.pth'}"
     )

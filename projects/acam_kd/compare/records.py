@@ -102,6 +102,7 @@ def _read_torchvision(folder: Path) -> dict[str, Any]:
         "seconds_per_step": statistics.median(steps) if steps else result["seconds"] / iterations,
         "seconds_per_step_is": "median" if steps else "total",
         "device": result["device"],
+        "peak_gpu_gib": result.get("peak_gpu_gib"),
         "history": history,
     }
 
@@ -112,6 +113,7 @@ def _read_detectron2(folder: Path) -> dict[str, Any]:
     if not history or history[-1]["iteration"] + 1 < config["SOLVER"]["MAX_ITER"]:
         raise ValueError(f"its metrics end before SOLVER.MAX_ITER {config['SOLVER']['MAX_ITER']}")
     steps = [line["time"] for line in history if "time" in line]
+    memory = [int(found) for found in re.findall(r"max_mem: (\d+)M", _text(folder / "log.txt"))]
     gpu = re.search(r"^GPU [\d,]+ +(.+?)(?: \(arch=.*)?$", _text(folder / "log.txt"), re.MULTILINE)
     device = "CPU" if config["MODEL"]["DEVICE"] == "cpu" else gpu[1] if gpu else config["MODEL"]["DEVICE"]
     return {
@@ -120,6 +122,7 @@ def _read_detectron2(folder: Path) -> dict[str, Any]:
         "seconds_per_step": statistics.median(steps) if steps else None,
         "seconds_per_step_is": "median",
         "device": device,
+        "peak_gpu_gib": max(memory) / 2**10 if memory else None,
         "history": history,
     }
 

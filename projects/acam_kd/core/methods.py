@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -102,8 +104,25 @@ def build_distiller(methods: Mapping[str, Mapping[str, Any]], student: Pyramid, 
                 f"{name} distils {' or '.join(method.reads)}, and what is tapped is {describe(student)} "
                 "(keys: DISTILL.TAPS, DISTILL.METHOD)"
             )
-        built[name] = method({s: student[s] for s in levels}, {s: teacher[s] for s in levels}, **arguments)
+        with _keys_of(name):
+            built[name] = method({s: student[s] for s in levels}, {s: teacher[s] for s in levels}, **arguments)
     return next(iter(built.values())) if len(built) == 1 else SeveralMethods(built)
+
+
+OWN_KEYS = re.compile(r"\b(?:key|keys): [A-Z_.]+(?:, [A-Z_.]+)*")
+
+
+@contextmanager
+def _keys_of(method: str) -> Iterator[None]:
+    """A method's errors name its own keys, as ALPHA; among several methods they are DISTILL.PKD.ALPHA."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        place = f"DISTILL.{method.upper()}."
+        message = OWN_KEYS.sub(
+            lambda keys: re.sub(r" (?!DISTILL\.)(?=[A-Z])", f" {place}", keys[0]), str(error.args[0])
+        )
+        raise type(error)(message) from error
 
 
 class SeveralMethods(Distiller):

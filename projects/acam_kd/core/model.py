@@ -212,7 +212,11 @@ def _resized(logits: Tensor, like: Tensor) -> Tensor:
 
 
 def _labels_at(labels: Tensor, logits: Tensor) -> Tensor:
-    """(N, H', W') labels at the positions of (N, K, H, W) logits: the nearest."""
+    """(N, H', W') labels for the positions of (N, K, H, W) logits: those nearest to the cells' centres.
+
+    Where a head is scaled up with corners aligned, as ours of Detectron2, its outermost positions lie on the border
+    itself: up to half a cell from there.
+    """
     if labels.shape[1:] == logits.shape[2:]:
         return labels
     return F.interpolate(labels[:, None].float(), logits.shape[2:], mode="nearest-exact")[:, 0].long()

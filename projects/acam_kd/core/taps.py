@@ -88,14 +88,16 @@ class MethodTap:
         if inspect.ismethod(method):  # pickle looks a bound one up by its name, and would find the tap
             method = partial(method.__func__, method.__self__)
         self._method = method
-        self._calls: list[tuple[tuple[Any, ...], Any]] = []
+        self._last: tuple[tuple[Any, ...], Any] | None = None  # of several calls only one is kept
+        self._times = 0
         setattr(module, name, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method."""
         result = self._method(*args, **kwargs)
         if self._module.training:
-            self._calls.append((args, result))
+            self._last = args, result
+            self._times += 1
         return result
 
     def pop(self) -> tuple[tuple[Any, ...], Any]:
@@ -104,19 +106,27 @@ class MethodTap:
         Raises:
             RuntimeError: there was none, or more than one.
         """
-        calls, self._calls = self._calls, []
-        if len(calls) != 1:
+        last, times = self._last, self._times
+        self.clear()
+        if last is None or times != 1:
             raise RuntimeError(
-                f"{type(self._module).__name__}.{self._name} ran {len(calls)} times in one training step, once is "
-                "needed to distil what it predicts (key: DISTILL.TAPS)"
+                f"{type(self._module).__name__}.{self._name} ran {times} times in one training step, once is needed to "
+                "distil what it predicts (key: DISTILL.TAPS)"
             )
-        return calls[0]
+        return last
 
     def last(self) -> tuple[tuple[Any, ...], Any]:
-        """Return ``(arguments, result)`` of the last call, and forget all; for what every step calls once."""
-        last, self._calls = self._calls[-1], []
+        """Return ``(arguments, result)`` of the last call, and forget it; for what every step calls.
+
+        Raises:
+            RuntimeError: there was none.
+        """
+        last = self._last
+        self.clear()
+        if last is None:
+            raise RuntimeError(f"{type(self._module).__name__}.{self._name} did not run in training mode")
         return last
 
     def clear(self) -> None:
         """Forget what a training forward that failed half-way may have left."""
-        self._calls = []
+        self._last, self._times = None, 0

@@ -63,7 +63,7 @@ class TokenLearning(nn.Module):
         super().train(mode)
         self.teacher.train(mode)
         for module in self.teacher.modules():
-            if isinstance(module, (_NormBase, _DropoutNd)):
+            if isinstance(module, (_NormBase, _DropoutNd)) or type(module).__name__ == "StochasticDepth":
                 module.eval()
         return self
 

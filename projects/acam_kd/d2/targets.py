@@ -28,14 +28,14 @@ class ReadTargets:
         """Of one batch, on the student's device."""
         device = next(self._student.parameters()).device
         sizes = torch.tensor([x["image"].shape[-2:] for x in batched_inputs], dtype=torch.float32, device=device)
-        boxes, owners = [torch.zeros(0, 4)], [torch.zeros(0)]
+        boxes, owners = [torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.int64)]
         for i, x in enumerate(batched_inputs):
             if "instances" in x:
                 boxes.append(x["instances"].gt_boxes.tensor)
-                owners.append(torch.full((len(x["instances"]),), float(i)))
+                owners.append(torch.full((len(x["instances"]),), i))
         return Targets(
             boxes=torch.cat([b.to(device) for b in boxes]),
-            box_images=torch.cat(owners).long().to(device),
+            box_images=torch.cat(owners).to(device),
             image_sizes=sizes,
             labels=self._labels(batched_inputs, device),
         )

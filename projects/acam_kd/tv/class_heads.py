@@ -1,8 +1,8 @@
 """Where the class head of a torchvision detector is tapped, and how the teacher's is asked about the same places.
 
 RetinaNet and FCOS predict for every anchor, R-CNNs for the regions that were sampled for the student. The labels are
-those that the student was trained with. Class 0 is the background; dense heads have a channel for it that nothing
-trains.
+those that the student was trained with. Class 0 is the background; dense heads have a channel for it, which
+is an object nowhere.
 """
 
 from __future__ import annotations

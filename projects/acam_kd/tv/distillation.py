@@ -100,6 +100,7 @@ def parse_options(methods: str, pairs: Sequence[str]) -> dict[str, dict[str, Any
     for pair in pairs:
         key, equals, text = pair.partition("=")
         method, _, name = key.rpartition(".")
+        method = next((own for own in names if own.lower() == method.lower()), method)
         if not method and len(names) == 1:
             method = names[0]
         if not equals or name not in known.get(method, {}):

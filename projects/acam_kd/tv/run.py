@@ -221,6 +221,7 @@ class RunFolder:
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "versions": {m.__name__: m.__version__ for m in (torch, torchvision, lightning)},
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+            "peak_gpu_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
         }
         write_atomically(self.path / "result.json", json.dumps(result, indent=1))
         return result

@@ -72,8 +72,8 @@ def t_quantile(degrees: int) -> float:
 
 
 def half_width(values: Sequence[float]) -> float | None:
-    """Half of the 95% interval of the mean, t s / sqrt(n); None for less than two values."""
-    if len(values) < 2:
+    """Half of the 95% interval of the mean, t s / sqrt(n); None for less than two values, or one that is none."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
         return None
     return t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
 
@@ -88,13 +88,14 @@ def check_equal(panel: Panel) -> None:
     """Look whether the runs may stand in one table.
 
     Raises:
-        ValueError: the students had different numbers of iterations, or versions of torch.
+        ValueError: the students had different numbers of iterations, versions of torch, or devices.
     """
     students = [r for r in panel.records if r["row"] in panel.rows]
-    found: dict[str, dict[Any, Record]] = {"iterations": {}, "versions of torch": {}}
+    found: dict[str, dict[Any, Record]] = {"iterations": {}, "versions of torch": {}, "devices": {}}
     for record in students:
         found["iterations"].setdefault(record["iterations"], record)
         found["versions of torch"].setdefault(record["versions"]["torch"], record)
+        found["devices"].setdefault(record.get("device"), record)
     for name, values in found.items():
         if len(values) > 1:
             each = ", ".join(f"{value} ({r['row']}, seed {r['seed']})" for value, r in values.items())
@@ -120,7 +121,7 @@ def _table(panel: Panel) -> list[str]:
     first, *others = panel.metrics
     heads = ["row", f"{first}, mean (std)", *others, f"{first} per seed"]
     heads += [f"minus {column}, 95%" for column in _baselines(panel)]
-    heads += ["distillation/task", "s/step", "peak GiB"]
+    heads += ["distillation/task", "s/step", "peak GiB of the GPU" if _on_gpu(panel) else "peak GiB of the process"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in (TEACHER, *panel.rows):
         own, failed = panel.of(row), panel.failed.get(row, ())
@@ -133,21 +134,33 @@ def _table(panel: Panel) -> list[str]:
             "" if row in (TEACHER, other) else _difference(differences(panel, row, other))
             for other in _baselines(panel).values()
         ]
-        cells += [_mean(own, "distillation_to_task"), _mean(own, "seconds_per_step"), _mean(own, "peak_rss_gib")]
+        cells += [
+            _mean(own, "distillation_to_task"),
+            _mean(own, "seconds_per_step"),
+            _mean(own, "peak_gpu_gib" if _on_gpu(panel) else "peak_rss_gib"),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _on_gpu(panel: Panel) -> bool:
+    return any(record.get("peak_gpu_gib") for record in panel.records)
 
 
 def _spread(panel: Panel, row: str, metric: str) -> str:
     values = list(panel.values(row, metric).values())
     if not values:
         return ""
+    if not all(map(math.isfinite, values)):  # no detection at all has no AP
+        return "nan"
     return f"{statistics.mean(values):.2f}" + (f" ({statistics.stdev(values):.2f})" if len(values) > 1 else "")
 
 
 def _difference(found: Sequence[float]) -> str:
     if not found:
         return ""
+    if not all(map(math.isfinite, found)):
+        return "nan"
     mean, half = statistics.mean(found), half_width(found)
     return f"{mean:+.2f}" if half is None else f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
 
@@ -196,7 +209,9 @@ def _verdict(panel: Panel) -> list[str]:
     if others:
         notes.append(f"Not better than {panel.mimicking} (it is not above 0): {'; '.join(others)}.")
     if unknown:
-        notes.append(f"Compared with {panel.mimicking}, too few common seeds to say: {'; '.join(unknown)}.")
+        notes.append(
+            f"Compared with {panel.mimicking}, too few common seeds with a value to say: {'; '.join(unknown)}."
+        )
     return notes
 
 

@@ -45,7 +45,8 @@ class CWD(Distiller):
 
     Recommended: alpha = 10, temperature = 1 on every level of a detector's pyramid (the defaults; MMRazor, for GFL);
     alpha = 3, temperature = 4 on a segmentor's logits (the authors); alpha = 50, temperature = 4 on its last
-    features (CIRKD). Logits are compared class by class; features go through an aligning 1x1 convolution.
+    features (CIRKD). Logits are compared class by class; features go through an aligning 1x1 convolution, which
+    starts as the identity. A departure: it is there also where the channels match.
 
     Args:
         student, teacher: the levels to distil.

@@ -23,7 +23,7 @@ TEMPERATURE = 0.5
 
 def hide_largest(attention: Tensor, fraction: float) -> Tensor:
     """0 for the floor(fraction * K) largest values of each row, 1 for the others: (N, K) -> (N, K)."""
-    count = math.floor(fraction * attention.shape[1])
+    count = math.floor(fraction * attention.shape[1] + 1e-9)  # 0.29 of 100 is 29
     hidden = attention.topk(count, dim=1).indices
     return torch.ones_like(attention).scatter(1, hidden, 0.0)
 

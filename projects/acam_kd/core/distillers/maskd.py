@@ -60,9 +60,10 @@ class MasKD(Distiller):
     tokens. The tokens are learnt on the teacher in a stage of its own and are constants here.
 
     The authors: RetinaNet 7 with a warm-up of 7000 steps (8500 from an X101), FCOS and RepPoints 10 with 5000, Faster
-    R-CNN 1 with 7330 (5000 from a Cascade Mask R-CNN); 6 tokens on five levels of the FPN. They add an L1 loss on the
-    regression head's output (not FCOS), which is not here, and RetinaNet inherits neck and head. Segmentation: 1, 8
-    tokens. (This library's default of 1 for ``alpha`` is that of their class, and so is the warm-up.)
+    R-CNN 1 with 7330 (5000 from a Cascade Mask R-CNN); 6 tokens on five levels of the FPN. But for FCOS they add an L1
+    or smooth L1 loss on the regression head's output, which is not here, and RetinaNet inherits neck and head.
+    Segmentation: 1, 8 tokens. (This library's default of 1 for ``alpha`` is that of their class, and so is the
+    warm-up.)
 
     Args:
         student, teacher: the levels to distil.
