@@ -172,7 +172,7 @@ def test_logits_that_do_not_fit_are_named(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
 def test_bad_temperatures_are_named(name, temperature):
-    with pytest.raises(ValueError, match=f"positive and finite, found {temperature} .key: TEMPERATURE"):
+    with pytest.raises(ValueError, match=f"finite and positive, found {temperature} .key: TEMPERATURE"):
         build(name, batch("map")[0], temperature=temperature)
 
 

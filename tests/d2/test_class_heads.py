@@ -235,10 +235,10 @@ def test_classes_of_other_names_are_refused(datasets, tmp_path):
 def test_a_segmentors_classes_are_refused(datasets, tmp_path):
     from .test_segmentation import segmentor
 
-    MetadataCatalog.get(datasets[0]).stuff_classes = ["sky", "sea"]
-    MetadataCatalog.get(datasets[1]).stuff_classes = ["sea", "sky"]
+    MetadataCatalog.get(datasets[0]).stuff_classes = ["sky", "sea", "a", "b", "c"]
+    MetadataCatalog.get(datasets[1]).stuff_classes = ["sea", "sky", "a", "b", "c"]
     first, second = (segmentor("FPN", "DATASETS.TRAIN", (name,)) for name in datasets)
-    with pytest.raises(ValueError, match="learns the classes sky, sea; the teacher knows sea, sky"):
+    with pytest.raises(ValueError, match="learns the classes sky, sea, a, b, c; the teacher knows sea, sky, a"):
         build(tmp_path, first, second, "KD")
 
 
