@@ -74,7 +74,7 @@ def test_bad_input_is_one_line(data, finished, tmp_path):
         run(*tokens(data, tmp_path / "nowhere", tmp_path / "t.pth"))
     with pytest.raises(SystemExit, match="the teacher, a FCOS, can be tapped at backbone and classes, not at logits"):
         run(*tokens(data, finished, tmp_path / "t.pth", "--taps", "logits"))
-    with pytest.raises(SystemExit, match=r"acam-kd: there are no tokens: tried .*t.pth \(option: --set tokens\)"):
+    with pytest.raises(SystemExit, match=r"acam-kd: there are no tokens: tried .*t.pth \(option: --set MASKD.tokens\)"):
         run(
             *quick(
                 data, tmp_path / "r", "--teacher", finished, "--method", "MasKD", "--set", f"tokens={tmp_path}/t.pth"
