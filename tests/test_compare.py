@@ -255,7 +255,9 @@ def test_records_table_and_plot(plan, run, tmp_path, capsys):
     assert found["metrics"]["AP"] == 20 and found["distillation_to_task"] == pytest.approx((2 + 6) / 2)
     assert records[0]["distillation_to_task"] is None
     assert (found["seconds_per_step"], found["seconds_per_step_is"]) == (0.2, "median")
-    assert 0.001 < found["peak_rss_gib"] < 1 and found["device"] == "CPU" and found["threads"] >= 1
+    assert (
+        0.001 < found["peak_rss_gib"] < 100 and found["device"] == "CPU" and found["threads"] >= 1
+    )  # at least the tests' own
     assert set(found["versions"]) == {"python", "torch", "torchvision", "detectron2", "commit"}
     assert found["versions"]["torch"] and found["versions"]["python"] and found["date"]
     assert str(tmp_path) not in json.dumps(records)
