@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from acam_kd.core import FeatureSpec
-from acam_kd.core.distillers.maskd import MasKD, receptive_field_loss
+from acam_kd.core.distillers.maskd import FEATURES_EPS, MasKD
+from acam_kd.core.losses import spatial_masked_mse
+
+masked_error = partial(spatial_masked_mse, eps=FEATURES_EPS)
+
 
 LEVEL = {"p3": FeatureSpec(8, 8)}
 LOGIT_MAP = {"logits": FeatureSpec(8, 8, logits=True)}
@@ -53,11 +59,11 @@ def test_loss_is_the_formula_without_its_large_product(sizes):
     student, teacher, masks = torch.randn(2, 3, 5, 7), torch.randn(2, 3, 5, 7), torch.rand(2, 40, 5, 7)
     p = torch.rand(2, 40).softmax(1)
     with sizes:
-        found = receptive_field_loss(student, teacher, masks, p)
+        found = masked_error(student, teacher, masks, p)
     torch.testing.assert_close(found, naive(student, teacher, masks, p))
     assert max(sizes.seen) == masks.numel()
     torch.testing.assert_close(
-        receptive_field_loss(student, teacher, masks), naive(student, teacher, masks, torch.full((2, 40), 1 / 40))
+        masked_error(student, teacher, masks), naive(student, teacher, masks, torch.full((2, 40), 1 / 40))
     )
 
 
@@ -91,7 +97,7 @@ def test_custom_masks_are_constants(official):
     (gradient,) = torch.autograd.grad(loss(method, student, official.teacher), student)
     tokens = method.tokens["p3"]
     masks = (tokens(official.teacher) * tokens(official.student)).detach()
-    held = receptive_field_loss(student, official.teacher, masks, tokens.weights(official.teacher))
+    held = masked_error(student, official.teacher, masks, tokens.weights(official.teacher))
     torch.testing.assert_close(gradient, torch.autograd.grad(held, student)[0])
 
 

@@ -10,7 +10,7 @@ ICCV 2025, arXiv 2503.06307. The masked errors are normalised as in MasKD (ICLR 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
@@ -24,6 +24,7 @@ __all__ = [
     "full_precision",
     "mask_diversity_loss",
     "mse",
+    "non_finite",
     "spatial_masked_mse",
     "squared_error",
 ]
@@ -72,6 +73,14 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature must be finite and positive, found {temperature} (key: TEMPERATURE)")
 
 
+def non_finite(losses: Mapping[str, Tensor]) -> list[str]:
+    """``name = value`` of every loss that is not finite; the device is asked once."""
+    if not losses:
+        return []
+    values = torch.stack([loss.detach().float().reshape(()) for loss in losses.values()]).tolist()
+    return [f"{name} = {value}" for name, value in zip(losses, values) if not math.isfinite(value)]
+
+
 @full_precision
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared error over images, channels and positions: plain feature mimicking.
@@ -97,7 +106,9 @@ def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 @full_precision
-def spatial_masked_mse(student: Tensor, teacher: Tensor, masks: Tensor) -> Tensor:
+def spatial_masked_mse(
+    student: Tensor, teacher: Tensor, masks: Tensor, weights: Tensor | None = None, eps: float = EPS
+) -> Tensor:
     r"""The spatially masked error of ACAM-KD, with D = teacher - student.
 
     .. math:: L_s = \frac{1}{NM} \sum_{n,m} \frac{\lVert M_m \odot D_n \rVert^2}{C \sum_p M_{m,p}}
@@ -107,13 +118,15 @@ def spatial_masked_mse(student: Tensor, teacher: Tensor, masks: Tensor) -> Tenso
     Args:
         student, teacher: (N, C, H, W), of equal shape.
         masks: (N, M, H, W), in [0, 1].
+        weights: (N, M), of the masks' errors; 1 / M each if left out. MasKD has others.
+        eps: added to each sum of a mask.
 
     Raises:
         ValueError: the shapes do not fit each other.
     """
     check_shapes(student, teacher, masks, (0, 2, 3))
     energy = (teacher - student).square().sum(1).flatten(1)  # (N, HW)
-    return _masked_error(energy, masks.flatten(2), averaged_over=student.shape[1])
+    return _masked_error(energy, masks.flatten(2), student.shape[1], weights, eps)
 
 
 @full_precision
@@ -131,13 +144,17 @@ def channel_masked_mse(student: Tensor, teacher: Tensor, masks: Tensor) -> Tenso
     """
     check_shapes(student, teacher, masks, (0, 1))
     energy = (teacher - student).square().sum((2, 3))  # (N, C)
-    return _masked_error(energy, masks, averaged_over=student.shape[2] * student.shape[3])
+    return _masked_error(energy, masks, student.shape[2] * student.shape[3])
 
 
-def _masked_error(energy: Tensor, masks: Tensor, averaged_over: int) -> Tensor:
+def _masked_error(
+    energy: Tensor, masks: Tensor, averaged_over: int, weights: Tensor | None = None, eps: float = EPS
+) -> Tensor:
     """Mean over N and M of (masks^2 @ energy) / (averaged_over * sum masks); energy (N, K), masks (N, M, K)."""
     numerator = torch.einsum("nmk,nk->nm", masks.square(), energy)
-    error = numerator / (averaged_over * (masks.sum(2) + EPS))
+    error = numerator / (averaged_over * (masks.sum(2) + eps))
+    if weights is not None:
+        return (error * weights).sum() / max(len(error), 1)
     return error.sum() / max(error.numel(), 1)
 
 

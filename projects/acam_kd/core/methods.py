@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .distiller import NOTHING_KNOWN, Distiller
-from .features import Features, Pyramid, describe
+from .features import Features, FeatureSpec, Pyramid, describe
 from .registry import DISTILLER_REGISTRY
 from .targets import Targets
 
@@ -20,6 +20,7 @@ __all__ = [
     "check_boxes_known",
     "check_taps_used",
     "choose_taps",
+    "levels_read",
     "read_methods",
 ]
 
@@ -85,6 +86,22 @@ def check_boxes_known(methods: Iterable[str], model: str) -> None:
             raise ValueError(f"{name} needs boxes, and a {model} is trained without any (key: DISTILL.METHOD)")
 
 
+def levels_read(method: str, pyramid: Pyramid) -> dict[str, FeatureSpec]:
+    """Those of the tapped levels that a method reads.
+
+    Raises:
+        ValueError: there are none.
+    """
+    reads = DISTILLER_REGISTRY.get(method).reads
+    levels = {level: spec for level, spec in pyramid.items() if spec.tap in reads}
+    if not levels:
+        raise ValueError(
+            f"{method} distils {' or '.join(reads)}, and what is tapped is {describe(pyramid)} "
+            "(keys: DISTILL.TAPS, DISTILL.METHOD)"
+        )
+    return levels
+
+
 def build_distiller(methods: Mapping[str, Mapping[str, Any]], student: Pyramid, teacher: Pyramid) -> Distiller:
     """The distiller of one method, or of several that share the levels: each gets those that it reads.
 
@@ -97,15 +114,9 @@ def build_distiller(methods: Mapping[str, Mapping[str, Any]], student: Pyramid, 
     """
     built = {}
     for name, arguments in methods.items():
-        method = DISTILLER_REGISTRY.get(name)
-        levels = [level for level, spec in student.items() if spec.tap in method.reads]
-        if not levels:
-            raise ValueError(
-                f"{name} distils {' or '.join(method.reads)}, and what is tapped is {describe(student)} "
-                "(keys: DISTILL.TAPS, DISTILL.METHOD)"
-            )
+        method, levels = DISTILLER_REGISTRY.get(name), levels_read(name, student)
         with _keys_of(name):
-            built[name] = method({s: student[s] for s in levels}, {s: teacher[s] for s in levels}, **arguments)
+            built[name] = method(levels, {s: teacher[s] for s in levels}, **arguments)
     return next(iter(built.values())) if len(built) == 1 else SeveralMethods(built)
 
 

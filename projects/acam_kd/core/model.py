@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from .class_head import ClassHead, Predictions
 from .distiller import Distiller
 from .features import CLASSES, LOGITS, Features
+from .losses import non_finite
 from .taps import FeatureTap
 from .targets import Targets
 from .teacher import Extract, FrozenTeacher
@@ -190,10 +191,9 @@ class DistillationModel(nn.Module):
         Raises:
             FloatingPointError: names the losses that are not finite, and the levels where they are not.
         """
-        values = _values(losses)
-        if bool(values.isfinite().all()):
+        terms = non_finite(losses)
+        if not terms:
             return
-        terms = [f"{name} = {value}" for name, value in zip(losses, values.tolist()) if not math.isfinite(value)]
         places = [name for name, value in self.metrics().items() if not math.isfinite(value)]
         where = f" (not finite there: {', '.join(places)})" if places else ""
         raise FloatingPointError(f"{when}: loss is not finite: {', '.join(terms)}{where}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 from collections.abc import Mapping
@@ -10,15 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..files import write_atomically
 from .features import FeatureSpec, Pyramid, describe
-from .registry import DISTILLER_REGISTRY
 from .tokens import FrequencyPrompts, ReceptiveTokens, TokenModule
 
 __all__ = [
     "TOKEN_METHODS",
     "build_tokens",
     "frozen_tokens",
-    "levels_to_learn",
     "load_tokens",
     "save_tokens",
     "untrained_tokens",
@@ -52,21 +52,6 @@ def build_tokens(method: str, pyramid: Pyramid, num_tokens: int = 0) -> dict[str
         else:
             built[level] = FrequencyPrompts(spec.channels, num_tokens=number)
     return built
-
-
-def levels_to_learn(method: str, pyramid: Pyramid) -> dict[str, FeatureSpec]:
-    """The levels of a teacher that a method can use.
-
-    Raises:
-        ValueError: there are none.
-    """
-    reads = DISTILLER_REGISTRY.get(method).reads
-    levels = {level: spec for level, spec in pyramid.items() if spec.tap in reads}
-    if not levels:
-        raise ValueError(
-            f"{method} distils {' or '.join(reads)}, and what is tapped is {describe(pyramid)} (key: DISTILL.TAPS)"
-        )
-    return levels
 
 
 def frozen_tokens(method: str, pyramid: Pyramid, num_tokens: int, path: str) -> nn.ModuleDict:
@@ -109,9 +94,9 @@ def save_tokens(path: str, method: str, tokens: Mapping[str, TokenModule], pyram
         for level, module in tokens.items()
     }
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    part = f"{path}.part"
-    torch.save({"method": method, "levels": levels}, part)
-    os.replace(part, path)  # never half a file
+    buffer = io.BytesIO()
+    torch.save({"method": method, "levels": levels}, buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 def load_tokens(path: str, method: str, tokens: Mapping[str, TokenModule], pyramid: Pyramid) -> None:

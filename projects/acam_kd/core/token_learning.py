@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from .features import LOGITS
+from .losses import non_finite
 from .tokens import TokenModule
 
 __all__ = ["TokenLearning", "learn_tokens"]
@@ -147,7 +148,10 @@ def learn_tokens(
     for step, inputs in zip(range(1, iterations + 1), batches):
         losses = learning(*inputs)
         loss = torch.stack([value.float().reshape(()) for value in losses.values()]).sum()
-        _check_finite(losses, step)
+        if wrong := non_finite(losses):
+            raise FloatingPointError(
+                f"iteration {step}: loss is not finite: {', '.join(wrong)}; lower the learning rate"
+            )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -159,10 +163,3 @@ def learn_tokens(
                 "step %d/%d  loss %.4g  diversity %.4g", step, iterations, float(loss.detach()) - diversity, diversity
             )
     return logged
-
-
-def _check_finite(losses: Mapping[str, Tensor], step: int) -> None:
-    values = {name: float(value.detach()) for name, value in losses.items()}
-    wrong = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
-    if wrong:
-        raise FloatingPointError(f"iteration {step}: loss is not finite: {', '.join(wrong)}; lower the learning rate")

@@ -14,7 +14,8 @@ from torch import nn
 
 from ..core import LOGITS
 from ..core.features import Pyramid
-from ..core.token_files import build_tokens, levels_to_learn, save_tokens
+from ..core.methods import levels_read
+from ..core.token_files import build_tokens, save_tokens
 from ..core.token_learning import TokenLearning, learn_tokens
 from .datasets import check_datasets
 from .sem_seg_data import build_sem_seg_mapper
@@ -75,7 +76,7 @@ def _number(cfg: CfgNode, method: str) -> int:
 def _levels(cfg: CfgNode, method: str, teacher: nn.Module) -> Pyramid:
     """The teacher's levels that the method's distillation can use, with the taps that it will have."""
     taps = read_taps(cfg.DISTILL.TAPS, [method], cfg.DISTILL.STUDENT_META_ARCHITECTURE)
-    return levels_to_learn(method, pyramid(teacher, taps))
+    return levels_read(method, pyramid(teacher, taps))
 
 
 def _data_config(cfg: CfgNode, teacher_cfg: CfgNode) -> CfgNode:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..core import LOGITS
 from ..core.features import Pyramid
-from ..core.token_files import build_tokens, levels_to_learn, save_tokens
+from ..core.methods import levels_read
+from ..core.token_files import build_tokens, save_tokens
 from ..core.token_learning import TokenLearning, learn_tokens
 from ..data.splits import Split
 from ..errors import options_for_keys
@@ -92,7 +93,7 @@ def learn(settings: TokenSettings, output: str | Path) -> list[dict[str, float]]
 def _levels(settings: TokenSettings, teacher: nn.Module) -> Pyramid:
     """The teacher's levels that the method's distillation can use, with the taps that it will have."""
     levels = pyramid(teacher, side_of(teacher), read_taps(settings.taps, [settings.method], teacher, teacher))
-    return levels_to_learn(settings.method, levels)
+    return levels_read(settings.method, levels)
 
 
 def _batches(loader: Any, device: torch.device) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:

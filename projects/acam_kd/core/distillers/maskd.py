@@ -7,43 +7,18 @@ from torch import Tensor
 
 from ..distiller import NOTHING_KNOWN, Distiller, align_levels, check_weights
 from ..features import Features, Pyramid
-from ..losses import check_shapes, full_precision, mask_diversity_loss
+from ..losses import mask_diversity_loss, spatial_masked_mse
 from ..registry import DISTILLER_REGISTRY
 from ..targets import Targets
 from ..token_files import frozen_tokens, untrained_tokens
 from ..tokens import ReceptiveTokens
 
-__all__ = ["MasKD", "receptive_field_loss"]
+__all__ = ["MasKD"]
 
 LOGITS_FACTOR = 0.5
 """Of the error on a logit map, as the authors' segmentation code has it."""
 LOGITS_EPS = 1e-5
 FEATURES_EPS = 1e-12
-
-
-@full_precision
-def receptive_field_loss(
-    student: Tensor, teacher: Tensor, masks: Tensor, weights: Tensor | None = None, eps: float = FEATURES_EPS
-) -> Tensor:
-    r"""The masked error of MasKD, with D = teacher - student.
-
-    .. math:: L = \frac{1}{N} \sum_{n,t} p_{n,t} \frac{\sum_{c,p} (m_{n,t,p} D_{n,c,p})^2}{C \sum_p m_{n,t,p}}
-
-    Args:
-        student, teacher: (N, C, H, W), of equal shape.
-        masks: (N, T, H, W), in [0, 1].
-        weights: p, (N, T); 1 / T each if left out.
-        eps: added to each sum of a mask.
-
-    Raises:
-        ValueError: the shapes do not fit each other.
-    """
-    check_shapes(student, teacher, masks, (0, 2, 3))
-    energy = (teacher - student).square().sum(1)  # so that (N, T, C, H, W) is never built
-    selected = torch.einsum("nthw,nhw->nt", masks.square(), energy)
-    errors = selected / (student.shape[1] * (masks.sum((2, 3)) + eps))
-    weighted = errors / masks.shape[1] if weights is None else errors * weights
-    return weighted.sum() / max(len(student), 1)
 
 
 @DISTILLER_REGISTRY.register()
@@ -126,8 +101,8 @@ class MasKD(Distiller):
                 masks = masks * torch.where(self.steps >= self.custom_mask_warmup, custom, torch.ones_like(custom))
                 weights = tokens.weights(teacher) if self.weight_mask else None
         if level in self.logits:
-            return LOGITS_FACTOR * receptive_field_loss(aligned, teacher, masks, eps=LOGITS_EPS), masks
-        return receptive_field_loss(aligned, teacher, masks, weights), masks
+            return LOGITS_FACTOR * spatial_masked_mse(aligned, teacher, masks, eps=LOGITS_EPS), masks
+        return spatial_masked_mse(aligned, teacher, masks, weights, FEATURES_EPS), masks
 
     def metrics(self) -> dict[str, Tensor]:
         """Per level the error, and the mean and the Dice overlap of the masks."""
