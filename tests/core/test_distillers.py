@@ -11,6 +11,7 @@ import torch
 from acam_kd.core import DISTILLER_REGISTRY, FeatureSpec, Targets
 from acam_kd.core.distiller import NOTHING_KNOWN, align_levels
 from acam_kd.core.distillers import ACAMKD, Mimic
+from acam_kd.core.distillers.acam import _pooling_factor
 from acam_kd.core.losses import mse
 
 NO_ADAPTER = {"PKD"}
@@ -28,6 +29,8 @@ VARIANTS = {
     "one mask": {"num_masks": 1},
     "no diversity": {"lambda_div": 0.0},
     "frozen": {"mask_gradient": "frozen"},
+    "keys pooled": {"max_positions": 20},
+    "all pooled": {"max_positions": 20, "pooling": "all"},
 }
 
 
@@ -287,9 +290,56 @@ def test_no_images_have_no_metrics():
     assert sum(losses.values()) == 0 and method.metrics() == {}
 
 
+@pytest.mark.parametrize(("query", "pooled"), [("teacher", "student"), ("student", "teacher")])
+def test_pooled_keys_are_those_of_the_map_that_answers(query, pooled):
+    """6 x 7 positions, at most 20: 3 x 4 means of 2 x 2, of what there is at the border; masks keep their size."""
+    level = {"p3": FeatureSpec(8, 8)}
+    method = ACAMKD(level, level, max_positions=20, query=query)
+    maps = {"student": torch.randn(2, 8, 6, 7), "teacher": torch.randn(2, 8, 6, 7)}
+    method(*({"p3": x} for x in maps.values()))
+    means = torch.nn.functional.interpolate(maps[pooled][..., :6], (3, 3), mode="area")
+    means = torch.cat([means, maps[pooled][..., 6:].unflatten(2, (3, 2)).mean(3)], 3)
+    fused = method.fusion["p3"](**{**maps, pooled: means})
+    expected = {kind: masking["p3"](fused) for kind, masking in method.masking.items()}
+    torch.testing.assert_close(method.masks()["p3"], expected)
+
+
+def test_with_all_pooled_the_masks_are_scaled_up():
+    level = {"p3": FeatureSpec(8, 8)}
+    method, small = ACAMKD(level, level, max_positions=12, pooling="all"), ACAMKD(level, level)
+    small.load_state_dict(method.state_dict())
+    student, teacher = torch.randn(2, 8, 6, 8), torch.randn(2, 8, 6, 8)
+    method({"p3": student}, {"p3": teacher})
+    small(*({"p3": torch.nn.functional.avg_pool2d(x, 2)} for x in (student, teacher)))
+    masks, expected = method.masks()["p3"], small.masks()["p3"]
+    torch.testing.assert_close(masks["channel"], expected["channel"])
+    scaled = torch.nn.functional.interpolate(expected["spatial"], (6, 8), mode="bilinear")
+    torch.testing.assert_close(masks["spatial"], scaled)
+
+
+def test_levels_within_the_limit_are_not_pooled():
+    limited, plain = ACAMKD(pyramid(8), pyramid(8), max_positions=42), ACAMKD(pyramid(8), pyramid(8))
+    limited.load_state_dict(plain.state_dict())
+    student, teacher = features(8), features(8)
+    assert limited(student, teacher) == plain(student, teacher)
+    limited.max_positions = 41
+    limited(student, teacher)
+    assert not torch.equal(limited.masks()["p3"]["spatial"], plain.masks()["p3"]["spatial"])
+    assert torch.equal(limited.masks()["p4"]["spatial"], plain.masks()["p4"]["spatial"])
+
+
+@pytest.mark.parametrize(
+    ("size", "limit", "factor"), [((6, 7), 0, 0), ((6, 7), 42, 0), ((6, 7), 41, 2), ((6, 7), 11, 3), ((1, 50), 7, 8)]
+)
+def test_the_smallest_whole_factor_that_will_do(size, limit, factor):
+    assert _pooling_factor(*size, limit) == factor
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"max_positions": -1}, "max_positions must not be negative, found -1 .key: MAX_POSITIONS; 0: any"),
+        ({"pooling": "values"}, "'keys', 'all'., not 'values' .key: POOLING"),
         ({"alpha": -1.0}, "alpha must be finite and not negative, found -1.0"),
         ({"alpha": float("nan")}, "found nan"),
         ({"lambda_div": -0.1}, "LAMBDA_DIV"),

@@ -1,35 +1,15 @@
-"""Cross-attention fusion against a reference that materialises the attention, and its memory."""
+"""Fusion: who asks whom, the projections, invariances, faults."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from acam_kd.core import FUSION_REGISTRY
-from acam_kd.core.fusion import CrossAttentionFusion, TeacherFusion, cross_attention
-
-
-def attend(q, k, v):
-    """softmax(Q^T K / sqrt(E)) V with the matrix written out."""
-    rows = torch.einsum("neq,nek->nqk", q.flatten(2), k.flatten(2)) / q.shape[1] ** 0.5
-    return torch.einsum("nqk,nck->ncq", rows.softmax(2), v.flatten(2)).unflatten(2, q.shape[2:])
-
-
-@pytest.mark.parametrize("widths", [(4, 8), (8, 4), (5, 5), (1, 3)])
-@pytest.mark.parametrize("sizes", [((3, 5), (3, 5)), ((2, 2), (4, 3)), ((1, 1), (1, 1))])
-def test_equals_the_materialised_attention(widths, sizes):
-    (e, c), (hq, hk) = widths, sizes
-    q, k, v = torch.randn(2, e, *hq), torch.randn(2, e, *hk), torch.randn(2, c, *hk)
-    q, k, v = (x.double().requires_grad_() for x in (q, k, v))
-    out, expected = cross_attention(q, k, v), attend(q, k, v)
-    assert out.shape == (2, c, *hq)
-    torch.testing.assert_close(out, expected)
-    weight = torch.randn_like(out)
-    for got, want in zip(torch.autograd.grad(out, (q, k, v), weight), torch.autograd.grad(expected, (q, k, v), weight)):
-        torch.testing.assert_close(got, want)
+from acam_kd.core.cross_attention import fused_attention, materialized_attention
+from acam_kd.core.fusion import CrossAttentionFusion, TeacherFusion
 
 
 @pytest.mark.parametrize("query", ["teacher", "student"])
@@ -37,7 +17,7 @@ def test_who_asks(query):
     fusion = CrossAttentionFusion(6, query=query).double()
     student, teacher = torch.randn(2, 6, 4, 4).double(), torch.randn(2, 6, 4, 4).double()
     asks, answers = (teacher, student) if query == "teacher" else (student, teacher)
-    expected = attend(fusion.query(asks), fusion.key(answers), fusion.value(answers))
+    expected = materialized_attention(fusion.query(asks), fusion.key(answers), fusion.value(answers))
     torch.testing.assert_close(fusion(student, teacher), expected)
 
 
@@ -80,32 +60,38 @@ def test_bad_names_are_named():
         FUSION_REGISTRY.get("Nothing")
 
 
-MEMORY = """
-import resource, torch
-from acam_kd.core.fusion import CrossAttentionFusion
-torch.manual_seed(0)
-fusion = CrossAttentionFusion(256)
-student, teacher = torch.randn(1, 256, 100, 168, requires_grad=True), torch.randn(1, 256, 100, 168)
-fusion(student[..., :8, :8], teacher[..., :8, :8]).sum().backward()  # what the first call of anything costs
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-fusion(student, teacher).square().mean().backward()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
-"""
+@pytest.mark.parametrize("mean", [True, False])
+@pytest.mark.parametrize(
+    ("device", "dtype", "expected"),
+    [
+        ("cpu", torch.float32, {True, False}),
+        ("cpu", torch.bfloat16, {True, False}),
+        ("cuda", torch.float32, {True, False}),
+        ("cuda", torch.float16, {False}),  # of the mean
+    ],
+)
+def test_where_the_summary_is_preferred(device, dtype, expected, mean):
+    """In half precision on a GPU the mean comes from the whole map; M columns are preferred everywhere."""
+    features = SimpleNamespace(device=torch.device(device), dtype=dtype, is_cuda=device == "cuda")
+    fusion = CrossAttentionFusion(4)
+    assert fusion.summarizes(features, mean=mean) == (mean in expected)
+    fusion.path = "map"
+    assert not fusion.summarizes(features, mean=mean)
 
 
-@pytest.mark.slow
-def test_attention_at_real_resolution_is_not_materialised():
-    """100 x 168 positions, C = 256, forward and backward: under 0.6 GiB more (the matrix alone is 1.05 GiB)."""
-    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 0.6
+@pytest.mark.parametrize("mean", [True, False])
+def test_autocast_counts_as_half_precision(mean, monkeypatch):
+    features = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, is_cuda=True)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+    assert CrossAttentionFusion(4).summarizes(features, mean=mean) == (not mean)
 
 
-def test_attention_allocates_no_positions_squared(sizes):
-    """The same at a small size, by the sizes of all tensors that operators return, forward and backward."""
-    positions = 24 * 24
-    fusion = CrossAttentionFusion(16)
-    student, teacher = torch.randn(1, 16, 24, 24, requires_grad=True), torch.randn(1, 16, 24, 24)
-
-    with sizes:
-        fusion(student, teacher).sum().backward()
-    assert sizes.seen and max(sizes.seen) < positions**2 / 10
+def test_projections_of_the_map_are_attention_to_projected_values():
+    """m (A V) = A (V m), by the fused kernels too: what a GPU is asked for where no mean is wanted."""
+    fusion = CrossAttentionFusion(6).double()
+    student, teacher = torch.randn(2, 6, 4, 5).double(), torch.randn(2, 6, 4, 5).double()
+    units = torch.randn(3, 6).double()
+    columns = torch.einsum("mc,nchw->nmhw", units, fusion.value(student))
+    expected = torch.einsum("mc,nchw->nmhw", units, fusion(student, teacher))
+    torch.testing.assert_close(fused_attention(fusion.query(teacher), fusion.key(student), columns), expected)
+    torch.testing.assert_close(fusion.summary(student, teacher, units, mean=False).projection, expected)

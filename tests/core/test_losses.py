@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from acam_kd.core.losses import EPS, channel_masked_mse, mask_diversity_loss, mse, spatial_masked_mse
+from acam_kd.core.losses import EPS, channel_masked_mse, mask_diversity_loss, masked_mse, mse, spatial_masked_mse
 
 N, C, H, W, M = 2, 3, 4, 5, 6
 
@@ -34,6 +34,21 @@ def test_spatial_masked_mse_equals_the_formula(maps):
     student, teacher, spatial, _ = maps
     expected = reference(student, teacher, spatial[:, :, None])
     torch.testing.assert_close(spatial_masked_mse(student, teacher, spatial), expected, rtol=1e-12, atol=0)
+
+
+def test_both_masked_errors_at_once_are_the_two(maps):
+    student, teacher, spatial, channel = maps
+    student.requires_grad_()
+    both = masked_mse(student, teacher, {"spatial": spatial, "channel": channel})
+    alone = {
+        "spatial": spatial_masked_mse(student, teacher, spatial),
+        "channel": channel_masked_mse(student, teacher, channel),
+    }
+    assert both == alone and masked_mse(student, teacher, {"channel": channel}) == {"channel": alone["channel"]}
+    gradients = [torch.autograd.grad(sum(losses.values()), student)[0] for losses in (both, alone)]
+    torch.testing.assert_close(*gradients)
+    with pytest.raises(ValueError, match="masks .* do not fit features"):
+        masked_mse(student, teacher, {"spatial": spatial, "channel": channel[..., :2]})
 
 
 def test_channel_masked_mse_equals_the_formula(maps):

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .cross_attention import fused_attention, materialized_attention, summarized_attention
 from .registry import FUSION_REGISTRY
 
-__all__ = ["CrossAttentionFusion", "TeacherFusion", "cross_attention"]
+__all__ = ["CrossAttentionFusion", "Summary", "TeacherFusion"]
 
 
-def cross_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Single-head attention from the positions of one map to those of another.
+HALF = (torch.float16, torch.bfloat16)
 
-    The positions-by-positions matrix is never materialised. Torch's fused kernels need equal widths and
-    a contiguous last dimension, and on a GPU a width that is a multiple of 8, and fall back to materialising it
-    otherwise. So all three are padded with zeros to such a width, which changes no product, and the
-    scale is that of the true width.
 
-    Args:
-        query: (N, E, Hq, Wq).
-        key: (N, E, Hk, Wk).
-        value: (N, C, Hk, Wk).
+class Summary(NamedTuple):
+    """What masks need of a fused map."""
 
-    Returns:
-        (N, C, Hq, Wq): for every query position the values weighted by softmax(q k / sqrt(E)).
-    """
-    width = -(-max(query.shape[1], value.shape[1]) // 8) * 8
-
-    def positions_first(x: Tensor) -> Tensor:  # (N, E, H, W) -> (N, 1, HW, width), contiguous
-        x = x.flatten(2).transpose(1, 2).unsqueeze(1)
-        return F.pad(x, (0, width - x.shape[-1])).contiguous()
-
-    fused = F.scaled_dot_product_attention(
-        positions_first(query), positions_first(key), positions_first(value), scale=query.shape[1] ** -0.5
-    )
-    n, channels, size = len(query), value.shape[1], query.shape[2:]
-    return fused[:, 0, :, :channels].transpose(1, 2).reshape(n, channels, *size)
+    projection: Tensor | None
+    """(N, M, H, W), on units."""
+    mean: Tensor | None
+    """(N, C, 1, 1), over positions."""
 
 
 @FUSION_REGISTRY.register()
@@ -49,6 +36,10 @@ class CrossAttentionFusion(nn.Module):
     Args:
         channels: C of both maps; queries and keys have C/2.
         query: ``"teacher"`` as in the paper, or ``"student"`` for its ablation.
+
+    Attributes:
+        path: how attention is computed: ``"auto"``, by what is cheapest; ``"map"``, the whole map by torch's fused
+            kernels; ``"materialized"``, with the matrix written out, the reference. To compare them; results are equal.
     """
 
     def __init__(self, channels: int, *, query: str = "teacher") -> None:
@@ -60,11 +51,47 @@ class CrossAttentionFusion(nn.Module):
         self.query = nn.Conv2d(channels, reduced, 1, bias=False)
         self.key = nn.Conv2d(channels, reduced, 1, bias=False)
         self.value = nn.Conv2d(channels, channels, 1, bias=False)
+        self.path = "auto"
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Fuse two (N, C, H, W) maps into one of the query's size."""
-        asks, answers = (teacher, student) if self.query_from == "teacher" else (student, teacher)
-        return cross_attention(self.query(asks), self.key(answers), self.value(answers))
+        asks, answers = self._roles(student, teacher)
+        attend = materialized_attention if self.path == "materialized" else fused_attention
+        return attend(self.query(asks), self.key(answers), self.value(answers))
+
+    def summary(self, student: Tensor, teacher: Tensor, units: Tensor | None, *, mean: bool) -> Summary:
+        """What masks need of the fused map, without the map: exactly, but for the order of the sums.
+
+        Its projection on units m is m (A V) = A (V m) = A ((m W_v) F): M columns instead of C, and no values. Its
+        mean over positions is W_v times the mean of F weighted by what every position receives of A.
+
+        Args:
+            student, teacher: (N, C, H, W).
+            units: (M, C), or None where no projection is wanted.
+            mean: whether the mean is wanted.
+        """
+        asks, answers = self._roles(student, teacher)
+        query, key, weight = self.query(asks), self.key(answers), self.value.weight
+        folded = weight[:0, :, 0, 0] if units is None else units @ weight[:, :, 0, 0]
+        columns = torch.einsum("mc,nchw->nmhw", folded, answers)
+        if not mean and query.is_cuda:
+            return Summary(fused_attention(query, key, columns), None)
+        projection, received = summarized_attention(query, key, columns)
+        pooled = (answers.to(received.dtype) * received).sum((2, 3), keepdim=True)
+        return Summary(None if units is None else projection, F.conv2d(pooled, weight) if mean else None)
+
+    def summarizes(self, features: Tensor, *, mean: bool) -> bool:
+        """Whether ``summary`` is the cheaper way to the masks, for features of that device and type.
+
+        On a CPU always. On a GPU with the mean wanted, in float32 only, by the count of operations: in half precision
+        torch's fused kernels make the whole map on tensor cores.
+        """
+        half = features.dtype in HALF or torch.is_autocast_enabled(features.device.type)
+        return self.path == "auto" and not (mean and half and features.is_cuda)
+
+    def _roles(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Who asks and who answers."""
+        return (teacher, student) if self.query_from == "teacher" else (student, teacher)
 
 
 @FUSION_REGISTRY.register()

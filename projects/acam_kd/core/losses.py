@@ -23,6 +23,7 @@ __all__ = [
     "check_temperature",
     "full_precision",
     "mask_diversity_loss",
+    "masked_mse",
     "mse",
     "non_finite",
     "spatial_masked_mse",
@@ -125,8 +126,7 @@ def spatial_masked_mse(
         ValueError: the shapes do not fit each other.
     """
     check_shapes(student, teacher, masks, (0, 2, 3))
-    energy = (teacher - student).square().sum(1).flatten(1)  # (N, HW)
-    return _masked_error(energy, masks.flatten(2), student.shape[1], weights, eps)
+    return _spatial((teacher - student).square(), masks, weights, eps)
 
 
 @full_precision
@@ -143,8 +143,44 @@ def channel_masked_mse(student: Tensor, teacher: Tensor, masks: Tensor) -> Tenso
         ValueError: the shapes do not fit each other.
     """
     check_shapes(student, teacher, masks, (0, 1))
-    energy = (teacher - student).square().sum((2, 3))  # (N, C)
-    return _masked_error(energy, masks, student.shape[2] * student.shape[3])
+    return _channel((teacher - student).square(), masks)
+
+
+def masked_mse(student: Tensor, teacher: Tensor, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Both masked errors of ACAM-KD, or one, with D^2 made and kept once.
+
+    Args:
+        student, teacher: (N, C, H, W), of equal shape.
+        masks: ``"spatial"``: (N, M, H, W), and ``"channel"``: (N, M, C), or one of them.
+
+    Returns:
+        The same keys: the error.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+    for kind, dims in (("spatial", (0, 2, 3)), ("channel", (0, 1))):
+        check_shapes(student, teacher, masks.get(kind), dims)
+    squares = _squares(student, teacher)
+    return {kind: MASKED[kind](squares, own) for kind, own in masks.items()}
+
+
+@full_precision
+def _squares(student: Tensor, teacher: Tensor) -> Tensor:
+    return (teacher - student).square()
+
+
+@full_precision
+def _spatial(squares: Tensor, masks: Tensor, weights: Tensor | None = None, eps: float = EPS) -> Tensor:
+    return _masked_error(squares.sum(1).flatten(1), masks.flatten(2), squares.shape[1], weights, eps)
+
+
+@full_precision
+def _channel(squares: Tensor, masks: Tensor) -> Tensor:
+    return _masked_error(squares.sum((2, 3)), masks, squares.shape[2] * squares.shape[3])
+
+
+MASKED = {"spatial": _spatial, "channel": _channel}
 
 
 def _masked_error(

@@ -5,23 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..distiller import NOTHING_KNOWN, Distiller, align_levels, check_weights
 from ..features import Features, Pyramid
 from ..fusion import TeacherFusion
-from ..losses import channel_masked_mse, mask_diversity_loss, spatial_masked_mse
+from ..losses import mask_diversity_loss, masked_mse
+from ..masking import make_masks
 from ..registry import DISTILLER_REGISTRY, FUSION_REGISTRY, MASKING_REGISTRY
 from ..targets import Targets
 
 __all__ = ["ACAMKD"]
 
 MASK_GRADIENTS = ("detached", "paper", "frozen")
+POOLING = ("keys", "all")
 VANISHED = 0.01
 """A mask with a mean below this selects next to nothing."""
-
-MASKED_MSE = {"spatial": spatial_masked_mse, "channel": channel_masked_mse}
 
 
 @dataclass
@@ -64,6 +64,10 @@ class ACAMKD(Distiller):
         fusion: name of a fusion; ``"TeacherFusion"`` leaves the student out.
         query: who asks in the cross-attention, ``"teacher"`` or ``"student"``.
         mask_gradient: ``"detached"``, ``"paper"`` or ``"frozen"``.
+        max_positions: where a level has more positions than that, pool what ``pooling`` says, by whole factors, before
+            fusion; 0 for never. A departure from the paper.
+        pooling: ``"keys"``, the map that answers, so that masks keep their resolution; or ``"all"``, both maps, and
+            scale the spatial masks up again.
         standardize: before the selection units, standardise every channel of the fused map over positions
             (and its mean over channels for the channel masks). A departure from the paper.
     """
@@ -82,6 +86,8 @@ class ACAMKD(Distiller):
         query: str = "teacher",
         mask_gradient: str = "detached",
         standardize: bool = False,
+        max_positions: int = 0,
+        pooling: str = "keys",
     ) -> None:
         super().__init__(student, teacher)
         check_weights(alpha=alpha, lambda_div=lambda_div)
@@ -93,9 +99,14 @@ class ACAMKD(Distiller):
             raise ValueError("there are no masks (keys: SPATIAL_MASKING, CHANNEL_MASKING; at least one is needed)")
         if num_masks < 0:
             raise ValueError(f"num_masks must not be negative, found {num_masks} (key: NUM_MASKS)")
+        if max_positions < 0:
+            raise ValueError(f"max_positions must not be negative, found {max_positions} (key: MAX_POSITIONS; 0: any)")
+        if pooling not in POOLING:
+            raise ValueError(f"pooling must be one of {POOLING}, not {pooling!r} (key: POOLING)")
         masks = {level: num_masks or (spec.channels if spec.logits else 6) for level, spec in teacher.items()}
         self.alpha, self.lambda_div = alpha, lambda_div
-        self.mask_gradient, self.standardize = mask_gradient, standardize
+        self.mask_gradient, self.standardize, self.query = mask_gradient, standardize, query
+        self.max_positions, self.pooling = max_positions, pooling
         self.align = align_levels(student, teacher)
         self.masking = nn.ModuleDict()
         if spatial_masking:
@@ -121,10 +132,13 @@ class ACAMKD(Distiller):
         self._last = {}
         for level in self.levels:
             aligned, target = self.align[level](student[level]), teacher[level].detach()
+            masks = self._masks(level, aligned, target)
+            weighing = masks if self.mask_gradient == "paper" else {kind: m.detach() for kind, m in masks.items()}
+            errors = masked_mse(aligned, target, weighing)
             self._last[level] = {}
-            for kind, masks in self._masks(level, aligned, target).items():
-                error, diversity = self._losses(kind, aligned, target, masks)
-                self._last[level][kind] = _Step(masks.detach(), error.detach(), diversity.detach())
+            for kind, error in errors.items():
+                diversity = mask_diversity_loss(masks[kind])
+                self._last[level][kind] = _Step(masks[kind].detach(), error.detach(), diversity.detach())
                 _add(losses, f"loss_acam_{kind}", self.alpha * error)
                 if _learns(self.masking[kind]):
                     _add(losses, "loss_acam_diversity", self.lambda_div * diversity)
@@ -133,15 +147,17 @@ class ACAMKD(Distiller):
     def _masks(self, level: str, aligned: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         if self.mask_gradient != "paper":
             aligned = aligned.detach()
-        fused = self.fusion[level](aligned, teacher)
-        return {
-            kind: masking[level](_standardized(fused, kind) if self.standardize else fused)  # type: ignore[index]
-            for kind, masking in self.masking.items()
-        }
-
-    def _losses(self, kind: str, aligned: Tensor, teacher: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        weighing = masks if self.mask_gradient == "paper" else masks.detach()
-        return MASKED_MSE[kind](aligned, teacher, weighing), mask_diversity_loss(masks)
+        maskings = {kind: masking[level] for kind, masking in self.masking.items()}  # type: ignore[index]
+        size = aligned.shape[2:]
+        if factor := _pooling_factor(size[0], size[1], self.max_positions):
+            if self.pooling == "all" or self.query == "teacher":
+                aligned = F.avg_pool2d(aligned, factor, ceil_mode=True)
+            if self.pooling == "all" or self.query == "student":
+                teacher = F.avg_pool2d(teacher, factor, ceil_mode=True)
+        masks = make_masks(self.fusion[level], maskings, aligned, teacher, standardize=self.standardize)
+        if "spatial" in masks and masks["spatial"].shape[2:] != size:
+            masks["spatial"] = F.interpolate(masks["spatial"], size, mode="bilinear")
+        return masks
 
     def metrics(self) -> dict[str, Tensor]:
         """Per level and kind of mask: its mean, std over positions (channels), smallest sum, Dice overlap, error."""
@@ -192,13 +208,15 @@ def _masking(kind: str, name: str) -> Any:
     return masking
 
 
+def _pooling_factor(height: int, width: int, max_positions: int) -> int:
+    """By how much both sides have to shrink to leave at most ``max_positions``; 0 for not at all."""
+    if not max_positions or height * width <= max_positions:
+        return 0
+    factor = 2
+    while -(-height // factor) * -(-width // factor) > max_positions:
+        factor += 1
+    return factor
+
+
 def _add(losses: dict[str, Tensor], key: str, value: Tensor) -> None:
     losses[key] = losses[key] + value if key in losses else value
-
-
-def _standardized(fused: Tensor, kind: str) -> Tensor:
-    """Mean 0 and deviation 1: over positions for spatial masks, of the pooled channels for channel masks."""
-    x = fused.to(torch.promote_types(fused.dtype, torch.float32))
-    x, dims = (x, (2, 3)) if kind == "spatial" else (x.mean((2, 3), keepdim=True), (1,))
-    deviation, mean = torch.std_mean(x, dims, correction=0, keepdim=True)
-    return (x - mean) / (deviation + 1e-6)
