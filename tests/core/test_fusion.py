@@ -60,30 +60,36 @@ def test_bad_names_are_named():
         FUSION_REGISTRY.get("Nothing")
 
 
-@pytest.mark.parametrize("mean", [True, False])
+def stand_in(channels, device="cpu", dtype=torch.float32):
+    """What is asked of features, of a device that need not be there."""
+    device = torch.device(device)
+    return SimpleNamespace(shape=(1, channels, 4, 4), device=device, dtype=dtype, is_cuda=device.type == "cuda")
+
+
 @pytest.mark.parametrize(
-    ("device", "dtype", "expected"),
+    ("features", "expected"),
     [
-        ("cpu", torch.float32, {True, False}),
-        ("cpu", torch.bfloat16, {True, False}),
-        ("cuda", torch.float32, {True, False}),
-        ("cuda", torch.float16, {False}),  # of the mean
+        (stand_in(256), True),
+        (stand_in(64), True),
+        (stand_in(19), False),  # the logits of Cityscapes
+        (stand_in(256, dtype=torch.bfloat16), True),
+        (stand_in(256, "cuda"), True),
+        (stand_in(19, "cuda"), False),
+        (stand_in(256, "cuda", torch.float16), False),
     ],
 )
-def test_where_the_summary_is_preferred(device, dtype, expected, mean):
-    """In half precision on a GPU the mean comes from the whole map; M columns are preferred everywhere."""
-    features = SimpleNamespace(device=torch.device(device), dtype=dtype, is_cuda=device == "cuda")
+def test_where_the_summary_is_preferred(features, expected):
+    """M columns without the mean everywhere; with it in wide maps, but not in half precision on a GPU."""
     fusion = CrossAttentionFusion(4)
-    assert fusion.summarizes(features, mean=mean) == (mean in expected)
+    assert fusion.summarizes(features, mean=True) == expected and fusion.summarizes(features, mean=False)
     fusion.path = "map"
-    assert not fusion.summarizes(features, mean=mean)
+    assert not fusion.summarizes(features, mean=True) and not fusion.summarizes(features, mean=False)
 
 
-@pytest.mark.parametrize("mean", [True, False])
-def test_autocast_counts_as_half_precision(mean, monkeypatch):
-    features = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, is_cuda=True)
+def test_autocast_counts_as_half_precision(monkeypatch):
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
-    assert CrossAttentionFusion(4).summarizes(features, mean=mean) == (not mean)
+    assert not CrossAttentionFusion(4).summarizes(stand_in(256, "cuda"), mean=True)
+    assert CrossAttentionFusion(4).summarizes(stand_in(256), mean=True)
 
 
 def test_projections_of_the_map_are_attention_to_projected_values():

@@ -14,6 +14,8 @@ from .registry import FUSION_REGISTRY
 __all__ = ["CrossAttentionFusion", "Summary", "TeacherFusion"]
 
 
+WIDE = 64
+"""Channels from which the summary of a map is cheaper than the map."""
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -39,7 +41,8 @@ class CrossAttentionFusion(nn.Module):
 
     Attributes:
         path: how attention is computed: ``"auto"``, by what is cheapest; ``"map"``, the whole map by torch's fused
-            kernels; ``"materialized"``, with the matrix written out, the reference. To compare them; results are equal.
+            kernels; ``"summary"``, without the map wherever it is not needed; ``"materialized"``, with the matrix
+            written out, the reference. To compare them; results are equal.
     """
 
     def __init__(self, channels: int, *, query: str = "teacher") -> None:
@@ -74,20 +77,23 @@ class CrossAttentionFusion(nn.Module):
         query, key, weight = self.query(asks), self.key(answers), self.value.weight
         folded = weight[:0, :, 0, 0] if units is None else units @ weight[:, :, 0, 0]
         columns = torch.einsum("mc,nchw->nmhw", folded, answers)
-        if not mean and query.is_cuda:
+        if not mean:
             return Summary(fused_attention(query, key, columns), None)
         projection, received = summarized_attention(query, key, columns)
         pooled = (answers.to(received.dtype) * received).sum((2, 3), keepdim=True)
-        return Summary(None if units is None else projection, F.conv2d(pooled, weight) if mean else None)
+        return Summary(None if units is None else projection, F.conv2d(pooled, weight))
 
     def summarizes(self, features: Tensor, *, mean: bool) -> bool:
-        """Whether ``summary`` is the cheaper way to the masks, for features of that device and type.
+        """Whether ``summary`` is the cheaper way to the masks, for (N, C, H, W) features of that device and type.
 
-        On a CPU always. On a GPU with the mean wanted, in float32 only, by the count of operations: in half precision
-        torch's fused kernels make the whole map on tensor cores.
+        Always where no mean is wanted: M columns are fewer than C. With it not where the map is narrow (measured on a
+        CPU), and not in half precision on a GPU (not measured): ``summarized_attention`` has no kernel of its own, and
+        torch's run on tensor cores there.
         """
+        if self.path != "auto":
+            return self.path == "summary"
         half = features.dtype in HALF or torch.is_autocast_enabled(features.device.type)
-        return self.path == "auto" and not (mean and half and features.is_cuda)
+        return not mean or (features.shape[1] >= WIDE and not (half and features.is_cuda))
 
     def _roles(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Who asks and who answers."""
