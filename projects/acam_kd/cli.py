@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import acam_kd
 
 from .core import BACKBONE, DISTILLER_REGISTRY, LOGITS, TAPS, read_methods
+from .core.teacher import PRECISIONS
 from .core.token_files import TOKEN_METHODS
 from .data.splits import Split, find_any_split, named_split
 from .errors import as_options, one_line_errors
@@ -185,6 +186,21 @@ def _distillation_options(parser: argparse.ArgumentParser) -> None:
         "the logits in segmentation, the backbone in detection",
     )
     group.add_argument("--levels", nargs="+", default=[], help="the student's levels to distil; else all that can be")
+    group = parser.add_argument_group("what makes distilling cheaper; the first two depart from the paper")
+    group.add_argument(
+        "--distill-period",
+        type=_positive,
+        default=1,
+        metavar="K",
+        help="distil every K-th step only, the others are the student's alone; it pulls 1/K as hard",
+    )
+    group.add_argument(
+        "--teacher-precision", choices=PRECISIONS[1:], default="", help="of its forward pass; else the student's"
+    )
+    group.add_argument(
+        "--teacher-compile", action="store_true", help="its backbone by torch.compile: minutes at the start"
+    )
+    group.add_argument("--channels-last", action="store_true", help="the memory format of all; faster on GPUs in half")
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
@@ -284,6 +300,10 @@ def _settings(args: argparse.Namespace) -> Settings:
         inherit=args.inherit,
         levels=tuple(args.levels),
         taps=tuple(args.taps),
+        distill_period=args.distill_period,
+        teacher_precision=args.teacher_precision,
+        teacher_compile=args.teacher_compile,
+        channels_last=args.channels_last,
         size=args.size,
         crop=tuple(args.crop) if args.crop else None,
         iterations=args.iterations,

@@ -48,8 +48,10 @@ def as_options(message: str) -> str:
 
     def option(key: str) -> str:
         *place, name = key.removeprefix("DISTILL.").split(".")
-        if key.startswith("DISTILL.") and not place:
-            return f"--{name.lower()}"
+        if key == "DISTILL.PERIOD":  # the command has other periods
+            return "--distill-period"
+        if key.startswith("DISTILL.") and place in ([], ["TEACHER"]):
+            return f"--{'-'.join([*place, name]).lower().replace('_', '-')}"
         return f"--set {'.'.join([*place, name.lower()])}"
 
     def options(match: re.Match[str]) -> str:
@@ -63,14 +65,14 @@ def options_for_keys() -> Iterator[None]:
     """Raise the core's errors in the words of the command.
 
     Raises:
-        FileNotFoundError, ValueError: instead of an error that names config keys.
+        FileNotFoundError, FloatingPointError, ValueError: instead of an error that names config keys.
     """
     try:
         yield
-    except (FileNotFoundError, KeyError, ValueError) as error:
+    except (FileNotFoundError, FloatingPointError, KeyError, ValueError) as error:
         found = str(error.args[0]) if error.args else ""
         message = as_options(found)
         if message == found:
             raise
-        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        kind = next((k for k in (FileNotFoundError, FloatingPointError) if isinstance(error, k)), ValueError)
         raise kind(message) from error

@@ -15,7 +15,7 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     "channel_masked_mse",
@@ -28,6 +28,7 @@ __all__ = [
     "non_finite",
     "spatial_masked_mse",
     "squared_error",
+    "with_unused",
 ]
 
 EPS = 1e-6
@@ -72,6 +73,19 @@ def check_temperature(temperature: float) -> None:
     """Raise ValueError for a temperature that is not finite and positive."""
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be finite and positive, found {temperature} (key: TEMPERATURE)")
+
+
+def with_unused(losses: Mapping[str, Tensor], unused: nn.Module) -> dict[str, Tensor]:
+    """The same losses; one of them now gives every parameter of a module that did not run a gradient, of zero.
+
+    Args:
+        losses: at least one, 0-d.
+        unused: for DistributedDataParallel, which stops at a parameter without a gradient.
+    """
+    nothing = [p.flatten()[:0].sum() for p in unused.parameters() if p.requires_grad]  # 0 whatever the values are
+    first, *_ = losses
+    zero = torch.stack(nothing).sum() if nothing else losses[first].new_zeros(())
+    return {**losses, first: losses[first] + zero.to(losses[first].dtype)}
 
 
 def non_finite(losses: Mapping[str, Tensor]) -> list[str]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from .class_head import ClassHead, Predictions
 from .distiller import Distiller
 from .features import CLASSES, LOGITS, Features
-from .losses import non_finite
+from .losses import non_finite, with_unused
 from .taps import FeatureTap
 from .targets import Targets
 from .teacher import Extract, FrozenTeacher
@@ -54,6 +54,10 @@ class DistillationModel(nn.Module):
         read_targets: the inputs of ``student`` -> boxes, image sizes and, with ``logits``, the labels of all pixels of
             the batch, as far as the engine can; called if the distiller needs any.
         extract: makes the student's features outside of a training step; its backbone's if left out.
+        period: only steps whose ``iteration``, which the engine sets, is a multiple of this are distilled. The others
+            are the student's alone: neither teacher nor distiller runs, and the distiller's parameters get a gradient
+            of zero, so that nothing is unused (weight decay and momentum go on for them). No weight makes up for it:
+            the pull is 1 / ``period`` of what it was.
     """
 
     def __init__(
@@ -67,8 +71,11 @@ class DistillationModel(nn.Module):
         class_head: ClassHead | None = None,
         read_targets: Callable[..., Targets] = nothing_known,
         extract: Extract = backbone_features,
+        period: int = 1,
     ) -> None:
         super().__init__()
+        if period < 1:
+            raise ValueError(f"the period of distillation must be at least 1, not {period} (key: DISTILL.PERIOD)")
         if not isinstance(getattr(student, "backbone", None), nn.Module):
             raise ValueError(
                 f"{type(student).__name__} has no module called `backbone` whose features could be distilled"
@@ -87,16 +94,31 @@ class DistillationModel(nn.Module):
                 self._taps.append(FeatureTap(logits, level=LOGITS))
         self._extract = extract
         self._ratio = torch.zeros(())
+        self._finite: dict[str, Tensor] = {}
+        self.period, self.iteration = period, 0
+
+    @property
+    def distils(self) -> bool:
+        """Whether this iteration is distilled, if anything is."""
+        return self.iteration % self.period == 0
+
+    def last_of(self, iterations: int) -> bool:
+        """Whether this is the last distilled one of so many iterations: when to log what was measured, if at all."""
+        return self.distils and self.iteration // iterations != (self.iteration + self.period) // iterations
+
+    def first_of(self, iterations: int) -> bool:
+        """Whether this is the first distilled one of so many iterations."""
+        return self.distils and self.iteration // iterations != (self.iteration - self.period) // iterations
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Evaluation: the student's output. Training: the losses of student and distiller in one dict."""
         if not self.training or self.teacher is None or self.distiller is None:
             return self.student(*inputs, **kwargs)
-        for tap in self._taps:
-            tap.clear()
-        if self._class_head is not None:
-            self._class_head.clear()
+        self._clear_taps()
         task_losses = self.student(*inputs, **kwargs)
+        if not self.distils:
+            self._clear_taps()
+            return with_unused(task_losses, self.distiller)
         (batch, student_features), *others = (tap.pop() for tap in self._taps)
         student_features = dict(student_features)
         for _, logits in others:
@@ -110,6 +132,12 @@ class DistillationModel(nn.Module):
         distillation_losses = self.distiller(*pair, self._targets(inputs, pair[0], predictions))
         self._ratio = _values(distillation_losses).sum() / _values(task_losses).sum()
         return {**task_losses, **distillation_losses}
+
+    def _clear_taps(self) -> None:
+        for tap in self._taps:
+            tap.clear()
+        if self._class_head is not None:
+            self._class_head.clear()
 
     def _targets(self, inputs: Any, student: Features, predictions: Predictions | None) -> Targets:
         """What the distiller needs to know; the labels of pixels at the size of the student's logits."""
@@ -147,7 +175,11 @@ class DistillationModel(nn.Module):
                     f"level {s} of the student is {own}, level {self.levels[s]} of the teacher is {other}, for the "
                     "same batch: their strides are not what they claim"
                 )
-        return {s: student[s] for s in levels}, {s: teacher[self.levels[s]] for s in levels}
+        paired = {s: teacher[self.levels[s]] for s in levels}
+        if self.teacher is not None and self.teacher.precision:
+            paired = {s: x.to(student[s].dtype) for s, x in paired.items()}
+            self._finite = {s: x.isfinite().all() for s, x in paired.items()}
+        return {s: student[s] for s in levels}, paired
 
     @torch.no_grad()
     def observe(self, batch: Tensor) -> dict[str, dict[str, Tensor]]:
@@ -176,13 +208,13 @@ class DistillationModel(nn.Module):
         return {}
 
     def metrics(self) -> dict[str, Tensor]:
-        """The distiller's metrics of the last step, and the ratio of the distillation to the task losses."""
+        """The distiller's metrics of the last distilled step, and its ratio of the distillation to the task losses."""
         if self.distiller is None:
             return {}
         return {"distillation_to_task": self._ratio, **self.distiller.metrics()}
 
     def raise_if_not_finite(self, losses: Mapping[str, Tensor], when: str) -> None:
-        """Stop before a non-finite loss reaches the weights.
+        """Stop before a non-finite loss reaches the weights; or, where its precision was chosen, a teacher's feature.
 
         Args:
             losses: what ``forward`` returned in training.
@@ -191,6 +223,12 @@ class DistillationModel(nn.Module):
         Raises:
             FloatingPointError: names the losses that are not finite, and the levels where they are not.
         """
+        if broken := [level for level, finite in self._finite.items() if not finite]:
+            assert self.teacher is not None
+            raise FloatingPointError(
+                f"{when}: the teacher's features, made in {self.teacher.precision}, are not finite: "
+                f"{', '.join(broken)} (float16, be it the student's, ends at 65504; key: DISTILL.TEACHER.PRECISION)"
+            )
         terms = non_finite(losses)
         if not terms:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 
 from .features import Features
 
-__all__ = ["Extract", "FrozenTeacher", "PixelTransform"]
+__all__ = ["Extract", "FrozenTeacher", "PRECISIONS", "PixelTransform"]
+
+PRECISIONS = ("", "float32", "float16", "bfloat16")
+"""What the teacher may run in; the first is that of the student's step, whatever that is."""
 
 Extract = Callable[..., Features]
 """Network and normalised batch (N, C, H, W), and, of a detector whose class head is distilled, the regions that it is
@@ -78,18 +82,63 @@ class FrozenTeacher:
         network: its backbone, or as much of it as ``extract`` needs. It is frozen in place.
         transform: applied to the student's batch first.
         extract: what makes ``Features`` of network and batch, (N, C, H, W); calling the network, if left out.
+        precision: one of ``PRECISIONS``, by autocast: the weights stay as they are, since batch normalisation needs
+            them so (a variance may be too large for float16) and a backbone's are small beside its maps.
+        compiled: its backbone by torch.compile, once for all sizes of images; heads that ``extract`` runs are not.
+
+    Raises:
+        ValueError: an unknown precision.
     """
 
-    def __init__(self, network: nn.Module, transform: PixelTransform | None = None, extract: Extract = call) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        transform: PixelTransform | None = None,
+        extract: Extract = call,
+        *,
+        precision: str = "",
+        compiled: bool = False,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"the teacher's precision must be empty, for the student's, or one of {', '.join(PRECISIONS[1:])}, "
+                f"not {precision!r} (key: DISTILL.TEACHER.PRECISION)"
+            )
         self.network = network.eval().requires_grad_(False)
         self.transform, self.extract = transform, extract
+        self.precision, self.compiled = precision, compiled
+        if compiled:  # in place: nothing changes its name, and a deep copy or a pickle is not compiled
+            getattr(network, "backbone", network).compile(dynamic=True)
 
     @torch.no_grad()
     def __call__(self, batch: Tensor, *regions: Any) -> Features:
-        """The teacher's features of the very batch that the student's backbone received."""
+        """The teacher's features of the very batch that the student's backbone received.
+
+        Raises:
+            ValueError: it cannot be compiled here.
+        """
         if self.transform is not None:
             batch = self.transform(batch)
-        return self.extract(self.network, batch, *regions)
+        with self._autocast(batch.device.type):
+            if not self.compiled:
+                return self.extract(self.network, batch, *regions)
+            return self._extract_compiled(batch, *regions)
+
+    def _autocast(self, device: str) -> AbstractContextManager[Any]:
+        if not self.precision:
+            return nullcontext()
+        if self.precision == "float32":
+            return torch.autocast(device, enabled=False)
+        return torch.autocast(device, dtype=getattr(torch, self.precision))
+
+    def _extract_compiled(self, batch: Tensor, *regions: Any) -> Features:
+        from torch._dynamo.exc import TorchDynamoException  # it takes long to import
+
+        try:
+            return self.extract(self.network, batch, *regions)
+        except TorchDynamoException as error:
+            reason = (str(getattr(error, "inner_exception", error)).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"the teacher cannot be compiled here: {reason} (key: DISTILL.TEACHER.COMPILE)") from error
 
     def _apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         self.network._apply(fn)  # type: ignore[no-untyped-call]

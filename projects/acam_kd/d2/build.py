@@ -79,14 +79,15 @@ def build_distillation(
     built: dict[str, Any] = {"distiller": distiller, "levels": {s: levels[s] for s in distiller.levels}}
     built["read_targets"] = ReadTargets(student)
     transform = _pixel_transform(cfg, teacher_cfg)
+    how: dict[str, Any] = {"precision": cfg.DISTILL.TEACHER.PRECISION, "compiled": cfg.DISTILL.TEACHER.COMPILE}
     if CLASSES in levels:
         check_class_heads(student, detector)
-        teacher = FrozenTeacher(detector, transform, backbone_and_classes)
+        teacher = FrozenTeacher(detector, transform, backbone_and_classes, **how)
         return {**built, "teacher": teacher, "class_head": class_head(student)}
     if LOGITS in taps:
-        teacher = FrozenTeacher(detector, transform, backbone_and_logits)
+        teacher = FrozenTeacher(detector, transform, backbone_and_logits, **how)
         return {**built, "teacher": teacher, "logits": logits_module(student), "extract": backbone_and_logits}
-    return {**built, "teacher": FrozenTeacher(backbone_of(detector), transform)}  # the heads are let go
+    return {**built, "teacher": FrozenTeacher(backbone_of(detector), transform, **how)}  # the heads are let go
 
 
 def _arguments(cfg: CfgNode, name: str) -> dict[str, Any]:

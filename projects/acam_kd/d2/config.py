@@ -85,11 +85,20 @@ def add_distillation_config(cfg: CfgNode) -> None:
     # SemanticSegmentor predicts, before upsampling; "classes", what the class head of a detector predicts. Empty for
     # what each method can use first: of a SemanticSegmentor logits, then backbone; else backbone, then classes.
     cfg.DISTILL.TAPS = []
-    # The student's levels to distil; empty for all whose stride the teacher has too. Predictions always are.
+    # The student's levels to distil; empty for all whose stride the teacher has too. Predictions always are. Fewer are
+    # cheaper, the finest above all, which has most positions; the paper distils all of them.
     cfg.DISTILL.LEVELS = []
     # Whether the student's neck and head start from the teacher's: "auto" if both are detectors of one type.
     cfg.DISTILL.INHERIT = "auto"
-    # Iterations between two lines of diagnostics, in the log and in the event storage.
+    # Only every so many iterations, the first included, are distilled; the others are the student's alone, without
+    # teacher and distiller. A departure from the paper: the loss weights stay, so the pull is 1 / PERIOD of what it
+    # was. The distiller's gradient is zero in between, while weight decay and momentum go on for its parameters.
+    cfg.DISTILL.PERIOD = 1
+    # Student, teacher and distiller in torch.channels_last, which is faster on GPUs in half precision. Only rounding
+    # differs; checkpoints are the same.
+    cfg.DISTILL.CHANNELS_LAST = False
+    # Iterations between two lines of diagnostics, in the log and in the event storage. With a PERIOD the line comes at
+    # the last distilled one of so many, if there is any, so that it never shows what was not measured.
     cfg.DISTILL.LOG_PERIOD = 20
     # Largest norm of all gradients together, 0 for any. SOLVER.CLIP_GRADIENTS clips each parameter alone.
     cfg.DISTILL.MAX_GRADIENT_NORM = 0.0
@@ -102,6 +111,13 @@ def add_distillation_config(cfg: CfgNode) -> None:
     cfg.DISTILL.TEACHER.WEIGHTS = ""
     # KEY VALUE pairs that override the teacher's config file.
     cfg.DISTILL.TEACHER.OPTS = []
+    # What it computes in: "float32", "float16" or "bfloat16", by autocast, its weights as they are; its features are
+    # handed over in the type of the student's. Empty: as the student's step, which SOLVER.AMP decides. A precision
+    # other than the student's changes the numbers, and half ones are a departure from the paper.
+    cfg.DISTILL.TEACHER.PRECISION = ""
+    # Its backbone by torch.compile: the first iteration takes minutes, and so does each of the first few other kinds of
+    # image sizes. Needs a C++ compiler, on GPUs triton too. Only rounding differs.
+    cfg.DISTILL.TEACHER.COMPILE = False
 
     for name, method in DISTILLER_REGISTRY:
         node = CfgNode({key.upper(): value for key, value in method_arguments(method).items()})

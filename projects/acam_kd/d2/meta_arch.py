@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils import comm
@@ -36,7 +37,9 @@ class DistillationMetaArch(DistillationModel):
     kept beside it by ``checkpoint_distiller(trainer)``.
 
     Args:
-        student, teacher, distiller, levels, logits, class_head, read_targets, extract: see ``DistillationModel``.
+        student, teacher, distiller, levels, logits, class_head, read_targets, extract, period: see
+            ``DistillationModel``; its ``iteration`` is the trainer's, also after a resumption.
+        channels_last: the memory format of everything.
         log_period: iterations between two records of the metrics.
         vis_period: iterations between two pictures of the spatial masks in the event storage; 0 for none.
         input_format: of the images, as in INPUT.FORMAT; for the pictures.
@@ -54,6 +57,8 @@ class DistillationMetaArch(DistillationModel):
         class_head: ClassHead | None = None,
         read_targets: Callable[..., Targets] = nothing_known,
         extract: Extract = backbone_features,
+        period: int = 1,
+        channels_last: bool = False,
         log_period: int = 20,
         vis_period: int = 0,
         input_format: str = "BGR",
@@ -67,7 +72,10 @@ class DistillationMetaArch(DistillationModel):
             class_head=class_head,
             read_targets=read_targets,
             extract=extract,
+            period=period,
         )
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
         self.log_period = log_period
         self.vis_period, self.input_format = vis_period, input_format
         self._warned: set[tuple[str, str]] = set()
@@ -95,6 +103,7 @@ class DistillationMetaArch(DistillationModel):
         student = build_model(student_config(cfg))
         built: dict[str, Any] = {"student": student, "teacher": None, "distiller": None, "levels": {}}
         built |= {"log_period": cfg.DISTILL.LOG_PERIOD, "vis_period": cfg.VIS_PERIOD, "input_format": cfg.INPUT.FORMAT}
+        built |= {"period": cfg.DISTILL.PERIOD, "channels_last": cfg.DISTILL.CHANNELS_LAST}
         if not cfg.DISTILL.METHOD and cfg.DISTILL.INHERIT == "never":
             logger.info("student alone: DISTILL.METHOD is empty and DISTILL.INHERIT is 'never'")
             return built
@@ -106,15 +115,16 @@ class DistillationMetaArch(DistillationModel):
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """As the student; in training the dict of losses has the distiller's too."""
+        if self.training:
+            self.iteration = iteration = get_event_storage().iter
         output = super().forward(batched_inputs)
         if self.training:
-            iteration = get_event_storage().iter
             self.raise_if_not_finite(output, when=f"iteration {iteration}")
             if self.distiller is not None:
                 self._warn_if_forgotten(iteration)
-                if (iteration + 1) % self.log_period == 0:
+                if self.last_of(self.log_period):
                     self._log()
-                if self.vis_period > 0 and iteration % self.vis_period == 0 and comm.is_main_process():
+                if self.vis_period > 0 and self.first_of(self.vis_period) and comm.is_main_process():
                     put_masks(self, batched_inputs, self.input_format)
         return output
 

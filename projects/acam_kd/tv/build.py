@@ -76,14 +76,18 @@ def build(settings: Settings, data: Images) -> DistillationModel:
     if settings.student_name.startswith("deeplabv3") and settings.batch_size // settings.devices < 2:
         raise ValueError("DeepLabV3 normalises over the batch: 2 images a device are needed at least (--batch-size)")
     teacher = _teacher(settings, student, data)
-    return build_distillation(
+    model = build_distillation(
         student,
         teacher,
         methods=methods,
         inheritance=settings.inherit,
         levels=settings.levels,
         taps=settings.taps,
+        period=settings.distill_period,
+        teacher_precision=settings.teacher_precision,
+        teacher_compile=settings.teacher_compile,
     )
+    return model.to(memory_format=torch.channels_last) if settings.channels_last else model
 
 
 def _teacher(settings: Settings, student: nn.Module, data: Images) -> nn.Module | None:

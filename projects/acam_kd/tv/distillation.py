@@ -141,6 +141,9 @@ def build_distillation(
     inheritance: str = "auto",
     levels: Sequence[str] = (),
     taps: Sequence[str] = (),
+    period: int = 1,
+    teacher_precision: str = "",
+    teacher_compile: bool = False,
 ) -> DistillationModel:
     """Put student, frozen teacher and method together; the student inherits first.
 
@@ -151,6 +154,8 @@ def build_distillation(
             or ``"auto"``, if both are detectors of one class: the paper's segmentation models inherit nothing.
         levels: the student's levels to distil; empty for all whose stride the teacher has too.
         taps: where both are tapped, see ``read_taps``.
+        period: see ``DistillationModel``.
+        teacher_precision, teacher_compile: see ``FrozenTeacher``.
 
     Raises:
         ValueError: the two have no levels in common or predict other numbers of classes, or a teacher is missing.
@@ -171,19 +176,20 @@ def build_distillation(
     own, other, pairs = _matched(student, teacher, levels, taps)
     logger.info("distilling with %s on %s", " + ".join(methods), ", ".join(f"{s} <- {t}" for s, t in pairs.items()))
     distiller = build_distiller(methods, {s: own[s] for s in pairs}, {s: other[t] for s, t in pairs.items()})
-    built: dict[str, Any] = {"student": student, "distiller": distiller}
+    built: dict[str, Any] = {"student": student, "distiller": distiller, "period": period}
     built["levels"] = {s: pairs[s] for s in distiller.levels}
     if distiller.needs:
         built["read_targets"] = ReadTargets(student)
     transform = _pixel_transform(student, teacher)
+    how: dict[str, Any] = {"precision": teacher_precision, "compiled": teacher_compile}
     if CLASSES in pairs:
         check_class_heads(student, teacher)
-        frozen = FrozenTeacher(teacher, transform, backbone_and_classes)
+        frozen = FrozenTeacher(teacher, transform, backbone_and_classes, **how)
         return DistillationModel(**built, teacher=frozen, class_head=class_head(student))
     if LOGITS not in taps:
-        frozen = FrozenTeacher(teacher.backbone, transform)  # type: ignore[arg-type]  # the heads are let go
+        frozen = FrozenTeacher(teacher.backbone, transform, **how)  # type: ignore[arg-type]  # the heads are let go
         return DistillationModel(**built, teacher=frozen)
-    frozen = FrozenTeacher(plain(teacher), transform, backbone_and_logits)
+    frozen = FrozenTeacher(plain(teacher), transform, backbone_and_logits, **how)
     return DistillationModel(**built, teacher=frozen, logits=logits_module(student), extract=backbone_and_logits)
 
 

@@ -23,7 +23,15 @@ from .data import Images
 
 __all__ = ["Card", "RunFolder", "Settings", "read_card"]
 
-ANYTIME = ("devices", "accelerator", "workers", "eval_period", "checkpoint_period")
+ANYTIME = (
+    "devices",
+    "accelerator",
+    "workers",
+    "eval_period",
+    "checkpoint_period",
+    "channels_last",
+    "teacher_compile",
+)
 """Settings that a resumed run may change."""
 
 
@@ -44,6 +52,10 @@ class Settings:
         inherit: ``auto``, ``always`` or ``never``.
         levels: the student's levels to distil; empty for all that can be.
         taps: ``backbone``, ``logits`` or both; empty for logits in segmentation, the backbone in detection.
+        distill_period: only every so many iterations are distilled.
+        teacher_precision: ``float32``, ``float16`` or ``bfloat16``; empty for the student's.
+        teacher_compile: its backbone by torch.compile.
+        channels_last: the memory format of everything.
         size: the shorter side that images are resized to; None for the model's own.
         crop: height and width of what segmentation models are trained on, cut out at a random scale; None for whole
             images.
@@ -73,6 +85,10 @@ class Settings:
     inherit: str = "auto"
     levels: tuple[str, ...] = ()
     taps: tuple[str, ...] = ()
+    distill_period: int = 1
+    teacher_precision: str = ""
+    teacher_compile: bool = False
+    channels_last: bool = False
     size: int | None = None
     crop: tuple[int, int] | None = None
     iterations: int = 90000
@@ -168,11 +184,11 @@ class RunFolder:
         if not path.is_file():
             return
         before, now = json.loads(path.read_text()), settings.asdict()
+        defaults = {option.name: option.default for option in dataclasses.fields(Settings)}
         for name, value in now.items():
-            if name not in ANYTIME and before.get(name) != value:
-                raise ValueError(
-                    f"{self.path} has a run with {name} {before.get(name)!r}, not {value!r}; choose another --output"
-                )
+            was = before.get(name, defaults[name])  # an option that is newer than the run
+            if name not in ANYTIME and was != value:
+                raise ValueError(f"{self.path} has a run with {name} {was!r}, not {value!r}; choose another --output")
 
     @rank_zero_only
     def check(self, settings: Settings, *, resume: bool) -> None:

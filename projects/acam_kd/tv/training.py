@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..core import DistillationModel, clip_gradients
+from ..errors import options_for_keys
 from .build import build
 from .data import Images, Stream, evaluation_loader, training_loader
 from .evaluation import build_evaluator
@@ -74,9 +75,11 @@ class Training(lightning.LightningModule):
 
     def training_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], _: int) -> Tensor:
         """The sum of the student's and the distiller's losses."""
-        losses = self.model(*batch)
-        self.model.raise_if_not_finite(losses, when=f"iteration {self.global_step}")
-        if (self.global_step + 1) % LOG_PERIOD == 0:
+        self.model.iteration = self.global_step
+        with options_for_keys():
+            losses = self.model(*batch)
+            self.model.raise_if_not_finite(losses, when=f"iteration {self.global_step}")
+        if self.model.last_of(LOG_PERIOD):
             self._log_losses(losses)
         return torch.stack([loss.float() for loss in losses.values()]).sum()
 
