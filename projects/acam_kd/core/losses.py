@@ -82,7 +82,7 @@ def with_unused(losses: Mapping[str, Tensor], unused: nn.Module) -> dict[str, Te
         losses: at least one, 0-d.
         unused: for DistributedDataParallel, which stops at a parameter without a gradient.
     """
-    nothing = [p.flatten()[:0].sum() for p in unused.parameters() if p.requires_grad]  # 0 whatever the values are
+    nothing = [0 * p.sum() for p in unused.parameters() if p.requires_grad]  # the gradient takes a parameter's strides
     first, *_ = losses
     zero = torch.stack(nothing).sum() if nothing else losses[first].new_zeros(())
     return {**losses, first: losses[first] + zero.to(losses[first].dtype)}

@@ -75,7 +75,7 @@ class DistillationMetaArch(DistillationModel):
             period=period,
         )
         if channels_last:
-            self.to(memory_format=torch.channels_last)
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.log_period = log_period
         self.vis_period, self.input_format = vis_period, input_format
         self._warned: set[tuple[str, str]] = set()

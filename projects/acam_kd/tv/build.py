@@ -87,7 +87,9 @@ def build(settings: Settings, data: Images) -> DistillationModel:
         teacher_precision=settings.teacher_precision,
         teacher_compile=settings.teacher_compile,
     )
-    return model.to(memory_format=torch.channels_last) if settings.channels_last else model
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def _teacher(settings: Settings, student: nn.Module, data: Images) -> nn.Module | None:

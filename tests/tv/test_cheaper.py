@@ -1,0 +1,101 @@
+"""The options that make a step cheaper, in torchvision's runs; tests/core/test_cheaper.py has what they do."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from acam_kd import cli
+from acam_kd.tv import training
+from acam_kd.tv.models import build_model
+from acam_kd.tv.run import RunFolder, Settings
+from acam_kd.tv.training import train
+
+from .test_training import lines, same, student_of
+
+STUDENT = "retinanet_resnet18_fpn32"
+
+
+@pytest.fixture
+def cheaper(settings, finished):
+    """Of four steps the first and the last are distilled."""
+    how = {"distill_period": 3, "teacher_precision": "bfloat16", "channels_last": True}
+    return replace(settings, teacher=str(finished), method="ACAMKD", student=STUDENT, **how)
+
+
+def test_an_interrupted_run_distils_the_same_steps(cheaper, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "LOG_PERIOD", 2)
+
+    def interrupt(_, step):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    train(cheaper, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(cheaper, tmp_path / "cut", observers=[interrupt])
+    train(cheaper, tmp_path / "cut", resume=True)
+    assert same(student_of(tmp_path / "whole"), student_of(tmp_path / "cut"))
+    for folder in ("whole", "cut"):
+        found = lines(tmp_path / folder)
+        assert [line["step"] for line in found if "loss_acam_spatial" in line] == [1, 4]  # counted from 1
+        assert [line["step"] for line in found if "distill/distillation_to_task" in line] == [1, 4]
+    build_model(STUDENT, num_classes=7).load_state_dict(student_of(tmp_path / "whole"))
+
+
+def test_a_period_changes_the_student_and_is_kept(cheaper, tmp_path):
+    train(replace(cheaper, iterations=2), tmp_path / "run")
+    train(replace(cheaper, iterations=2, distill_period=1), tmp_path / "every")
+    assert not same(student_of(tmp_path / "run"), student_of(tmp_path / "every"))
+    with pytest.raises(ValueError, match="has a run with distill_period 3, not 1"):
+        RunFolder(tmp_path / "run").check(replace(cheaper, iterations=2, distill_period=1), resume=True)
+    with pytest.raises(ValueError, match="has a run with teacher_precision 'bfloat16', not ''"):
+        RunFolder(tmp_path / "run").check(replace(cheaper, iterations=2, teacher_precision=""), resume=True)
+    RunFolder(tmp_path / "run").check(replace(cheaper, iterations=2, channels_last=False), resume=True)
+
+
+def test_a_run_older_than_an_option_goes_on_with_its_default(settings, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.start(settings)
+    path = tmp_path / "run/settings.json"
+    old = {name: value for name, value in json.loads(path.read_text()).items() if name != "distill_period"}
+    path.write_text(json.dumps(old))
+    folder.check(settings, resume=True)
+    with pytest.raises(ValueError, match="has a run with distill_period 1, not 2"):
+        folder.check(replace(settings, distill_period=2), resume=True)
+
+
+def test_the_command_takes_them(data, finished, tmp_path):
+    common = ["--data", str(data), "--student", STUDENT, "--teacher", str(finished), "--output", str(tmp_path)]
+    asked = cli.train_settings(
+        [*common, "--distill-period", "4", "--teacher-precision", "float16", "--teacher-compile", "--channels-last"]
+    )
+    assert (asked.distill_period, asked.teacher_precision) == (4, "float16")
+    assert asked.teacher_compile and asked.channels_last
+    off = cli.train_settings(common)
+    names = ("distill_period", "teacher_precision", "teacher_compile", "channels_last")
+    assert (
+        [getattr(off, name) for name in names] == [getattr(Settings, name) for name in names] == [1, "", False, False]
+    )
+
+
+def test_what_fails_in_a_step_is_said_in_the_commands_words(cheaper, tmp_path, monkeypatch):
+    def backend(graph, inputs):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+    with pytest.raises(ValueError, match=r"^the teacher cannot be compiled here: no compiler \(option: --teacher-comp"):
+        train(replace(cheaper, teacher_compile=True), tmp_path / "a")
+
+    def huge(model, step):
+        with torch.no_grad():
+            next(model.teacher.network.fpn.layer_blocks.parameters()).mul_(1e9)
+
+    with pytest.raises(FloatingPointError, match="iteration 0: the teacher.*option: --teacher-precision"):
+        train(replace(cheaper, teacher_precision="float16"), tmp_path / "b", observers=[huge])
+    with pytest.raises(ValueError, match=r"at least 1, not 0 \(option: --distill-period\)"):
+        train(replace(cheaper, distill_period=0), tmp_path / "c")
