@@ -1,112 +1,36 @@
 #!/usr/bin/env python
-"""What a distillation step costs: time and peak memory of the plain student, with the teacher, with the method.
+"""What a distillation step costs: time, its parts, peak memory and FLOPs, against the plain student and mimicking.
 
     python tools/benchmark.py --config-file configs/acam_retinanet_r50_r101.yaml --size 320 480 MODEL.DEVICE cpu
+    python tools/benchmark.py --config-file configs/acam_retinanet_r50_r101.yaml --size 320 480 --size 800 1344 --amp \\
+        --json output/benchmark.json
     python tools/benchmark.py --config-file configs/acam_deeplabv3_r18_r101.yaml --size 512 1024 --batch 2 \\
         MODEL.DEVICE cpu
     python tools/benchmark.py --config-file configs/acam_retinanet_r50_r101.yaml --methods all -- MODEL.DEVICE cpu
 
 ``--methods`` measures other registered methods too, with their defaults. The variants take turns in one process,
 so their ratios hold even where the machine's speed drifts; memory is measured in a process of its own per variant.
-Weights are random and images are noise, which costs the same.
+Weights are random and images are noise, which costs the same. The optimizer's step is not part of a step.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import resource
-import statistics
+import shlex
 import sys
-import time
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import torch
-from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
-from torch import Tensor, nn
+import yacs
 
-from acam_kd.core import DISTILLER_REGISTRY, Distiller, FeatureSpec, Targets, read_methods
-from acam_kd.core.distiller import NOTHING_KNOWN
-from acam_kd.core.features import Features
-from acam_kd.d2 import add_distillation_config
-
-
-class TeacherForward(Distiller):
-    """Looks at nothing: the cost of the teacher alone."""
-
-    def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
-        """Return a loss of 0."""
-        return {"loss_none": next(iter(student.values())).sum() * 0}
-
-
-VARIANTS = ("plain student", "student + teacher forward", "mimicking", "the config's method")
-METHODS = tuple(name for name, _ in DISTILLER_REGISTRY if name != "Mimic")
-
-
-def build_variant(variant: str, args: argparse.Namespace) -> tuple[nn.Module, CfgNode]:
-    """The model of a variant, in training mode, and its config.
-
-    Raises:
-        ValueError: it is a method that this student and teacher cannot be distilled with.
-    """
-    torch.manual_seed(0)
-    cfg = get_cfg()
-    add_distillation_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(["DISTILL.TEACHER.WEIGHTS", "random", "DISTILL.LOG_PERIOD", "1000000000", *args.opts])
-    cfg.DATASETS.TRAIN = ()  # noise; the names of its classes do not matter
-    if variant == "plain student":
-        cfg.DISTILL.METHOD, cfg.DISTILL.INHERIT = "", "never"
-    elif variant in VARIANTS[1:3]:
-        cfg.DISTILL.METHOD = "Mimic"
-    elif variant not in VARIANTS:  # a method, on what it reads first
-        cfg.DISTILL.METHOD, cfg.DISTILL.TAPS, cfg.DISTILL.LEVELS = variant, [], []
-    model = build_model(cfg).train()
-    if variant == "student + teacher forward":
-        levels = dict.fromkeys(model.levels, FeatureSpec(channels=1, stride=1))
-        model.distiller = TeacherForward(levels, levels)
-    return model, cfg
-
-
-def build(variant: str, args: argparse.Namespace) -> Callable[[], None]:
-    """Build a variant; returns its training step, without the optimizer's."""
-    model, cfg = build_variant(variant, args)
-    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
-    batch = [_sample(args.size[0], args.size[1], cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES) for _ in range(args.batch)]
-
-    def step() -> None:
-        losses = model(batch)
-        model.zero_grad()
-        sum(losses.values()).backward()
-        if on_gpu:
-            torch.cuda.synchronize()
-
-    return step
-
-
-def _sample(height: int, width: int, num_classes: int) -> dict[str, Any]:
-    """An image of noise, two boxes, and labels of noise; every kind of model takes what it needs."""
-    instances = Instances((height, width))
-    instances.gt_boxes = Boxes(torch.tensor([[10.0, 10.0, 100.0, 100.0], [50.0, 50.0, 200.0, 200.0]]))
-    instances.gt_boxes.clip((height, width))
-    instances.gt_classes = torch.tensor([0, 1])
-    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
-    return {"image": image, "instances": instances, "sem_seg": torch.randint(0, num_classes, (height, width))}
-
-
-def peak_memory(variant: str, args: argparse.Namespace, queue: Any) -> None:
-    """Put the GiB that two steps of a variant reach: of the GPU where there is one, else of the process."""
-    with EventStorage(0):
-        step = build(variant, args)
-        step()
-        step()
-    on_gpu = torch.cuda.is_available() and torch.cuda.max_memory_allocated()
-    queue.put(on_gpu / 2**30 if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+from acam_kd.bench.growth import naive_gib
+from acam_kd.bench.memory import in_own_process
+from acam_kd.bench.report import machine, markdown
+from acam_kd.core import read_methods
+from acam_kd.d2.benchmark import FLOOR, METHODS, NAIVE, PLAIN, Setting, Variant, examine, times, variants
+from acam_kd.errors import one_line_errors
+from acam_kd.files import write_atomically
 
 
 def _methods(text: str) -> str:
@@ -116,30 +40,15 @@ def _methods(text: str) -> str:
         raise argparse.ArgumentTypeError(error.args[0]) from None
 
 
-def fitting(args: argparse.Namespace) -> list[str]:
-    """The variants to measure: of all methods those that the pair can be distilled with, else those asked for."""
-    if args.methods != ["all"]:
-        return [*VARIANTS, *args.methods]
-    found = list(VARIANTS)
-    on_meta = argparse.Namespace(**{**vars(args), "opts": [*args.opts, "MODEL.DEVICE", "meta"]})
-    for method in METHODS:
-        try:
-            with torch.device("meta"):  # nothing is computed there
-                build_variant(method, on_meta)
-        except ValueError as error:
-            print(f"{method} is left out: {error}", file=sys.stderr)
-        else:
-            found.append(method)
-    return found
-
-
-def main() -> None:
-    """Measure and print a Markdown table; the raw seconds go to --json."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True)
-    parser.add_argument("--size", type=int, nargs=2, default=[320, 480], metavar=("H", "W"))
+    parser.add_argument(
+        "--size", type=int, nargs=2, action="append", metavar=("H", "W"), help="may be repeated; default: 320 480"
+    )
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=7, help="steps of each variant that are timed")
+    parser.add_argument("--amp", action="store_true", help="the forward under autocast to float16")
     parser.add_argument(
         "--methods",
         type=_methods,
@@ -148,42 +57,77 @@ def main() -> None:
         metavar="METHOD[+METHOD...]",
         help=f"measured beside them: {', '.join(METHODS)}; several at once, as PKD+KD; or all",
     )
-    parser.add_argument("--json", help="file for the raw figures")
+    parser.add_argument(
+        "--naive-limit-gib",
+        type=float,
+        default=8.0,
+        metavar="GIB",
+        help="the naive attention is left out where the matrices of its largest level need more (default: 8)",
+    )
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="for the tables; else they are printed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="for the raw figures")
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs for the config")
-    args = parser.parse_args()
-    variants = fitting(args)
-    memory = {}
-    context = multiprocessing.get_context("spawn")
-    for variant in variants:
-        queue = context.Queue()
-        process = context.Process(target=peak_memory, args=(variant, args, queue))
-        process.start()
-        process.join()
-        if process.exitcode:
-            sys.exit(f"measuring the memory of {variant!r} failed with exit code {process.exitcode}")
-        memory[variant] = queue.get()
-    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
-    with EventStorage(0):
-        steps = {variant: build(variant, args) for variant in variants}
-        for repeat in range(args.repeats + 1):
-            for variant, step in steps.items():
-                start = time.perf_counter()
-                step()
-                if repeat:  # the first one warms up
-                    seconds[variant].append(time.perf_counter() - start)
-    median = {variant: statistics.median(values) for variant, values in seconds.items()}
-    plain = variants[0]
-    print(f"{args.config_file}, {args.size[0]}x{args.size[1]}, batch {args.batch}, torch {torch.__version__}")
-    print("| step | seconds, median (range) | ratio | peak memory, GiB | ratio |\n|---|---|---|---|---|")
-    for variant in variants:
-        low, high = min(seconds[variant]), max(seconds[variant])
-        print(
-            f"| {variant} | {median[variant]:.3f} ({low:.3f}-{high:.3f}) | {median[variant] / median[plain]:.2f} | "
-            f"{memory[variant]:.2f} | {memory[variant] / memory[plain]:.2f} |"
-        )
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump({"seconds": seconds, "peak_memory_gib": memory}, file)
+    return parser
+
+
+def examined(chosen: list[Variant], setting: Setting, size: tuple[int, int], limit: float) -> dict[str, Any]:
+    """What one size shows but times: ``rows`` by variant, and ``left_out``, variant -> why."""
+    found: dict[str, Any] = {"size": list(size), "left_out": {}, "rows": []}
+    levels: dict[str, list[int]] = {}
+    for variant in chosen:
+        print(f"{size[0]}x{size[1]}: memory and FLOPs of {variant.name}", file=sys.stderr)
+        if variant.name.endswith(NAIVE):
+            largest = max((height * width for height, width in levels.values()), default=0)
+            needed = naive_gib(setting.batch, largest)
+            if needed > limit:
+                found["left_out"][variant.name] = f"it needs {needed:.1f} GiB (--naive-limit-gib {limit:g})"
+                continue
+        try:
+            row = in_own_process(examine, variant, setting, size)
+        except RuntimeError as error:
+            sys.exit(f"benchmark.py: measuring {variant.name!r} failed: {error}")
+        levels = row.get("levels") or levels
+        found["rows"].append({"variant": variant.name, **row})
+    return found
+
+
+def measure(args: argparse.Namespace, command: str) -> dict[str, Any]:
+    """The record of all sizes; written to --json after each."""
+    setting = Setting(args.config_file, tuple(args.opts), args.batch, args.amp)
+    chosen = variants(setting, args.methods)
+    limit = args.naive_limit_gib
+    sizes = [tuple(size) for size in args.size or [[320, 480]]]
+    every = [examined(chosen, setting, size, limit) for size in sizes]  # before anything large is in this process
+    device = chosen[0].config(setting).MODEL.DEVICE
+    record: dict[str, Any] = {"command": command, **vars(args), **machine(device), "plain": PLAIN, "floor": FLOOR}
+    record = {key: str(value) if isinstance(value, Path) else value for key, value in record.items()}
+    record["sizes"] = []
+    for size, found in zip(sizes, every):
+        print(f"{size[0]}x{size[1]}: times", file=sys.stderr)
+        fitting = {row["variant"] for row in found["rows"] if not row.get("failed")}
+        timed = times([variant for variant in chosen if variant.name in fitting], setting, size, args.repeats)
+        for row in found["rows"]:
+            row.update(timed.get(row["variant"], {}))
+            row["seconds"] = [sum(parts.values()) for parts in row.get("parts", ())]
+        record["sizes"].append(found)
+        if args.json:
+            write_atomically(args.json, json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure; print or write the tables, and write the raw figures."""
+    given = sys.argv[1:] if arguments is None else arguments
+    parser = _parser()
+    args = parser.parse_args(given)
+    if min(args.batch, args.repeats, *(side for size in args.size or () for side in size)) < 1:
+        parser.error("--size, --batch and --repeats must be at least 1")
+    with one_line_errors("benchmark.py", yacs):
+        tables = markdown(measure(args, f"python tools/benchmark.py {shlex.join(given)}"))
+    if args.markdown:
+        write_atomically(args.markdown, tables)
+    else:
+        print(tables, end="")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,101 @@
+"""The floating-point operations of a distiller, counted in two ways.
+
+fvcore's counter reads a trace of the forward: it counts one multiply-add as one, and sees neither the backward nor what
+a custom autograd function does. torch's sees every operator that runs, forward and backward, and counts two.
+Both count products and convolutions only; fvcore some normalisations too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from ..core import Distiller, Targets
+from ..core.features import Features
+
+__all__ = ["count", "distiller_flops", "fvcore_flops"]
+
+ATTENTION = "aten::scaled_dot_product_attention"
+
+
+def _attention_on_cpu(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(query, key, value)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _attention_on_cpu_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)  # type: ignore[no-untyped-call, no-any-return]
+
+
+# torch's counter knows the kernels of GPUs only.
+OF_CPUS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_on_cpu,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_on_cpu_backward,
+}
+
+
+def count(function: Callable[[], Any]) -> tuple[int, Any]:
+    """The FLOPs of all operators that a function runs, a multiply-add being two, and what it returns."""
+    with FlopCounterMode(display=False, custom_mapping=OF_CPUS) as counter:
+        result = function()
+    return counter.get_total_flops(), result
+
+
+def distiller_flops(distiller: Distiller, student: Features, teacher: Features, targets: Targets) -> dict[str, Any]:
+    """The FLOPs of one call, by torch forward and backward, by fvcore forward.
+
+    Args:
+        distiller: the method.
+        student, teacher: (N, C, H, W) per level.
+        targets: what the method needs to know.
+
+    Returns:
+        ``forward`` and ``backward``, FLOPs; ``fvcore_forward``, multiply-adds, None where it cannot be traced;
+        ``fvcore_uncounted``, operator -> how often it was called and not counted.
+    """
+    student = {level: x.detach().requires_grad_() for level, x in student.items()}
+    forward, losses = count(lambda: sum(distiller(student, teacher, targets).values()))
+    backward, _ = count(losses.backward)
+    found, uncounted = fvcore_flops(distiller, student, teacher, targets)
+    return {"forward": forward, "backward": backward, "fvcore_forward": found, "fvcore_uncounted": uncounted}
+
+
+def fvcore_flops(
+    distiller: Distiller, student: Features, teacher: Features, targets: Targets
+) -> tuple[float | None, dict[str, int]]:
+    """The multiply-adds of the forward by fvcore, and the operators that it does not count, with how often."""
+    traced = _Traced(distiller, list(student), targets)
+    analysis = FlopCountAnalysis(traced, (*student.values(), *(teacher[level] for level in student)))
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    analysis.set_op_handle(ATTENTION, _attention)
+    try:
+        return float(analysis.total()), dict(analysis.unsupported_ops())
+    except RuntimeError as error:  # the tracer's
+        return None, {str(error).strip().splitlines()[0]: 1}
+
+
+class _Traced(nn.Module):
+    """A distiller whose inputs are tensors alone, as a trace needs them."""
+
+    def __init__(self, distiller: Distiller, levels: list[str], targets: Targets) -> None:
+        super().__init__()
+        self.distiller, self.levels, self.targets = distiller, levels, targets
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
+        count = len(self.levels)
+        student, teacher = (dict(zip(self.levels, part)) for part in (features[:count], features[count:]))
+        losses: Mapping[str, Tensor] = self.distiller(student, teacher, self.targets)
+        return tuple(losses.values())
+
+
+def _attention(inputs: list[Any], outputs: list[Any]) -> int:
+    """Multiply-adds of q k^T and of its product with v, for fvcore."""
+    query, key, value = (x.type().sizes() for x in inputs[:3])
+    batch = 1
+    for size in query[:-2]:
+        batch *= size
+    return int(batch * query[-2] * key[-2] * (query[-1] + value[-1]))

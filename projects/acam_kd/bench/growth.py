@@ -1,0 +1,112 @@
+"""How the cost of ACAM-KD's distiller grows with the positions of a level: one point after the other."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ..core import FeatureSpec, method_arguments
+from ..core.distillers.acam import ACAMKD
+from ..core.fusion import CrossAttentionFusion
+from .memory import peak_memory, start_peak_memory
+from .report import machine
+
+__all__ = ["GRIDS", "PATHS", "Point", "knows_max_positions", "measured", "naive_gib"]
+
+GRIDS = ((24, 42), (34, 58), (48, 84), (68, 118), (100, 168), (142, 236), (200, 336))
+"""Height and width; P3 and P2 of an image of 800x1344 are 100x168 and 200x336."""
+PATHS = ("auto", "map", "materialized")
+NAIVE_COPIES = 3
+"""Matrices of all pairs of positions that exist at once in the backward: the weights, their gradient, the logits'."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is measured: forward and backward of one level, with one image.
+
+    Args:
+        path: of the cross-attention.
+        height, width: of the level.
+        max_positions: the option; 0 for none.
+        device, dtype: torch's names; other dtypes than float32 and float64 run under autocast.
+        threads: of a CPU.
+        channels: C.
+        masks: M.
+    """
+
+    path: str
+    height: int
+    width: int
+    max_positions: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 1
+    channels: int = 256
+    masks: int = 6
+
+    @property
+    def series(self) -> str:
+        """The line of the plot that it is on."""
+        return f"{self.path}, max_positions {self.max_positions}" if self.max_positions else self.path
+
+
+def knows_max_positions() -> bool:
+    """Whether ACAM-KD has the option."""
+    return "max_positions" in method_arguments(ACAMKD)
+
+
+def naive_gib(batch: int, positions: int) -> float:
+    """What the materialised attention of a level needs, with its backward, in float32."""
+    return batch * positions**2 * 4 * NAIVE_COPIES / 2**30
+
+
+def measured(point: Point, repeats: int) -> dict[str, Any]:
+    """The record of a point; for a process of its own.
+
+    Returns:
+        The point's fields; ``positions``; ``seconds`` of each repeat, after one that warms up; ``extra_memory``, the
+        bytes by which the peak rose above features and weights; and the machine.
+    """
+    torch.set_num_threads(point.threads)
+    on_gpu = point.device.startswith("cuda")
+    step = _step(point)
+    before = start_peak_memory(on_gpu)
+    seconds = []
+    for repeat in range(repeats + 1):
+        start = time.perf_counter()
+        step()
+        if on_gpu:
+            torch.cuda.synchronize()
+        if repeat:
+            seconds.append(time.perf_counter() - start)
+    extra = peak_memory(on_gpu) - before
+    found = {"positions": point.height * point.width, "seconds": seconds, "extra_memory": extra}
+    return {"series": point.series, **asdict(point), **found, "on": machine(point.device)}
+
+
+def _step(point: Point) -> Any:
+    """Forward and backward on random features."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"max_positions": point.max_positions} if point.max_positions else {}
+    level = {"p": FeatureSpec(channels=point.channels, stride=8)}
+    exact = point.dtype in ("float32", "float64")
+    dtype = getattr(torch, point.dtype)
+    distiller = ACAMKD(level, level, num_masks=point.masks, **options).to(point.device, dtype if exact else None)
+    for module in distiller.modules():
+        if isinstance(module, CrossAttentionFusion):
+            module.path = point.path  # type: ignore[assignment]
+    shape = (1, point.channels, point.height, point.width)
+    student, teacher = (torch.randn(shape, device=point.device, dtype=dtype) for _ in range(2))
+    student.requires_grad_()
+
+    def step() -> None:
+        with torch.autocast(torch.device(point.device).type, None if exact else dtype, enabled=not exact):
+            loss = sum(distiller({"p": student}, {"p": teacher}).values())
+        distiller.zero_grad()
+        student.grad = None
+        loss.backward()  # type: ignore[union-attr]
+
+    return step

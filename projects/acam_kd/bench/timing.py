@@ -1,0 +1,125 @@
+"""The seconds of a training step and of its parts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import DistillationModel
+
+__all__ = ["PARTS", "Clock", "StepTimer"]
+
+PARTS = ("teacher", "student forward", "distiller", "backward")
+"""They add up to the step. The student's forward is all of the forward that is neither teacher nor distiller."""
+
+
+class Clock:
+    """Moments; on a GPU they are events of its stream, so that reading the clock makes nobody wait.
+
+    Args:
+        on_gpu: what is measured runs on the current CUDA device.
+    """
+
+    def __init__(self, on_gpu: bool) -> None:
+        self.on_gpu = on_gpu
+
+    def now(self) -> Any:
+        """This moment, for ``seconds``."""
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Between two moments; after ``wait``."""
+        return start.elapsed_time(end) / 1e3 if self.on_gpu else end - start
+
+    def wait(self) -> None:
+        """Until everything that was started has ended."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+
+class StepTimer:
+    """Times the steps of one model, without the optimizer's part.
+
+    Args:
+        model: the teacher is wrapped and the distiller gets hooks.
+        clock: of the model's device.
+        autocast: dtype under which the forward runs, as automatic mixed precision does; None for none.
+    """
+
+    def __init__(self, model: DistillationModel, clock: Clock, autocast: torch.dtype | None = None) -> None:
+        self.model, self.clock, self.autocast = model, clock, autocast
+        self._spans: dict[str, list[list[Any]]] = {}
+        if model.teacher is not None:
+            model.teacher = _Timed(model.teacher, self)  # type: ignore[assignment]
+        if model.distiller is not None:
+            model.distiller.register_forward_pre_hook(lambda *_: self.begin("distiller"))
+            model.distiller.register_forward_hook(lambda *_: self.end("distiller"))
+
+    def begin(self, part: str) -> None:
+        """A part begins."""
+        self._spans.setdefault(part, []).append([self.clock.now()])
+
+    def end(self, part: str) -> None:
+        """The part that began last ends."""
+        self._spans[part][-1].append(self.clock.now())
+
+    def __call__(self, *inputs: Any) -> dict[str, float]:
+        """Make a step: forward, clearing the last step's gradients as trainers do, backward.
+
+        Returns:
+            Part -> seconds.
+        """
+        self._spans = {}
+        self.clock.wait()
+        start = self.clock.now()
+        loss = self.forward(*inputs)
+        middle = self.clock.now()
+        self.model.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        end = self.clock.now()
+        self.clock.wait()
+        within = {
+            part: sum(self.clock.seconds(*span) for span in self._spans.get(part, ()))
+            for part in ("teacher", "distiller")
+        }
+        found = {
+            **within,
+            "student forward": self.clock.seconds(start, middle) - sum(within.values()),
+            "backward": self.clock.seconds(middle, end),
+        }
+        return {part: found[part] for part in PARTS}
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """The sum of the losses."""
+        with self.precision():
+            losses: dict[str, Tensor] = self.model(*inputs)
+        return torch.stack([loss.float() for loss in losses.values()]).sum()
+
+    def precision(self) -> torch.autocast:
+        """The context of the forward."""
+        device = "cuda" if self.clock.on_gpu else "cpu"
+        return torch.autocast(device, self.autocast, enabled=self.autocast is not None)
+
+
+class _Timed:
+    """A teacher whose calls are timed; else it is the teacher."""
+
+    def __init__(self, teacher: Callable[..., Any], timer: StepTimer) -> None:
+        self._teacher, self._timer = teacher, timer
+
+    def __call__(self, *args: Any) -> Any:
+        self._timer.begin("teacher")
+        features = self._teacher(*args)
+        self._timer.end("teacher")
+        return features
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._teacher, name)

@@ -1,0 +1,105 @@
+#!/usr/bin/env python
+"""How time and memory of ACAM-KD's distiller grow with the positions of a level: 1k to 67k, as P2 of 800x1344 has.
+
+    python tools/attention_growth.py --output output/growth.jsonl --plot output/growth.png --threads 2
+    python tools/attention_growth.py --output output/growth.jsonl --plot output/growth.png --plot-only
+
+Forward and backward of one level of 256 channels and 6 masks, one image, random features; every point in a process
+of its own. What is in --output is not measured again, so a run that was killed goes on when the same command is
+given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from acam_kd.bench.growth import GRIDS, PATHS, Point, knows_max_positions, measured, naive_gib
+from acam_kd.bench.memory import in_own_process
+from acam_kd.compare.records import read_records
+from acam_kd.errors import one_line_errors
+from acam_kd.files import write_atomically
+from acam_kd.vis.growth import plot, table
+
+
+def _grid(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) * int(width)):
+        raise argparse.ArgumentTypeError(f"must be as 100x168, found {text!r}")
+    return int(height), int(width)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON lines, a point each")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG")
+    parser.add_argument("--plot-only", action="store_true", help="of what is in --output; nothing is measured")
+    parser.add_argument("--grids", type=_grid, nargs="+", default=list(GRIDS), metavar="HxW", help="positions")
+    parser.add_argument("--paths", choices=PATHS, nargs="+", default=list(PATHS), help="of the cross-attention")
+    parser.add_argument(
+        "--max-positions", type=int, nargs="+", default=[], metavar="N", help="the method's option, measured too"
+    )
+    parser.add_argument("--naive-limit-gib", type=float, default=8.0, metavar="GIB", help="for materialized")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "float64", "float16", "bfloat16"), default="float32")
+    return parser
+
+
+def points(args: argparse.Namespace) -> list[Point]:
+    """Those asked for, the small ones first; what is too large for a naive attention is printed and left out."""
+    series = [(path, 0) for path in args.paths]
+    if args.max_positions and knows_max_positions():
+        series += [("auto", limit) for limit in args.max_positions]
+    elif args.max_positions:
+        print("--max-positions is left out: this ACAM-KD has no such option", file=sys.stderr)
+    found = []
+    for height, width in sorted(args.grids, key=lambda grid: grid[0] * grid[1]):
+        for path, limit in series:
+            needed = naive_gib(1, height * width)
+            if path == "materialized" and needed > args.naive_limit_gib:
+                allowed = f"--naive-limit-gib {args.naive_limit_gib:g}"
+                print(f"{path} at {height}x{width} is left out: it needs {needed:.1f} GiB ({allowed})", file=sys.stderr)
+                continue
+            found.append(Point(path, height, width, limit, args.device, args.dtype, args.threads))
+    return found
+
+
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The records of the file, with those that it lacked."""
+    records = read_records(args.output)
+    if args.plot_only:
+        return records
+    for point in points(args):
+        if any(asdict(point).items() <= record.items() for record in records):
+            continue
+        print(f"{point.series} at {point.height}x{point.width}", file=sys.stderr)
+        record = in_own_process(measured, point, args.repeats)
+        if "failed" in record:
+            positions = point.height * point.width
+            record = {"series": point.series, **asdict(point), "positions": positions, **record}
+        records.append(record)
+        write_atomically(args.output, "".join(json.dumps(record) + "\n" for record in records))
+    return records
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure what is missing; print the table and draw the plot."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if min(args.threads, args.repeats) < 1:
+        parser.error("--threads and --repeats must be at least 1")
+    with one_line_errors("attention_growth.py"):
+        records = measure(args)
+    print(table(records), end="")
+    if args.plot:
+        write_atomically(args.plot, plot(records))
+
+
+if __name__ == "__main__":
+    main()
