@@ -39,7 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG")
     parser.add_argument("--plot-only", action="store_true", help="of what is in --output; nothing is measured")
     parser.add_argument("--grids", type=_grid, nargs="+", default=list(GRIDS), metavar="HxW", help="positions")
-    parser.add_argument("--paths", choices=PATHS, nargs="+", default=list(PATHS), help="of the cross-attention")
+    chosen = ["auto", "map", "materialized"]
+    parser.add_argument("--paths", choices=PATHS, nargs="+", default=chosen, help="of the cross-attention")
     parser.add_argument(
         "--max-positions", type=int, nargs="+", default=[], metavar="N", help="the method's option, measured too"
     )

@@ -87,6 +87,10 @@ def test_all_are_those_that_fit(capsys):
     assert "DKD is left out: " in capsys.readouterr().err
 
 
+def test_half_precision_has_one_more():
+    assert [v.path for v in variants(setting(amp=True), [])][4:] == ["", "map", "summary", "materialized"]
+
+
 def test_those_asked_for():
     assert names(methods=["FGD", "PKD+KD"]) == [*OWN, "FGD", "PKD+KD"]
     with pytest.raises(ValueError, match="DKD"):
@@ -107,6 +111,7 @@ def test_what_is_the_same_as_another_is_left_out():
 def test_the_path_of_the_attention_is_chosen(name, path):
     fusions = named(name).build(setting()).distiller.fusion
     assert {fusion.path for fusion in fusions.values()} == {path}
+    assert {fusion.path for fusion in named("ACAM-KD").build(setting()).distiller.fusion.values()} == {"auto"}
 
 
 class Attends(Distiller):
@@ -176,7 +181,9 @@ def test_the_record_and_its_tables(monkeypatch, tmp_path, capsys):
     def here(function, variant, *args):  # not in a process of its own: that takes seconds
         return {"failed": "out of memory"} if variant.name == "PKD" else function(variant, *args)
 
+    few = [PLAIN, FLOOR, OWN[-1], "PKD"]
     monkeypatch.setattr(tool, "in_own_process", here)
+    monkeypatch.setattr(tool, "variants", lambda *args: [v for v in variants(*args) if v.name in few])
     arguments = ["--config-file", QUICK, "--batch", "2", "--size", "64", "96", "--size", "96", "96", "--repeats", "2"]
     arguments += ["--json", str(tmp_path / "raw.json"), "--markdown", str(tmp_path / "table.md"), "--methods", "PKD"]
     tool.main([*arguments, "--naive-limit-gib", "0.000001", "--", "MODEL.DEVICE", "cpu"])
@@ -190,7 +197,7 @@ def test_the_record_and_its_tables(monkeypatch, tmp_path, capsys):
     assert record["threads"] == torch.get_num_threads() and record["cpu"] and record["device"] == "CPU"
     assert [at["size"] for at in record["sizes"]] == [[64, 96], [96, 96]]
     for at in record["sizes"]:
-        assert [row["variant"] for row in at["rows"]] == [*OWN[:-1], "PKD"]
+        assert [row["variant"] for row in at["rows"]] == [PLAIN, FLOOR, "PKD"]
         assert list(at["left_out"]) == [OWN[-1]] and "--naive-limit-gib" in at["left_out"][OWN[-1]]
         for row in at["rows"][:-1]:
             assert len(row["seconds"]) == len(row["parts"]) == 2

@@ -141,7 +141,7 @@ def variants(setting: Setting, methods: Sequence[str]) -> list[Variant]:
         if _attentions(model) or own != "ACAM-KD" or any(True for _ in model.distiller.masking.parameters()):
             found.append(Variant(own))
         if _attentions(model):
-            found += [Variant(f"{own}, fused map", path="map"), Variant(f"{own}, {NAIVE}", path="materialized")]
+            found += [Variant(f"{own}, {name}", path=path) for name, path in _paths(setting).items()]
     asked = methods if list(methods) != ["all"] else [name for name in METHODS if name != cfg.DISTILL.METHOD]
     for name in asked:
         variant = Variant(name, ("DISTILL.METHOD", name, "DISTILL.TAPS", [], "DISTILL.LEVELS", []))
@@ -154,6 +154,11 @@ def variants(setting: Setting, methods: Sequence[str]) -> list[Variant]:
         else:
             found.append(variant)
     return found
+
+
+def _paths(setting: Setting) -> dict[str, str]:
+    """The other ways to compute the cross-attention; in float32 its own choice is the summary."""
+    return {"fused map": "map", **({"summary": "summary"} if setting.amp else {}), NAIVE: "materialized"}
 
 
 def _on_meta(variant: Variant, setting: Setting) -> Any:
