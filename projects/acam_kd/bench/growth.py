@@ -19,8 +19,8 @@ __all__ = ["GRIDS", "PATHS", "Point", "knows_max_positions", "measured", "naive_
 GRIDS = ((24, 42), (34, 58), (48, 84), (68, 118), (100, 168), (142, 236), (200, 336))
 """Height and width; P3 and P2 of an image of 800x1344 are 100x168 and 200x336."""
 PATHS = ("auto", "map", "summary", "materialized")
-NAIVE_COPIES = 3
-"""Matrices of all pairs of positions that exist at once in the backward: the weights, their gradient, the logits'."""
+NAIVE_COPIES = 4
+"""Matrices of all pairs of positions that exist at once, in the backward; so it was measured on a CPU."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import CNNBlockBase
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -96,6 +97,8 @@ class Variant:
         """
         torch.manual_seed(0)
         model: DistillationModel = build_model(self.config(setting)).train()
+        for network in (model.student, getattr(model.teacher, "network", None)):
+            _calm(network)
         if not self.looks:
             levels = dict.fromkeys(model.levels, FeatureSpec(channels=1, stride=1))
             model.distiller = TeacherForward(levels, levels)
@@ -164,6 +167,16 @@ def _paths(setting: Setting) -> dict[str, str]:
 def _on_meta(variant: Variant, setting: Setting) -> Any:
     with torch.device("meta"):  # nothing is computed there
         return variant.build(replace(setting, opts=(*setting.opts, "MODEL.DEVICE", "meta")))
+
+
+@torch.no_grad()
+def _calm(network: nn.Module | None) -> None:
+    """Random residual blocks with frozen norms double the variance each: a ResNet-101 leaves float16. Not so these."""
+    for block in network.modules() if network else ():
+        if isinstance(block, CNNBlockBase):
+            last = list(block.children())[-1]
+            if isinstance(last, nn.Conv2d):
+                last.weight.mul_(0.1)
 
 
 def _attentions(model: nn.Module) -> list[CrossAttentionFusion]:
