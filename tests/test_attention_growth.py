@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from acam_kd.bench.growth import Point, knows_max_positions, measured
+from acam_kd.bench.growth import Point, measured
 from acam_kd.bench.memory import OUT_OF_MEMORY, STATUS, _send, in_own_process, is_out_of_memory, peak_memory
 from acam_kd.vis.growth import FIT_FROM, exponent, plot, series_of, table
 
@@ -60,21 +60,16 @@ def test_the_naive_attention_is_guarded(tmp_path, capsys):
     assert "materialized at 200x336 is left out: it needs 67.3 GiB" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("knows", [False, True])
-def test_max_positions_if_the_method_has_it(knows, monkeypatch, capsys):
-    monkeypatch.setattr(tool, "knows_max_positions", lambda: knows)
-    args = tool._parser().parse_args(
-        ["--output", "x", "--grids", "9x9", "--paths", "map", "--max-positions", "16", "32"]
-    )
-    found = [point.series for point in tool.points(args)]
-    assert found == ["map", *(["auto, max_positions 16", "auto, max_positions 32"] if knows else [])]
-    assert ("--max-positions is left out" in capsys.readouterr().err) != knows
+def test_max_positions_with_both_kinds_of_pooling():
+    args = tool._parser().parse_args(["--output", "x", "--grids", "9x9", "--paths", "map", "--max-positions", "16"])
+    assert [point.series for point in tool.points(args)] == ["map", "keys pooled to 16", "all pooled to 16"]
 
 
-@pytest.mark.skipif(not knows_max_positions(), reason="ACAM-KD has no max_positions")
-def test_a_point_with_max_positions():
-    threads = torch.get_num_threads()
-    assert measured(Point("auto", 6, 6, max_positions=9, channels=8, masks=2, threads=threads), 1)["max_positions"] == 9
+@pytest.mark.parametrize("pooling", ["keys", "all"])
+def test_a_point_with_max_positions(pooling):
+    point = Point("auto", 6, 6, 9, pooling, channels=8, masks=2, threads=torch.get_num_threads())
+    found = measured(point, 1)
+    assert found["max_positions"] == 9 and found["series"] == f"{pooling} pooled to 9"
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])

@@ -18,9 +18,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from acam_kd.bench.growth import GRIDS, PATHS, Point, knows_max_positions, measured, naive_gib
+from acam_kd.bench.growth import GRIDS, PATHS, Point, measured, naive_gib
 from acam_kd.bench.memory import in_own_process
 from acam_kd.compare.records import read_records
+from acam_kd.core.distillers.acam import POOLING
 from acam_kd.errors import one_line_errors
 from acam_kd.files import write_atomically
 from acam_kd.vis.growth import plot, table
@@ -42,7 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     chosen = ["auto", "map", "materialized"]
     parser.add_argument("--paths", choices=PATHS, nargs="+", default=chosen, help="of the cross-attention")
     parser.add_argument(
-        "--max-positions", type=int, nargs="+", default=[], metavar="N", help="the method's option, measured too"
+        "--max-positions",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="the option, with both kinds of POOLING",
     )
     parser.add_argument("--naive-limit-gib", type=float, default=8.0, metavar="GIB", help="for materialized")
     parser.add_argument("--threads", type=int, default=1)
@@ -54,20 +60,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def points(args: argparse.Namespace) -> list[Point]:
     """Those asked for, the small ones first; what is too large for a naive attention is printed and left out."""
-    series = [(path, 0) for path in args.paths]
-    if args.max_positions and knows_max_positions():
-        series += [("auto", limit) for limit in args.max_positions]
-    elif args.max_positions:
-        print("--max-positions is left out: this ACAM-KD has no such option", file=sys.stderr)
+    series: list[tuple[str, int, str]] = [(path, 0, "keys") for path in args.paths]
+    series += [("auto", limit, pooling) for limit in args.max_positions for pooling in POOLING]
     found = []
     for height, width in sorted(args.grids, key=lambda grid: grid[0] * grid[1]):
-        for path, limit in series:
+        for path, limit, pooling in series:
             needed = naive_gib(1, height * width)
             if path == "materialized" and needed > args.naive_limit_gib:
                 allowed = f"--naive-limit-gib {args.naive_limit_gib:g}"
                 print(f"{path} at {height}x{width} is left out: it needs {needed:.1f} GiB ({allowed})", file=sys.stderr)
                 continue
-            found.append(Point(path, height, width, limit, args.device, args.dtype, args.threads))
+            found.append(Point(path, height, width, limit, pooling, args.device, args.dtype, args.threads))
     return found
 
 

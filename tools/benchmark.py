@@ -7,10 +7,13 @@
     python tools/benchmark.py --config-file configs/acam_deeplabv3_r18_r101.yaml --size 512 1024 --batch 2 \\
         MODEL.DEVICE cpu
     python tools/benchmark.py --config-file configs/acam_retinanet_r50_r101.yaml --methods all -- MODEL.DEVICE cpu
+    python tools/benchmark.py --config-file configs/acam_retinanet_r50_r101.yaml \\
+        --also "DISTILL.TEACHER.PRECISION bfloat16" --also "DISTILL.CHANNELS_LAST True" -- MODEL.DEVICE cpu
 
-``--methods`` measures other registered methods too, with their defaults. The variants take turns in one process,
-so their ratios hold even where the machine's speed drifts; memory is measured in a process of its own per variant.
-Weights are random and images are noise, which costs the same. The optimizer's step is not part of a step.
+``--methods`` measures other registered methods too, with their defaults; ``--also`` the config's method with other
+options. The variants take turns in one process, so their ratios hold even where the machine's speed drifts; memory is
+measured in a process of its own per variant. Weights are random and images are noise, which costs the same. The
+optimizer's step is not part of a step.
 """
 
 from __future__ import annotations
@@ -40,6 +43,13 @@ def _methods(text: str) -> str:
         raise argparse.ArgumentTypeError(error.args[0]) from None
 
 
+def _pairs(text: str) -> list[str]:
+    found = shlex.split(text)
+    if len(found) % 2 or not found:
+        raise argparse.ArgumentTypeError(f"must be KEY VALUE pairs in quotes, found {text!r}")
+    return found
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True)
@@ -56,6 +66,14 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="METHOD[+METHOD...]",
         help=f"measured beside them: {', '.join(METHODS)}; several at once, as PKD+KD; or all",
+    )
+    parser.add_argument(
+        "--also",
+        type=_pairs,
+        action="append",
+        default=[],
+        metavar="'KEY VALUE ...'",
+        help="a row more: the config's method with these changes; may be repeated",
     )
     parser.add_argument(
         "--naive-limit-gib",
@@ -94,7 +112,7 @@ def examined(chosen: list[Variant], setting: Setting, size: tuple[int, int], lim
 def measure(args: argparse.Namespace, command: str) -> dict[str, Any]:
     """The record of all sizes; written to --json after each."""
     setting = Setting(args.config_file, tuple(args.opts), args.batch, args.amp)
-    chosen = variants(setting, args.methods)
+    chosen = variants(setting, args.methods, args.also)
     limit = args.naive_limit_gib
     sizes = [tuple(size) for size in args.size or [[320, 480]]]
     every = [examined(chosen, setting, size, limit) for size in sizes]  # before anything large is in this process

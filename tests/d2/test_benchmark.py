@@ -107,6 +107,21 @@ def test_those_asked_for():
         names(*ONE_CLASS, methods=["DKD"])
 
 
+def test_the_method_with_other_options(capsys):
+    also = [["DISTILL.TEACHER.PRECISION", "bfloat16"], ["DISTILL.ACAMKD.POOLING", "all", "DISTILL.LEVELS", ["p3"]]]
+    *rest, precise, pooled = variants(setting(), [], also)
+    assert [v.name for v in rest] == OWN
+    assert precise.name == "ACAM-KD, TEACHER.PRECISION bfloat16" and pooled.name.startswith("ACAM-KD, POOLING all, LEV")
+    assert precise.build(setting()).teacher.precision == "bfloat16"
+    model = pooled.build(setting())
+    assert model.distiller.pooling == "all" and list(model.levels) == ["p3"]
+    with pytest.raises(KeyError, match="Non-existent config key: DISTILL.NONE"):
+        variants(setting(), [], [["DISTILL.NONE", "1"]])
+    with pytest.raises(SystemExit):
+        tool.main(["--config-file", QUICK, "--also", "DISTILL.CHANNELS_LAST"])
+    assert "must be KEY VALUE pairs in quotes, found 'DISTILL.CHANNELS_LAST'" in capsys.readouterr().err
+
+
 def test_what_is_the_same_as_another_is_left_out():
     masks = ["DISTILL.ACAMKD.SPATIAL_MASKING", "UniformMasking", "DISTILL.ACAMKD.CHANNEL_MASKING", ""]
     assert names(*masks) == OWN[:4]

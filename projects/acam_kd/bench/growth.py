@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from ..core import FeatureSpec, method_arguments
+from ..core import FeatureSpec
 from ..core.distillers.acam import ACAMKD
 from ..core.fusion import CrossAttentionFusion
 from .memory import peak_memory, start_peak_memory
 from .report import machine
 
-__all__ = ["GRIDS", "PATHS", "Point", "knows_max_positions", "measured", "naive_gib"]
+__all__ = ["GRIDS", "PATHS", "Point", "measured", "naive_gib"]
 
 GRIDS = ((24, 42), (34, 58), (48, 84), (68, 118), (100, 168), (142, 236), (200, 336))
 """Height and width; P3 and P2 of an image of 800x1344 are 100x168 and 200x336."""
@@ -30,7 +30,7 @@ class Point:
     Args:
         path: of the cross-attention.
         height, width: of the level.
-        max_positions: the option; 0 for none.
+        max_positions, pooling: the options; 0 for none.
         device, dtype: torch's names; other dtypes than float32 and float64 run under autocast.
         threads: of a CPU.
         channels: C.
@@ -41,6 +41,7 @@ class Point:
     height: int
     width: int
     max_positions: int = 0
+    pooling: str = "keys"
     device: str = "cpu"
     dtype: str = "float32"
     threads: int = 1
@@ -50,12 +51,9 @@ class Point:
     @property
     def series(self) -> str:
         """The line of the plot that it is on."""
-        return f"{self.path}, max_positions {self.max_positions}" if self.max_positions else self.path
-
-
-def knows_max_positions() -> bool:
-    """Whether ACAM-KD has the option."""
-    return "max_positions" in method_arguments(ACAMKD)
+        if not self.max_positions:
+            return self.path
+        return f"{self.pooling} pooled to {self.max_positions}"
 
 
 def naive_gib(batch: int, positions: int) -> float:
@@ -90,10 +88,10 @@ def measured(point: Point, repeats: int) -> dict[str, Any]:
 def _step(point: Point) -> Any:
     """Forward and backward on random features."""
     torch.manual_seed(0)
-    options: dict[str, Any] = {"max_positions": point.max_positions} if point.max_positions else {}
     level = {"p": FeatureSpec(channels=point.channels, stride=8)}
     exact = point.dtype in ("float32", "float64")
     dtype = getattr(torch, point.dtype)
+    options: dict[str, Any] = {"max_positions": point.max_positions, "pooling": point.pooling}
     distiller = ACAMKD(level, level, num_masks=point.masks, **options).to(point.device, dtype if exact else None)
     for module in distiller.modules():
         if isinstance(module, CrossAttentionFusion):

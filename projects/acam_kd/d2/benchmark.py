@@ -115,13 +115,14 @@ class TeacherForward(Distiller):
         return {"loss_none": next(iter(student.values())).sum() * 0}
 
 
-def variants(setting: Setting, methods: Sequence[str]) -> list[Variant]:
+def variants(setting: Setting, methods: Sequence[str], also: Sequence[Sequence[str]] = ()) -> list[Variant]:
     """The variants that differ, for a config.
 
     Args:
         setting: the config and more.
         methods: others to measure beside them, with their defaults, on what they read first; ``["all"]`` for all but
             the config's own that this student and teacher can be distilled with. The others are printed.
+        also: KEY VALUE pairs, each list of which makes one more variant of the config's method.
 
     Raises:
         ValueError: one that was asked for does not fit.
@@ -145,6 +146,11 @@ def variants(setting: Setting, methods: Sequence[str]) -> list[Variant]:
             found.append(Variant(own))
         if _attentions(model):
             found += [Variant(f"{own}, {name}", path=path) for name, path in _paths(setting).items()]
+    for pairs in also:
+        keys = (key.removeprefix("DISTILL.").removeprefix("ACAMKD.") for key in pairs[::2])
+        changed = Variant(f"{own}, {', '.join(f'{k} {v}' for k, v in zip(keys, pairs[1::2]))}", tuple(pairs))
+        _on_meta(changed, setting)
+        found.append(changed)
     asked = methods if list(methods) != ["all"] else [name for name in METHODS if name != cfg.DISTILL.METHOD]
     for name in asked:
         variant = Variant(name, ("DISTILL.METHOD", name, "DISTILL.TAPS", [], "DISTILL.LEVELS", []))
