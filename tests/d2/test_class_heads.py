@@ -9,12 +9,16 @@ import weakref
 
 import pytest
 import torch
+from detectron2 import model_zoo
+from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_model
 from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
 from torch import nn
 
-from .conftest import detector_config, distillation_config, inputs, save_config
+from acam_kd.d2 import add_distillation_config
+
+from .conftest import ROOT, detector_config, distillation_config, inputs, save_config
 
 K = 3
 PLAIN = ["MODEL.RESNETS.NORM", ""]  # alike in training and evaluation
@@ -184,6 +188,21 @@ def test_a_cascade_is_no_student_and_heads_of_no_known_kind_are_neither(tmp_path
         build(tmp_path, config("faster rcnn"), rpn)
 
 
+def test_the_anchors_of_the_zoo_are_ours():
+    """Not on the meta device, where numbers are not compared: or KD refuses the flagship's teacher."""
+    cfg, teacher = get_cfg(), model_zoo.get_config("COCO-Detection/retinanet_R_101_FPN_3x.yaml")
+    add_distillation_config(cfg)
+    cfg.merge_from_file(str(ROOT / "configs/acam_retinanet_r50_r101.yaml"))
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == teacher.MODEL.ANCHOR_GENERATOR.SIZES
+
+
+def test_anchors_may_be_rounded(tmp_path):
+    sizes = [[x, round(x * 2 ** (1 / 3), 2)] for x in (32, 64, 128, 256, 512)]
+    exact = [[x, x * 2 ** (1 / 3)] for x in (32, 64, 128, 256, 512)]
+    both = (config("retinanet", "MODEL.ANCHOR_GENERATOR.SIZES", str(x)) for x in (sizes, exact))
+    assert build(tmp_path, *both).distiller is not None
+
+
 @pytest.mark.parametrize(
     ("student", "teacher", "message"),
     [
@@ -198,6 +217,7 @@ def test_a_cascade_is_no_student_and_heads_of_no_known_kind_are_neither(tmp_path
             "anchors differ",
         ),
         (["retinanet"], ["retinanet", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[1.0]]"], "anchors differ"),
+        (["retinanet"], ["retinanet", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.6, 1.0, 2.0]]"], "anchors differ"),
         (
             ["faster rcnn"],
             ["faster rcnn", "MODEL.ROI_HEADS.NUM_CLASSES", 5],
