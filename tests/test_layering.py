@@ -24,7 +24,7 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("folder", ["core", "data", "vis"])
+@pytest.mark.parametrize("folder", ["bench", "core", "data", "vis"])
 def test_core_data_and_pictures_know_no_framework(folder):
     files = list((PACKAGE / folder).rglob("*.py"))
     assert files

@@ -27,8 +27,7 @@ from typing import Any
 
 import yacs
 
-from acam_kd.bench.growth import naive_gib
-from acam_kd.bench.memory import in_own_process
+from acam_kd.bench.memory import in_own_process, naive_gib
 from acam_kd.bench.report import machine, markdown
 from acam_kd.core import read_methods
 from acam_kd.d2.benchmark import FLOOR, METHODS, NAIVE, PLAIN, Setting, Variant, examine, times, variants

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from acam_kd.core import FeatureSpec, cross_attention
+from acam_kd.core import FeatureSpec, cross_attention, fusion
 from acam_kd.core.cross_attention import fused_attention, materialized_attention, summarized_attention
 from acam_kd.core.distillers import ACAMKD
 
@@ -89,9 +89,11 @@ def test_the_summary_is_in_float32_at_least(dtype):
 def test_the_summary_survives_large_products():
     """A softmax that is one-hot to the last digit: rows of 0 and 1, no NaN."""
     q, k, u = (x.detach() for x in maps(4, 2, (3, 3), (3, 3)))
-    columns, received = summarized_attention((q * 1e4).requires_grad_(), k, u)
-    assert columns.isfinite().all() and received.isfinite().all()
+    q = (q * 1e4).requires_grad_()
+    columns, received = summarized_attention(q, k, u)
+    assert received.isfinite().all() and (received * 9).round().sub(received * 9).abs().max() < 1e-6
     columns.sum().backward()
+    assert columns.isfinite().all() and q.grad.isfinite().all()
 
 
 MODES = {
@@ -128,17 +130,46 @@ def acam(mode, path="summary", channels=6):
 @pytest.mark.parametrize("mode", MODES)
 def test_acam_is_the_same_by_every_path(mode, path, monkeypatch):
     """Losses, masks, and the gradients of student and parameters, in float64."""
+    monkeypatch.setattr(fusion, "WIDE", 1 if path == "auto" else 64)  # so that it chooses the summary
     monkeypatch.setitem(cross_attention.BLOCK, "cpu", 100)
     monkeypatch.setattr(cross_attention, "MIN_ROWS", 4)
     features = torch.randn(2, 6, 5, 7).double().requires_grad_(), torch.randn(2, 6, 5, 7).double() * 2
     results = []
-    for own in ("summary", path):
+    for own in ("map" if path == "auto" else "summary", path):
         method = acam(mode, own).double()
         losses = method({"p3": features[0]}, {"p3": features[1]})
         parameters = [features[0], *(p for p in method.parameters() if p.requires_grad)]
         results.append((losses, method.masks(), torch.autograd.grad(sum(losses.values()), parameters)))
     torch.testing.assert_close(*results)
     assert all(gradient.abs().max() > 1e-9 for gradient in results[0][2])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision(dtype):
+    """Without autocast; wide enough for the summary."""
+    levels = {"p3": FeatureSpec(64, 8)}
+    method = ACAMKD(levels, levels).to(dtype)
+    features = torch.randn(2, 1, 64, 5, 7).to(dtype)
+    losses = method({"p3": features[0].requires_grad_()}, {"p3": features[1]})
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in method.parameters())
+    method.fusion["p3"].path = "map"
+    torch.testing.assert_close(method({"p3": features[0]}, {"p3": features[1]}), losses, rtol=0.02, atol=0)
+
+
+def test_mixed_precision():
+    """The summary's masks, in float32, are those of the map, in bfloat16."""
+    levels = {"p3": FeatureSpec(64, 8)}
+    method, features = ACAMKD(levels, levels), torch.randn(2, 1, 64, 5, 7)
+    found = []
+    for path in ("auto", "map"):
+        method.fusion["p3"].path = path
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = method({"p3": features[0]}, {"p3": features[1]})
+        found.append((losses, method.masks()))
+        gradients = torch.autograd.grad(sum(losses.values()), [*method.parameters()])
+        assert all(g.isfinite().all() and g.dtype == torch.float32 for g in gradients)
+    torch.testing.assert_close(*found, rtol=0.02, atol=0.01, check_dtype=False)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -156,7 +187,7 @@ def test_nothing_has_the_size_of_the_matrix(mode, path, sizes):
     side, channels = 40, 16
     positions = side**2
     method = acam(mode, path, channels)
-    method.max_positions *= 400 // 9  # 1600 -> 400
+    method.max_positions *= 50  # 9 -> 450: halved, 400
     student, teacher = torch.randn(1, channels, side, side, requires_grad=True), torch.randn(1, channels, side, side)
     with sizes:
         sum(method({"p3": student}, {"p3": teacher}).values()).backward()
@@ -179,7 +210,8 @@ def test_blocks_do_not_grow_with_the_positions(sizes, monkeypatch):
 
 
 MEMORY = """
-import resource, torch
+import torch
+from acam_kd.bench.memory import peak_memory, start_peak_memory
 from acam_kd.core import FeatureSpec
 from acam_kd.core.distillers import ACAMKD
 torch.manual_seed(0)
@@ -189,9 +221,9 @@ student, teacher = torch.randn(1, 256, 100, 168, requires_grad=True), torch.rand
 def step(*maps):
     sum(method(*({"p2": x} for x in maps)).values()).backward()
 step(student[..., :8, :8], teacher[..., :8, :8])  # what the first call of anything costs
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = start_peak_memory(False)
 step(student, teacher)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+print((peak_memory(False) - before) / 2**30)
 """
 
 

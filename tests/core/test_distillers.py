@@ -304,17 +304,33 @@ def test_pooled_keys_are_those_of_the_map_that_answers(query, pooled):
     torch.testing.assert_close(method.masks()["p3"], expected)
 
 
-def test_with_all_pooled_the_masks_are_scaled_up():
+@pytest.mark.parametrize("width", [8, 7])
+def test_with_all_pooled_the_masks_are_scaled_up(width):
+    """Each mean of 2 x 2 covers its own four positions, also where the border cuts it."""
     level = {"p3": FeatureSpec(8, 8)}
     method, small = ACAMKD(level, level, max_positions=12, pooling="all"), ACAMKD(level, level)
     small.load_state_dict(method.state_dict())
-    student, teacher = torch.randn(2, 8, 6, 8), torch.randn(2, 8, 6, 8)
+    student, teacher = torch.randn(2, 8, 6, width), torch.randn(2, 8, 6, width)
     method({"p3": student}, {"p3": teacher})
-    small(*({"p3": torch.nn.functional.avg_pool2d(x, 2)} for x in (student, teacher)))
+    small(*({"p3": torch.nn.functional.avg_pool2d(x, 2, ceil_mode=True)} for x in (student, teacher)))
     masks, expected = method.masks()["p3"], small.masks()["p3"]
     torch.testing.assert_close(masks["channel"], expected["channel"])
     scaled = torch.nn.functional.interpolate(expected["spatial"], (6, 8), mode="bilinear")
-    torch.testing.assert_close(masks["spatial"], scaled)
+    torch.testing.assert_close(masks["spatial"], scaled[..., :width])
+
+
+def test_only_attention_is_made_cheaper_by_pooling():
+    with pytest.raises(ValueError, match="TeacherFusion has no attention .* MAX_POSITIONS to 0, found 9 .keys: MAX"):
+        ACAMKD(pyramid(8), pyramid(8), fusion="TeacherFusion", max_positions=9)
+
+
+def test_masks_of_another_size_are_refused():
+    """Of a fusion of somebody's own; nothing is scaled that was not pooled."""
+    method = ACAMKD(pyramid(8), pyramid(8))
+    method.fusion["p3"] = torch.nn.Module()
+    method.fusion["p3"].forward = lambda student, teacher: teacher[..., :3]
+    with pytest.raises(ValueError, match="masks .* do not fit features"):
+        method(features(8), features(8))
 
 
 def test_levels_within_the_limit_are_not_pooled():

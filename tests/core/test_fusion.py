@@ -86,6 +86,11 @@ def test_where_the_summary_is_preferred(features, expected):
     assert not fusion.summarizes(features, mean=True) and not fusion.summarizes(features, mean=False)
 
 
+def test_an_unknown_path_is_refused():
+    with pytest.raises(ValueError, match="'materialized'., not 'materialised'"):
+        CrossAttentionFusion(4).path = "materialised"
+
+
 def test_autocast_counts_as_half_precision(monkeypatch):
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
     assert not CrossAttentionFusion(4).summarizes(stand_in(256, "cuda"), mean=True)

@@ -6,9 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from acam_kd.core.losses import EPS, channel_masked_mse, mask_diversity_loss, masked_mse, mse, spatial_masked_mse
+from acam_kd.core.losses import EPS, mask_diversity_loss, masked_mse, mse, spatial_masked_mse
 
 N, C, H, W, M = 2, 3, 4, 5, 6
+
+
+def channel_masked_mse(student: Tensor, teacher: Tensor, masks: Tensor) -> Tensor:
+    return masked_mse(student, teacher, {"channel": masks})["channel"]
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from acam_kd.bench.flops import distiller_flops
-from acam_kd.bench.growth import naive_gib
+from acam_kd.bench.flops import count, distiller_flops
+from acam_kd.bench.memory import naive_gib
 from acam_kd.bench.timing import PARTS
 from acam_kd.core import Distiller, FeatureSpec, Targets
+from acam_kd.core.cross_attention import summarized_attention
 from acam_kd.d2 import benchmark
 from acam_kd.d2.benchmark import FLOOR, METHODS, NAIVE, PLAIN, Setting, Step, Variant, examine, times, variants
 
@@ -115,6 +116,8 @@ def test_the_method_with_other_options(capsys):
     assert precise.build(setting()).teacher.precision == "bfloat16"
     model = pooled.build(setting())
     assert model.distiller.pooling == "all" and list(model.levels) == ["p3"]
+    with pytest.raises(ValueError, match="every step here is distilled.*DISTILL.PERIOD"):
+        variants(setting(), [], [["DISTILL.PERIOD", "2"]])
     with pytest.raises(AssertionError, match="Non-existent key: DISTILL.NONE"):
         variants(setting(), [], [["DISTILL.NONE", "1"]])
     with pytest.raises(SystemExit):
@@ -157,6 +160,14 @@ def test_flops_of_attention_by_hand():
     assert found["forward"] == 2 * 2 * product
     assert found["backward"] == 2 * 5 * product  # the weights again, then the gradients of all four factors
     assert "aten::sum" in found["fvcore_uncounted"]
+
+
+def test_flops_of_the_summary_by_hand():
+    """Per pair of positions: 4 E + 3 M + 3 multiply-adds, forward and backward, as docs/performance.md says."""
+    (n, e, m), size = (2, 16, 3), (5, 6)
+    inputs = [torch.randn(n, width, *size, requires_grad=True) for width in (e, e, m)]
+    flops, _ = count(lambda: sum(x.sum() for x in summarized_attention(*inputs)).backward())
+    assert flops == 2 * n * (5 * 6) ** 2 * (4 * e + 3 * m + 3)
 
 
 def test_flops_of_mimicking_by_hand(storage):

@@ -31,8 +31,14 @@ def _attention_on_cpu_backward(grad: Any, query: Any, key: Any, value: Any, *arg
     return sdpa_backward_flop_count(grad, query, key, value)  # type: ignore[no-untyped-call, no-any-return]
 
 
-# torch's counter knows the kernels of GPUs only.
-OF_CPUS = {
+def _product_added(total: Any, left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
+    n, rows, inner = left
+    return int(2 * n * rows * inner * right[2])
+
+
+# torch's counter knows the attention of GPUs only, and no product that adds in place.
+UNKNOWN_TO_TORCH = {
+    torch.ops.aten.baddbmm_: _product_added,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_on_cpu,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_on_cpu_backward,
 }
@@ -40,7 +46,7 @@ OF_CPUS = {
 
 def count(function: Callable[[], Any]) -> tuple[int, Any]:
     """The FLOPs of all operators that a function runs, a multiply-add being two, and what it returns."""
-    with FlopCounterMode(display=False, custom_mapping=OF_CPUS) as counter:
+    with FlopCounterMode(display=False, custom_mapping=UNKNOWN_TO_TORCH) as counter:
         result = function()
     return counter.get_total_flops(), result
 

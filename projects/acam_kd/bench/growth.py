@@ -14,13 +14,11 @@ from ..core.fusion import CrossAttentionFusion
 from .memory import peak_memory, start_peak_memory
 from .report import machine
 
-__all__ = ["GRIDS", "PATHS", "Point", "measured", "naive_gib"]
+__all__ = ["GRIDS", "PATHS", "Point", "measured"]
 
 GRIDS = ((24, 42), (34, 58), (48, 84), (68, 118), (100, 168), (142, 236), (200, 336))
 """Height and width; P3 and P2 of an image of 800x1344 are 100x168 and 200x336."""
 PATHS = ("auto", "map", "summary", "materialized")
-NAIVE_COPIES = 4
-"""Matrices of all pairs of positions that exist at once, in the backward; so it was measured on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +52,6 @@ class Point:
         if not self.max_positions:
             return self.path
         return f"{self.pooling} pooled to {self.max_positions}"
-
-
-def naive_gib(batch: int, positions: int) -> float:
-    """What the materialised attention of a level needs, with its backward, in float32."""
-    return batch * positions**2 * 4 * NAIVE_COPIES / 2**30
 
 
 def measured(point: Point, repeats: int) -> dict[str, Any]:

@@ -12,11 +12,18 @@ from typing import Any
 
 import torch
 
-__all__ = ["OUT_OF_MEMORY", "in_own_process", "is_out_of_memory", "peak_memory", "start_peak_memory"]
+__all__ = ["OUT_OF_MEMORY", "in_own_process", "is_out_of_memory", "naive_gib", "peak_memory", "start_peak_memory"]
 
 OUT_OF_MEMORY = "out of memory"
 KILLED = -9
 STATUS = Path("/proc/self/status")
+NAIVE_COPIES = 4
+"""Matrices of all pairs of positions that exist at once, in the backward; so it was measured on a CPU."""
+
+
+def naive_gib(batch: int, positions: int) -> float:
+    """What the materialised attention of a level needs, with its backward, in float32."""
+    return batch * positions**2 * 4 * NAIVE_COPIES / 2**30
 
 
 def peak_memory(on_gpu: bool) -> int:

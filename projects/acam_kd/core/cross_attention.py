@@ -99,10 +99,10 @@ class _Summary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         y, received = q.new_empty(*q.shape[:2], u.shape[2]), torch.zeros_like(k[..., 0])
-        for rows in _row_blocks(q, k):
-            attention = (q[:, rows] @ k.mT).softmax(2)
-            y[:, rows] = attention @ u
-            received += attention.sum(1)
+        for n, rows in _blocks(q, k):
+            attention = (q[n, rows] @ k[n].mT).softmax(2)
+            y[n, rows] = attention @ u[n]
+            received[n] += attention.sum(1)
         ctx.save_for_backward(q, k, u, y)
         return y, received / q.shape[1]
 
@@ -114,19 +114,25 @@ class _Summary(torch.autograd.Function):
         dq, dk, du = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(u)
         right = torch.cat([u, dr, torch.ones_like(dr)], 2)
         with torch.autocast(q.device.type, enabled=False):
-            for rows in _row_blocks(q, k):
-                attention = (q[:, rows] @ k.mT).softmax(2)
-                du.baddbmm_(attention.mT, dy[:, rows])
-                d = (dy[:, rows] * y[:, rows]).sum(2, keepdim=True) + attention @ dr
-                left = torch.cat([dy[:, rows], torch.ones_like(d), -d], 2)
-                ds = (left @ right.mT).mul_(attention)
-                dq[:, rows] = ds @ k
-                dk.baddbmm_(ds.mT, q[:, rows])
+            for n, rows in _blocks(q, k):
+                attention = (q[n, rows] @ k[n].mT).softmax(2)
+                du[n].baddbmm_(attention.mT, dy[n, rows])
+                d = (dy[n, rows] * y[n, rows]).sum(2, keepdim=True) + attention @ dr[n]
+                left = torch.cat([dy[n, rows], torch.ones_like(d), -d], 2)
+                ds = (left @ right[n].mT).mul_(attention)
+                dq[n, rows] = ds @ k[n]
+                dk[n].baddbmm_(ds.mT, q[n, rows])
         return dq, dk, du
 
 
-def _row_blocks(q: Tensor, k: Tensor) -> list[slice]:
-    """Blocks of queries: of ``BLOCK`` entries of A in all images together, or of ``MIN_ROWS`` rows."""
+def _blocks(q: Tensor, k: Tensor) -> list[tuple[slice, slice]]:
+    """Images and queries whose rows of A are held at once: of ``BLOCK`` entries, or ``MIN_ROWS`` rows of an image."""
     entries = BLOCK.get(q.device.type, BLOCK["cuda"])
-    step = max(entries // max(k.shape[0] * k.shape[1], 1), MIN_ROWS)
-    return [slice(start, start + step) for start in range(0, q.shape[1], step)]
+    keys = max(k.shape[1], 1)
+    images = max(min(entries // (MIN_ROWS * keys), len(q)), 1)
+    rows = max(entries // (images * keys), MIN_ROWS)
+    return [
+        (slice(n, n + images), slice(start, start + rows))
+        for n in range(0, len(q), images)
+        for start in range(0, q.shape[1], rows)
+    ]

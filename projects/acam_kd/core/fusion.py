@@ -14,6 +14,7 @@ from .registry import FUSION_REGISTRY
 __all__ = ["CrossAttentionFusion", "Summary", "TeacherFusion"]
 
 
+PATHS = ("auto", "map", "summary", "materialized")
 WIDE = 64
 """Channels from which the summary of a map is cheaper than the map."""
 HALF = (torch.float16, torch.bfloat16)
@@ -39,10 +40,6 @@ class CrossAttentionFusion(nn.Module):
         channels: C of both maps; queries and keys have C/2.
         query: ``"teacher"`` as in the paper, or ``"student"`` for its ablation.
 
-    Attributes:
-        path: how attention is computed: ``"auto"``, by what is cheapest; ``"map"``, the whole map by torch's fused
-            kernels; ``"summary"``, without the map wherever it is not needed; ``"materialized"``, with the matrix
-            written out, the reference. To compare them; results are equal.
     """
 
     def __init__(self, channels: int, *, query: str = "teacher") -> None:
@@ -54,7 +51,22 @@ class CrossAttentionFusion(nn.Module):
         self.query = nn.Conv2d(channels, reduced, 1, bias=False)
         self.key = nn.Conv2d(channels, reduced, 1, bias=False)
         self.value = nn.Conv2d(channels, channels, 1, bias=False)
-        self.path = "auto"
+        self._path = "auto"
+
+    @property
+    def path(self) -> str:
+        """How attention is computed; to compare the ways, whose results are equal.
+
+        ``"auto"``, by what is cheapest; ``"map"``, the whole map by torch's fused kernels; ``"summary"``, without the
+        map wherever it is not needed; ``"materialized"``, with the matrix written out, the reference.
+        """
+        return self._path
+
+    @path.setter
+    def path(self, path: str) -> None:
+        if path not in PATHS:
+            raise ValueError(f"path must be one of {PATHS}, not {path!r}")
+        self._path = path
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Fuse two (N, C, H, W) maps into one of the query's size."""
@@ -81,7 +93,7 @@ class CrossAttentionFusion(nn.Module):
             return Summary(fused_attention(query, key, columns), None)
         projection, received = summarized_attention(query, key, columns)
         pooled = (answers.to(received.dtype) * received).sum((2, 3), keepdim=True)
-        return Summary(None if units is None else projection, F.conv2d(pooled, weight))
+        return Summary(None if units is None else projection, F.conv2d(pooled, weight.to(pooled.dtype)))
 
     def summarizes(self, features: Tensor, *, mean: bool) -> bool:
         """Whether ``summary`` is the cheaper way to the masks, for (N, C, H, W) features of that device and type.

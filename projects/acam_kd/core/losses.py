@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "channel_masked_mse",
     "check_shapes",
     "check_temperature",
     "full_precision",
@@ -143,25 +142,12 @@ def spatial_masked_mse(
     return _spatial((teacher - student).square(), masks, weights, eps)
 
 
-@full_precision
-def channel_masked_mse(student: Tensor, teacher: Tensor, masks: Tensor) -> Tensor:
-    r"""The channel-masked error of ACAM-KD, with D = teacher - student.
+def masked_mse(student: Tensor, teacher: Tensor, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    r"""Both masked errors of ACAM-KD, or one, with D^2 = (teacher - student)^2 made and kept once.
+
+    The spatial one is that of ``spatial_masked_mse``; that of the channel masks is
 
     .. math:: L_c = \frac{1}{NM} \sum_{n,m} \frac{\lVert M_m \odot D_n \rVert^2}{HW \sum_k M_{m,k}}
-
-    Args:
-        student, teacher: (N, C, H, W), of equal shape.
-        masks: (N, M, C), in [0, 1].
-
-    Raises:
-        ValueError: the shapes do not fit each other.
-    """
-    check_shapes(student, teacher, masks, (0, 1))
-    return _channel((teacher - student).square(), masks)
-
-
-def masked_mse(student: Tensor, teacher: Tensor, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Both masked errors of ACAM-KD, or one, with D^2 made and kept once.
 
     Args:
         student, teacher: (N, C, H, W), of equal shape.

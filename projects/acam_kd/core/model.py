@@ -115,6 +115,7 @@ class DistillationModel(nn.Module):
         if not self.training or self.teacher is None or self.distiller is None:
             return self.student(*inputs, **kwargs)
         self._clear_taps()
+        self._finite = {}
         task_losses = self.student(*inputs, **kwargs)
         if not self.distils:
             self._clear_taps()
@@ -129,6 +130,8 @@ class DistillationModel(nn.Module):
             predictions = self._class_head.pop()
             student_features[CLASSES], regions = predictions.logits, (predictions.regions,)
         pair = self._paired(student_features, self.teacher(batch, *regions), self.levels)
+        if self.teacher.precision:
+            self._finite = {s: x.isfinite().all() for s, x in pair[1].items()}
         distillation_losses = self.distiller(*pair, self._targets(inputs, pair[0], predictions))
         self._ratio = _values(distillation_losses).sum() / _values(task_losses).sum()
         return {**task_losses, **distillation_losses}
@@ -178,7 +181,6 @@ class DistillationModel(nn.Module):
         paired = {s: teacher[self.levels[s]] for s in levels}
         if self.teacher is not None and self.teacher.precision:
             paired = {s: x.to(student[s].dtype) for s, x in paired.items()}
-            self._finite = {s: x.isfinite().all() for s, x in paired.items()}
         return {s: student[s] for s in levels}, paired
 
     @torch.no_grad()
@@ -223,7 +225,8 @@ class DistillationModel(nn.Module):
         Raises:
             FloatingPointError: names the losses that are not finite, and the levels where they are not.
         """
-        if broken := [level for level, finite in self._finite.items() if not finite]:
+        finite = torch.stack([*self._finite.values()]).tolist() if self._finite else []  # the device is asked once
+        if broken := [level for level, ok in zip(self._finite, finite) if not ok]:
             assert self.teacher is not None
             raise FloatingPointError(
                 f"{when}: the teacher's features, made in {self.teacher.precision}, are not finite: "

@@ -125,12 +125,12 @@ def variants(setting: Setting, methods: Sequence[str], also: Sequence[Sequence[s
         also: KEY VALUE pairs, each list of which makes one more variant of the config's method.
 
     Raises:
-        ValueError: one that was asked for does not fit.
+        ValueError: one that was asked for does not fit, or cannot be measured in this way.
     """
     cfg = Variant("").config(setting)
     own = cfg.DISTILL.METHOD.replace("ACAMKD", "ACAM-KD")
     mimic: tuple[Any, ...] = ("DISTILL.METHOD", "Mimic")
-    if list(cfg.DISTILL.TAPS) == [CLASSES]:  # which it cannot read
+    if CLASSES in cfg.DISTILL.TAPS:  # which it cannot read
         mimic += ("DISTILL.TAPS", [], "DISTILL.LEVELS", [])
     found = [
         Variant(PLAIN, ("DISTILL.METHOD", "")),
@@ -147,6 +147,10 @@ def variants(setting: Setting, methods: Sequence[str], also: Sequence[Sequence[s
         if _attentions(model):
             found += [Variant(f"{own}, {name}", path=path) for name, path in _paths(setting).items()]
     for pairs in also:
+        if "DISTILL.PERIOD" in pairs[::2]:
+            raise ValueError(
+                "every step here is distilled: PERIOD k costs (method + (k - 1) plain) / k (key: DISTILL.PERIOD)"
+            )
         keys = (key.removeprefix("DISTILL.").removeprefix("ACAMKD.") for key in pairs[::2])
         changed = Variant(f"{own}, {', '.join(f'{k} {v}' for k, v in zip(keys, pairs[1::2]))}", tuple(pairs))
         _on_meta(changed, setting)

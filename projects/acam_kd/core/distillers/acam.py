@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..distiller import NOTHING_KNOWN, Distiller, align_levels, check_weights
 from ..features import Features, Pyramid
-from ..fusion import TeacherFusion
+from ..fusion import CrossAttentionFusion, TeacherFusion
 from ..losses import mask_diversity_loss, masked_mse
 from ..masking import make_masks
 from ..registry import DISTILLER_REGISTRY, FUSION_REGISTRY, MASKING_REGISTRY
@@ -103,6 +103,11 @@ class ACAMKD(Distiller):
             raise ValueError(f"max_positions must not be negative, found {max_positions} (key: MAX_POSITIONS; 0: any)")
         if pooling not in POOLING:
             raise ValueError(f"pooling must be one of {POOLING}, not {pooling!r} (key: POOLING)")
+        if max_positions and not issubclass(FUSION_REGISTRY.get(fusion), CrossAttentionFusion):
+            raise ValueError(
+                f"{fusion} has no attention that pooling could make cheaper; set MAX_POSITIONS to 0, "
+                f"found {max_positions} (keys: MAX_POSITIONS, FUSION)"
+            )
         masks = {level: num_masks or (spec.channels if spec.logits else 6) for level, spec in teacher.items()}
         self.alpha, self.lambda_div = alpha, lambda_div
         self.mask_gradient, self.standardize, self.query = mask_gradient, standardize, query
@@ -155,8 +160,9 @@ class ACAMKD(Distiller):
             if self.pooling == "all" or self.query == "student":
                 teacher = F.avg_pool2d(teacher, factor, ceil_mode=True)
         masks = make_masks(self.fusion[level], maskings, aligned, teacher, standardize=self.standardize)
-        if "spatial" in masks and masks["spatial"].shape[2:] != size:
-            masks["spatial"] = F.interpolate(masks["spatial"], size, mode="bilinear")
+        if factor and self.pooling == "all" and "spatial" in masks:
+            scaled = F.interpolate(masks["spatial"], scale_factor=factor, mode="bilinear")
+            masks["spatial"] = scaled[..., : size[0], : size[1]]
         return masks
 
     def metrics(self) -> dict[str, Tensor]:
