@@ -200,7 +200,7 @@ def _distillation_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--teacher-compile", action="store_true", help="its backbone by torch.compile: minutes at the start"
     )
-    group.add_argument("--channels-last", action="store_true", help="the memory format of all; faster on GPUs in half")
+    group.add_argument("--channels-last", action="store_true", help="the memory format of student, teacher and method")
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:

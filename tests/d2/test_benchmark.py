@@ -252,12 +252,12 @@ def test_ratios_are_those_within_a_turn():
     row = {"parts": [], "peak_memory": 2**30, "flops": {}}
     slow = [
         {**row, "variant": PLAIN, "seconds": [1.0, 9.0, 2.0]},
-        {**row, "variant": FLOOR, "seconds": [2.0, 9.0, 4.0]},
+        {**row, "variant": FLOOR, "seconds": [2.0, 9.0, 4.0], "peak_memory": 3 * 2**29},
     ]
     record = {"sizes": [{"size": [1, 1], "rows": slow, "left_out": {}}], "plain": PLAIN, "floor": FLOOR}
     record |= {"command": "", "batch": 1, "amp": False, "repeats": 3, "cpu": "", "threads": 1, "device": "CPU"}
     text = tool.markdown({**record, "versions": {}, "date": "2026-11-21"})
-    assert "| floor (mimicking) | 4000.0 (2000.0-9000.0) | 2.00 | 1.00 | 1.00 | 1.00 | 1.00 |" in text
+    assert "| floor (mimicking) | 4000.0 (2000.0-9000.0) | 2.00 | 1.00 | 1.50 | 0.50 | 1.00 |" in text
 
 
 def test_the_guard_by_hand():

@@ -86,16 +86,17 @@ def add_distillation_config(cfg: CfgNode) -> None:
     # what each method can use first: of a SemanticSegmentor logits, then backbone; else backbone, then classes.
     cfg.DISTILL.TAPS = []
     # The student's levels to distil; empty for all whose stride the teacher has too. Predictions always are. Fewer are
-    # cheaper, the finest above all, which has most positions; the paper distils all of them.
+    # cheaper, the finest above all, which has most positions; that the paper distils all of them is a reading.
     cfg.DISTILL.LEVELS = []
     # Whether the student's neck and head start from the teacher's: "auto" if both are detectors of one type.
     cfg.DISTILL.INHERIT = "auto"
     # Only every so many iterations, the first included, are distilled; the others are the student's alone, without
     # teacher and distiller. A departure from the paper: the loss weights stay, so the pull is 1 / PERIOD of what it
-    # was. The distiller's gradient is zero in between, while weight decay and momentum go on for its parameters.
+    # was. The distiller's gradient is zero in between, while weight decay and momentum go on for its parameters. What
+    # Detectron2 prints are medians of the last steps, of whatever kind; metrics.json has each value where it belongs.
     cfg.DISTILL.PERIOD = 1
-    # Student, teacher and distiller in torch.channels_last, which is faster on GPUs in half precision. Only rounding
-    # differs; checkpoints are the same.
+    # Student, teacher and distiller in torch.channels_last, which tensor cores want; not measured on a GPU. Only
+    # rounding differs; checkpoints are the same.
     cfg.DISTILL.CHANNELS_LAST = False
     # Iterations between two lines of diagnostics, in the log and in the event storage. With a PERIOD the line comes at
     # the last distilled one of so many, if there is any, so that it never shows what was not measured.
