@@ -229,6 +229,6 @@ print((peak_memory(False) - before) / 2**30)
 
 @pytest.mark.slow
 def test_a_step_at_real_resolution_is_small():
-    """100 x 168 positions, C = 256, forward and backward: under 0.25 GiB more (the matrix alone is 1.05 GiB)."""
+    """100 x 168 positions, C = 256, forward and backward: under 0.3 GiB more (the matrix alone is 1.05 GiB)."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 0.25
+    assert float(done.stdout) < 0.3
