@@ -25,6 +25,17 @@ def distilling(settings, finished):
     return replace(settings, teacher=str(finished), method="ACAMKD", inherit="auto", student="retinanet_resnet18_fpn32")
 
 
+def interrupted(settings, folder):
+    """A run that is stopped after two steps."""
+
+    def interrupt(_, step):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, folder, observers=[interrupt])
+
+
 def student_of(folder):
     return torch.load(folder / "student.pth", weights_only=True)
 
@@ -62,14 +73,8 @@ def test_the_seed_decides_everything(settings, finished, tmp_path):
 def test_an_interrupted_run_goes_on_bit_for_bit(distilling, tmp_path, kind):
     """Faster R-CNN draws random numbers in training: its samples of proposals."""
     settings = distilling if kind == "retinanet" else replace(distilling, student="fasterrcnn_resnet18_fpn32")
-
-    def interrupt(_, step):
-        if step == 2:
-            raise KeyboardInterrupt
-
     train(settings, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        train(settings, tmp_path / "cut", observers=[interrupt])
+    interrupted(settings, tmp_path / "cut")
     assert not (tmp_path / "cut/student.pth").exists() and not (tmp_path / "cut/result.json").exists()
     torch.rand(3)
     train(settings, tmp_path / "cut", resume=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,15 +9,14 @@ import torch
 
 from ..core import FeatureSpec
 from ..core.distillers.acam import ACAMKD
-from ..core.fusion import CrossAttentionFusion
 from .memory import peak_memory, start_peak_memory
 from .report import machine
+from .timing import Clock
 
-__all__ = ["GRIDS", "PATHS", "Point", "measured"]
+__all__ = ["GRIDS", "Point", "measured"]
 
 GRIDS = ((24, 42), (34, 58), (48, 84), (68, 118), (100, 168), (142, 236), (200, 336))
 """Height and width; P3 and P2 of an image of 800x1344 are 100x168 and 200x336."""
-PATHS = ("auto", "map", "summary", "materialized")
 
 
 @dataclass(frozen=True)
@@ -64,15 +62,16 @@ def measured(point: Point, repeats: int) -> dict[str, Any]:
     torch.set_num_threads(point.threads)
     on_gpu = point.device.startswith("cuda")
     step = _step(point)
+    clock = Clock(on_gpu)
     before = start_peak_memory(on_gpu)
     seconds = []
     for repeat in range(repeats + 1):
-        start = time.perf_counter()
+        start = clock.now()
         step()
-        if on_gpu:
-            torch.cuda.synchronize()
+        end = clock.now()
+        clock.wait()
         if repeat:
-            seconds.append(time.perf_counter() - start)
+            seconds.append(clock.seconds(start, end))
     extra = peak_memory(on_gpu) - before
     found = {"positions": point.height * point.width, "seconds": seconds, "extra_memory": extra}
     return {"series": point.series, **asdict(point), **found, "on": machine(point.device)}
@@ -86,9 +85,7 @@ def _step(point: Point) -> Any:
     dtype = getattr(torch, point.dtype)
     options: dict[str, Any] = {"max_positions": point.max_positions, "pooling": point.pooling}
     distiller = ACAMKD(level, level, num_masks=point.masks, **options).to(point.device, dtype if exact else None)
-    for module in distiller.modules():
-        if isinstance(module, CrossAttentionFusion):
-            module.path = point.path  # type: ignore[assignment]
+    distiller.fusion["p"].path = point.path  # type: ignore[assignment]
     shape = (1, point.channels, point.height, point.width)
     student, teacher = (torch.randn(shape, device=point.device, dtype=dtype) for _ in range(2))
     student.requires_grad_()

@@ -119,7 +119,6 @@ def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
     return (student - teacher).square().sum() / max(len(student), 1)
 
 
-@full_precision
 def spatial_masked_mse(
     student: Tensor, teacher: Tensor, masks: Tensor, weights: Tensor | None = None, eps: float = EPS
 ) -> Tensor:
@@ -139,7 +138,7 @@ def spatial_masked_mse(
         ValueError: the shapes do not fit each other.
     """
     check_shapes(student, teacher, masks, (0, 2, 3))
-    return _spatial((teacher - student).square(), masks, weights, eps)
+    return _spatial(_squares(student, teacher), masks, weights, eps)
 
 
 def masked_mse(student: Tensor, teacher: Tensor, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
