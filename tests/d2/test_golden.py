@@ -1,0 +1,55 @@
+"""Golden numbers of the Detectron2 engine; see tests/golden.py."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from acam_kd.core import DISTILLER_REGISTRY
+
+from ..golden import calm, check, fingerprint, two_steps
+from .conftest import detector_config, distillation_config, inputs, save_config
+from .test_segmentation import labelled, segmentor
+from .test_train import arguments, data, forget_datasets, run  # noqa: F401
+
+METHODS = sorted(name for name, _ in DISTILLER_REGISTRY)
+CASES = [("retinanet", method) for method in METHODS]
+CASES += [("rcnn", method) for method in ("ACAMKD", "FGD", "KD", "DKD", "NKD", "PKD+KD")]
+CASES += [("segmentor", method) for method in ("ACAMKD", "Mimic", "CWD", "AT", "MasKD", "KD", "NKD", "AT+PKD")]
+ENGINE = "Detectron2"
+
+
+@pytest.fixture(autouse=True)
+def no_fusion():
+    """Detectron2's focal loss is a script whose first calls are rounded otherwise."""
+    torch.jit.set_fusion_strategy([("STATIC", 0), ("DYNAMIC", 0)])
+
+
+@pytest.mark.parametrize(("kind", "method"), CASES, ids=lambda x: x)
+def test_two_steps(kind, method, storage, tmp_path):
+    torch.manual_seed(11)
+    wide = [] if "PKD" in method else ["MODEL.FPN.OUT_CHANNELS", 24]  # PKD aligns no channels
+    if kind == "segmentor":
+        student, teacher, batch = segmentor(), segmentor("FPN", *wide), labelled()
+    else:
+        base = {"retinanet": "Base-RetinaNet.yaml", "rcnn": "Base-RCNN-FPN.yaml"}[kind]
+        student, batch = detector_config(base), inputs()
+        teacher = detector_config(base, *wide, "MODEL.RESNETS.DEPTH", 101)
+    torch.save({"model": calm(build_model(teacher), batch).state_dict()}, tmp_path / "t.pth")
+    files = save_config(teacher, tmp_path / "t.yaml"), "DISTILL.TEACHER.WEIGHTS", str(tmp_path / "t.pth")
+    cfg = distillation_config(student, *files, "DISTILL.METHOD", method)
+    model = build_model(cfg).train()
+    found = two_steps(model, batch)
+    check(f"{ENGINE}, {kind}, {method}, two steps", {**found, "weights": fingerprint(model.state_dict())})
+
+
+@pytest.mark.parametrize("method", ["ACAMKD", "PKD+KD"])
+def test_train_net(method, arguments, tmp_path):  # noqa: F811
+    run(arguments("DISTILL.METHOD", method, "OUTPUT_DIR", tmp_path / "run"))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()]
+    losses = {name: value for line in lines for name, value in line.items() if "loss" in name}
+    state = torch.load(tmp_path / "run" / "model_final.pth", weights_only=False)["model"]
+    check(f"{ENGINE}, train_net.py, {method}", {"losses": [losses], "weights": fingerprint(state)})
