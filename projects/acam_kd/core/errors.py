@@ -1,0 +1,114 @@
+"""The two errors that this project raises on purpose, and how a program ends with one of them.
+
+The core knows arguments, never config keys or command-line options. A front end names an argument in its own words when
+it prints the error: see :meth:`ConfigError.render`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["ConfigError", "RunError", "one_line_errors"]
+
+Names = Callable[[str], str]
+"""The name of an argument, as ``PKD.alpha`` -> what the front end calls it, as ``--set PKD.alpha``."""
+
+
+def _same(name: str) -> str:
+    return name
+
+
+class _Rendered(dict[str, str]):
+    """Fills the ``{argument}`` fields of a hint."""
+
+    def __init__(self, names: Names) -> None:
+        super().__init__()
+        self._names = names
+
+    def __missing__(self, argument: str) -> str:
+        return self._names(argument)
+
+
+class ConfigError(ValueError):
+    """An argument, or a file named by one, that cannot be used. It reads "argument: found X, expected Y; hint".
+
+    Args:
+        argument: its name. Those of a method begin with the method, as ``"PKD.alpha"``.
+        value: the value, or a few words for it; strings are shown without quotes.
+        allowed: what is expected.
+        hint: what to do. ``{taps}`` in it is replaced by the front end's name of the argument ``taps``.
+
+    Example:
+        >>> print(ConfigError("alpha", -1, allowed=">= 0"))
+        alpha: found -1, expected >= 0
+        >>> error = ConfigError("method", "PDK", allowed="one of PKD, KD", hint="see {method}")
+        >>> error.render(lambda name: f"--{name}")
+        '--method: found PDK, expected one of PKD, KD; see --method'
+    """
+
+    def __init__(self, argument: str, value: object = "", allowed: str = "", hint: str = "") -> None:
+        super().__init__(argument, value, allowed, hint)
+        self.argument, self.value, self.allowed, self.hint = argument, value, allowed, hint
+
+    def __str__(self) -> str:
+        return self.render(_same)
+
+    def render(self, names: Names) -> str:
+        """Return the message in one line, with the arguments under the front end's names."""
+        if "\n" in self.argument:  # a data loader raises a worker's error anew, with the traceback as its only argument
+            return self.argument.strip().splitlines()[-1].partition(": ")[2]
+        found = f"found {self.value if self.value != '' else repr('')}"
+        expected = f", expected {self.allowed}" if self.allowed else ""
+        hint = f"; {self.hint.format_map(_Rendered(names))}" if self.hint else ""
+        return " ".join(f"{names(self.argument)}: {found}{expected}{hint}".split())
+
+    def of(self, method: str) -> ConfigError:
+        """Return the same error for an argument of a method: ``alpha`` becomes ``PKD.alpha``."""
+        return ConfigError(f"{method}.{self.argument}", self.value, self.allowed, self.hint)
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on: a full disk, a broken file, a loss that is not finite. It reads "where: what; remedy".
+
+    Args:
+        what: what is wrong.
+        where: the place, as a file or ``"iteration 7"``.
+        remedy: what to do, with ``{argument}`` fields as in :class:`ConfigError`.
+
+    Example:
+        >>> print(RunError("the loss is not finite", where="iteration 7", remedy="lower the learning rate"))
+        iteration 7: the loss is not finite; lower the learning rate
+    """
+
+    def __init__(self, what: str, where: str = "", remedy: str = "") -> None:
+        super().__init__(what, where, remedy)
+        self.what, self.where, self.remedy = what, where, remedy
+
+    def __str__(self) -> str:
+        return self.render(_same)
+
+    def render(self, names: Names) -> str:
+        """Return the message in one line, with the arguments under the front end's names."""
+        if "\n" in self.what:  # from a data loader's worker; see ConfigError
+            return self.what.strip().splitlines()[-1].partition(": ")[2]
+        where = f"{self.where}: " if self.where else ""
+        remedy = f"; {self.remedy.format_map(_Rendered(names))}" if self.remedy else ""
+        return " ".join(f"{where}{self.what}{remedy}".split())
+
+
+@contextmanager
+def one_line_errors(program: str, names: Names = _same) -> Iterator[None]:
+    """End a program with one line for the two errors above; anything else is a bug and keeps its traceback.
+
+    Args:
+        program: its name, for the beginning of the line.
+        names: how it calls an argument.
+
+    Raises:
+        SystemExit: instead of such an error.
+    """
+    try:
+        yield
+    except (ConfigError, RunError) as error:
+        raise SystemExit(f"{program}: {error.render(names)}") from None
