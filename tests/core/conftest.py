@@ -1,4 +1,4 @@
-"""What the core's tests share."""
+"""The fixtures of the core's tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Sizes(TorchDispatchMode):
-    """Records the number of elements of every tensor that an operator returns, forward and backward."""
+    """A mode that records the number of elements of every tensor that an operator returns, forward and backward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Official:
         return torch.from_numpy(scale * np.sin(a * k + b) + shift).float().reshape(shape)
 
     def fill(self, parameters: Iterable[torch.nn.Parameter], scale: float) -> None:
-        """The i-th parameter becomes a wave of its own."""
+        """Fill the i-th parameter with a wave of its own."""
         with torch.no_grad():
             for i, p in enumerate(parameters):
                 p.copy_(self.wave(tuple(p.shape), 0.31, 0.17 * i, scale))

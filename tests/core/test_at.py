@@ -7,6 +7,7 @@ import torch
 
 from acam_kd.core import FeatureSpec
 from acam_kd.core.distillers.at import AT, attention_transfer
+from acam_kd.core.errors import ConfigError
 
 P3 = {"p3": FeatureSpec(8, 8)}
 
@@ -21,7 +22,7 @@ def test_official_figure(official):
 
 
 def test_value_by_hand():
-    """Energies 3 and 4 have the norm 5; against all at the first of two positions."""
+    """The energies 3 and 4 have the norm 5; the teacher's energy is all at the first of two positions."""
     student = torch.tensor([3.0, 4.0]).sqrt().view(1, 1, 1, 2)
     teacher = torch.tensor([[5.0, 0.0], [1.0, 0.0]]).view(1, 2, 1, 2)
     assert attention_transfer(student, teacher).item() == pytest.approx((0.4**2 + 0.8**2) / 2)
@@ -78,7 +79,8 @@ def test_half_precision_is_computed_in_float32(dtype):
 
 
 def test_faults_are_named(official):
-    with pytest.raises(ValueError, match="ALPHA"):
+    with pytest.raises(ConfigError) as error:
         AT(P3, P3, alpha=-1.0)
+    assert error.value.argument == "alpha" and error.value.value == -1
     with pytest.raises(ValueError, match=r"student \(2, 6, 9\) and teacher \(2, 6, 10\)"):
         attention_transfer(official.student[..., :9], official.teacher)

@@ -1,4 +1,4 @@
-"""Attention without its matrix: every path against the definition, values and gradients; what is never allocated."""
+"""Attention without its matrix: every path against the definition, values and gradients; the largest allocation."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from acam_kd.core.distillers import ACAMKD
 
 
 def attend(q, k, v):
-    """softmax(Q^T K / sqrt(E)) V, position by position."""
+    """Compute softmax(Q^T K / sqrt(E)) V, position by position."""
     out = q.new_empty(len(q), v.shape[1], q[0, 0].numel())
     for n in range(len(q)):
-        for i, asks in enumerate(q[n].flatten(1).T):
-            weights = torch.softmax(asks @ k[n].flatten(1) / q.shape[1] ** 0.5, 0)
+        for i, query in enumerate(q[n].flatten(1).T):
+            weights = torch.softmax(query @ k[n].flatten(1) / q.shape[1] ** 0.5, 0)
             out[n, :, i] = v[n].flatten(1) @ weights
     return out.view(len(q), -1, *q.shape[2:])
 
@@ -29,7 +29,7 @@ def maps(e, c, hq, hk, n=2):
 
 
 def check_gradients(got, expected, inputs):
-    """Of a random weighted sum of all outputs."""
+    """Compare the gradients of a random weighted sum of all outputs."""
     weights = [torch.randn_like(x) for x in got]
     found = torch.autograd.grad(sum((w * x).sum() for w, x in zip(weights, got)), inputs)
     wanted = torch.autograd.grad(sum((w * x).sum() for w, x in zip(weights, expected)), inputs)
@@ -56,7 +56,7 @@ def test_the_map_is_that_of_the_definition(attention, widths, sizes):
 @pytest.mark.parametrize("widths", [*WIDTHS, (4, 0)])
 @pytest.mark.parametrize("sizes", SIZES)
 def test_the_summary_is_that_of_the_definition(rows, widths, sizes, monkeypatch):
-    """However much of the matrix is held at a time: from a row of it to all of it."""
+    """Any part of the matrix may be held at a time, from one row to all of it."""
     monkeypatch.setitem(cross_attention.BLOCK, "cpu", 1)
     monkeypatch.setattr(cross_attention, "MIN_ROWS", rows)
     q, k, u = maps(*widths, *sizes)
@@ -135,8 +135,8 @@ def test_acam_is_the_same_by_every_path(mode, path, monkeypatch):
     monkeypatch.setattr(cross_attention, "MIN_ROWS", 4)
     features = torch.randn(2, 6, 5, 7).double().requires_grad_(), torch.randn(2, 6, 5, 7).double() * 2
     results = []
-    for own in ("map" if path == "auto" else "summary", path):
-        method = acam(mode, own).double()
+    for compared in ("map" if path == "auto" else "summary", path):
+        method = acam(mode, compared).double()
         losses = method({"p3": features[0]}, {"p3": features[1]})
         parameters = [features[0], *(p for p in method.parameters() if p.requires_grad)]
         results.append((losses, method.masks(), torch.autograd.grad(sum(losses.values()), parameters)))
@@ -173,7 +173,7 @@ def test_mixed_precision():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_who_gets_by_without_the_map(mode, monkeypatch):
+def test_the_map_is_made_only_where_it_is_needed(mode, monkeypatch):
     method, made = acam(mode), []
     method.fusion["p3"].register_forward_hook(lambda *_: made.append(1))
     method({"p3": torch.randn(1, 6, 5, 7)}, {"p3": torch.randn(1, 6, 5, 7)})
@@ -183,7 +183,7 @@ def test_who_gets_by_without_the_map(mode, monkeypatch):
 @pytest.mark.parametrize("path", ["summary", "map"])
 @pytest.mark.parametrize("mode", MODES)
 def test_nothing_has_the_size_of_the_matrix(mode, path, sizes):
-    """Of all that any operator returns, forward and backward, the largest has the size of a block or of the features."""
+    """The largest result of any operator, forward and backward, has the size of a block or of the features."""
     side, channels = 40, 16
     positions = side**2
     method = acam(mode, path, channels)
@@ -197,7 +197,7 @@ def test_nothing_has_the_size_of_the_matrix(mode, path, sizes):
 
 
 def test_blocks_do_not_grow_with_the_positions(sizes, monkeypatch):
-    """Four times the positions, sixteen times the matrix: what is held grows with the features, four times."""
+    """Four times the positions are sixteen times the matrix; the memory held grows with the features, four times."""
     monkeypatch.setitem(cross_attention.BLOCK, "cpu", 2**12)
     largest = []
     for side in (16, 32):

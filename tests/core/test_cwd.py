@@ -7,6 +7,7 @@ import torch
 
 from acam_kd.core import FeatureSpec
 from acam_kd.core.distillers.cwd import CWD, channel_wise_divergence
+from acam_kd.core.errors import ConfigError
 
 P3 = {"p3": FeatureSpec(8, 8)}
 
@@ -94,10 +95,13 @@ def test_logits_are_compared_class_by_class():
 
 
 def test_faults_are_named(official):
-    with pytest.raises(ValueError, match="ALPHA"):
+    with pytest.raises(ConfigError) as error:
         CWD(P3, P3, alpha=-1.0)
+    assert error.value.argument == "alpha" and error.value.value == -1
     for temperature in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"positive, found {temperature} .key: TEMPERATURE"):
+        with pytest.raises(ConfigError) as error:
             CWD(P3, P3, temperature=temperature)
+        assert error.value.argument == "temperature" and error.value.value is temperature
+        assert error.value.allowed == "> 0 and finite"
     with pytest.raises(ValueError, match=r"student \(2, 8, 6, 9\) and teacher \(2, 8, 6, 10\)"):
         channel_wise_divergence(official.student[..., :9], official.teacher, 1.0)

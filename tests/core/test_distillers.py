@@ -1,18 +1,24 @@
-"""The contract that every registered method keeps, and what ACAM-KD and its controls do."""
+"""The contract that every registered method keeps, and the behaviour of ACAM-KD and its controls."""
 
 from __future__ import annotations
 
+import copy
 import inspect
+import io
+import pickle
 from functools import partial
+from string import Formatter
 
 import pytest
 import torch
 
 from acam_kd.core import DISTILLER_REGISTRY, FeatureSpec, Targets
-from acam_kd.core.distiller import NOTHING_KNOWN, align_levels
+from acam_kd.core.distiller import NOTHING_KNOWN, Distiller, align_levels
 from acam_kd.core.distillers import ACAMKD, Mimic
 from acam_kd.core.distillers.acam import _pooling_factor
+from acam_kd.core.errors import ConfigError
 from acam_kd.core.losses import mse
+from acam_kd.core.registry import Registry
 
 NO_ADAPTER = {"PKD"}
 METHODS = [name for name, _ in DISTILLER_REGISTRY]
@@ -57,13 +63,13 @@ def specs(kind):
 
 
 def maps(kind, n=2, grad=False):
-    """Features of a kind, with the scale of a teacher's."""
+    """Make features of a kind, with the scale of a teacher's."""
     shapes = {level: (n, spec.channels, *size) for level, (spec, size) in LEVELS[kind].items()}
     return {level: torch.randn(shape).mul_(1.5).requires_grad_(grad) for level, shape in shapes.items()}
 
 
 def targets(kind, n=2, boxes=2):
-    """Boxes on every image, and labels of which some are ignored and some are the background."""
+    """Make boxes on every image, and labels of which some are ignored and some are the background."""
     levels = LEVELS[kind].items()
     labels = {k: torch.randint(-1, s.channels + s.sigmoid, (n, *size)) for k, (s, size) in levels if s.logits}
     for given in labels.values():  # one position that counts at least
@@ -106,11 +112,14 @@ def test_contract_on_images_without_boxes(name, kind):
 @pytest.mark.parametrize("name", [name for name, method in DISTILLER_REGISTRY if "backbone" in method.reads])
 @pytest.mark.parametrize("channels", [(8, 12), (12, 8)])
 def test_contract_with_other_channels(name, channels):
-    """Or, of a method that compares channel with channel, a refusal that says which they are."""
+    """A method that compares channel with channel refuses instead, and says which they are."""
     make = partial(DISTILLER_REGISTRY.get(name), pyramid(channels[0]), pyramid(channels[1]))
     if name in NO_ADAPTER:
-        with pytest.raises(ValueError, match=rf"{channels[0]}.*{channels[1]}.*DISTILL.METHOD"):
+        with pytest.raises(ConfigError) as error:
             make()
+        expected = f"p3 with {channels[0]} channels in the student and {channels[1]} in the teacher"
+        assert error.value.argument == "levels" and error.value.value == expected
+        assert "{method}" in error.value.hint
     else:
         check_contract(make(), features(channels[0], grad=True), features(channels[1]), targets("backbone"))
 
@@ -134,15 +143,85 @@ def test_no_gradient_reaches_the_teachers_features(name, kind):
 def test_what_is_needed_and_missing_is_named(name, kind):
     method = DISTILLER_REGISTRY.get(name)(specs(kind), specs(kind))
     if method.needs:
-        with pytest.raises(ValueError, match=method.needs[0]):
+        with pytest.raises(ConfigError) as error:
             method(maps(kind), maps(kind))
+        assert error.value.argument == "targets" and method.needs[0] in error.value.value
     else:
         assert method(maps(kind), maps(kind))
 
 
+@pytest.mark.parametrize(("name", "kind"), READ)
+def test_copies_and_pickles_leave_the_last_step_out(name, kind):
+    """The original keeps them."""
+    method = DISTILLER_REGISTRY.get(name)(specs(kind), specs(kind))
+    student = {level: 2 * x for level, x in maps(kind, grad=True).items()}  # no leaves
+    method(student, maps(kind), targets(kind))
+    metrics, masks = method.metrics(), method.masks()
+    assert metrics and method._step
+    buffer = io.BytesIO()
+    torch.save(method, buffer)
+    buffer.seek(0)
+    copies = [copy.deepcopy(method), pickle.loads(pickle.dumps(method)), torch.load(buffer, weights_only=False)]
+    for made in copies:
+        assert made._step == {} and made.metrics() == {} and made.masks() == {}
+        assert made.state_dict().keys() == method.state_dict().keys()
+        assert all(torch.equal(value, method.state_dict()[key]) for key, value in made.state_dict().items())
+        assert made(student, maps(kind), targets(kind)).keys() and made.metrics().keys() == metrics.keys()
+    assert method.metrics().keys() == metrics.keys() and method.masks().keys() == masks.keys()
+    assert all(torch.equal(value, method.metrics()[key]) for key, value in metrics.items())
+
+
+class Keeping(Distiller):
+    """A method that keeps a tensor with its graph, which torch refuses to copy."""
+
+    def forward(self, student, teacher, targets=NOTHING_KNOWN):
+        self._step = dict(student)
+        return {"loss_keep_sum": sum(x.sum() for x in student.values())}
+
+
+def test_a_method_with_a_graph_in_its_step_can_be_copied():
+    method = Keeping(pyramid(8), pyramid(8))
+    student = {level: 2 * x for level, x in features(8, grad=True).items()}
+    method(student, features(8))
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(method._step)
+    assert copy.deepcopy(method)._step == {} and pickle.loads(pickle.dumps(method))._step == {}
+    assert method._step == student
+
+
+@pytest.mark.parametrize(("name", "kind"), READ)
+def test_a_step_leaves_no_graph_behind(name, kind):
+    """The memory of a graph that is kept would not be freed after the step."""
+    method = DISTILLER_REGISTRY.get(name)(specs(kind), specs(kind))
+    method(maps(kind, grad=True), maps(kind), targets(kind))
+    kept = [value for masks in method.masks().values() for value in masks.values()]
+    assert not any(value.requires_grad for value in [*method.metrics().values(), *kept])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_that_did_not_run_has_nothing_to_show(name):
+    kind = DISTILLER_REGISTRY.get(name).reads[0]
+    method = DISTILLER_REGISTRY.get(name)(specs(kind), specs(kind))
+    assert method.metrics() == {} and method.masks() == {}
+    assert set(method.warnings()) <= {"tokens"}
+
+
+def fields(text):
+    """Return the names in braces of a text."""
+    return {field for _, field, _, _ in Formatter().parse(text) if field is not None}
+
+
+@pytest.mark.parametrize(("name", "kind"), READ)
+def test_warnings_name_arguments_of_the_method_in_braces(name, kind):
+    method = DISTILLER_REGISTRY.get(name)(specs(kind), specs(kind))
+    method(maps(kind), maps(kind), targets(kind))
+    for text in method.warnings().values():
+        assert fields(text) and fields(text) <= set(inspect.signature(type(method)).parameters)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_arguments_are_keyword_only_with_plain_defaults(name):
-    """They become config keys."""
+    """Front ends make settings of them."""
     parameters = list(inspect.signature(DISTILLER_REGISTRY.get(name)).parameters.values())
     assert [p.name for p in parameters[:2]] == ["student", "teacher"]
     for p in parameters[2:]:
@@ -158,8 +237,19 @@ def test_levels_must_agree(name):
 
 
 def test_unknown_method_lists_the_known():
-    with pytest.raises(KeyError, match="known: ACAMKD, "):
+    with pytest.raises(ConfigError) as error:
         DISTILLER_REGISTRY.get("ACAM")
+    assert error.value.argument == "method" and error.value.value == "ACAM"
+    assert error.value.allowed.startswith("one of ACAMKD, AT, CWD")
+
+
+def test_a_registry_is_named_by_its_argument_or_else_by_its_name():
+    for registry, argument in ((Registry("thing"), "thing"), (Registry("thing", argument="which"), "which")):
+        registry.register(Mimic)
+        assert registry.get("Mimic") is Mimic
+        with pytest.raises(ConfigError) as error:
+            registry.get("Nothing")
+        assert (error.value.argument, error.value.allowed) == (argument, "one of Mimic")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -175,7 +265,7 @@ def test_alignment_is_the_identity_where_channels_match():
 
 
 def test_logits_are_compared_as_they_are():
-    """Class with class: a trained 1x1 convolution between them could exchange classes."""
+    """They are compared class with class: a trained 1x1 convolution between them could exchange classes."""
     levels = {"logits": FeatureSpec(5, 8, logits=True)}
     method = Mimic(levels, levels)
     assert not list(method.parameters())
@@ -262,7 +352,7 @@ def test_metrics_are_those_of_the_masks():
     assert 0.45 < metrics["p4/channel_mean"] < 0.55 and metrics["p4/channel_min_sum"] < 8
 
 
-def test_a_collapse_is_reported_with_level_and_key():
+def test_a_collapse_is_reported_with_level_and_argument():
     method = ACAMKD(pyramid(8), pyramid(8), fusion="TeacherFusion", mask_gradient="paper", channel_masking="")
     student = features(8, size=20)
     teacher = {level: torch.rand_like(v) + 1 for level, v in student.items()}
@@ -274,7 +364,11 @@ def test_a_collapse_is_reported_with_level_and_key():
     method(student, teacher)
     ((place, warning),) = method.warnings().items()
     assert place == "p3/spatial" and "3 of 6 spatial masks of level p3" in warning
-    assert "MASK_GRADIENT to 'detached'" in warning
+    assert "set {mask_gradient} to 'detached'" in warning
+    method.mask_gradient = "detached"
+    assert "set {standardize} to True" in method.warnings()[place]
+    method.standardize = True
+    assert "lower {lambda_div}" in method.warnings()[place] and fields(method.warnings()[place]) == {"lambda_div"}
 
 
 def test_frozen_masks_are_trained_by_nothing():
@@ -291,8 +385,8 @@ def test_no_images_have_no_metrics():
 
 
 @pytest.mark.parametrize(("query", "pooled"), [("teacher", "student"), ("student", "teacher")])
-def test_pooled_keys_are_those_of_the_map_that_answers(query, pooled):
-    """6 x 7 positions, at most 20: 3 x 4 means of 2 x 2, of what there is at the border; masks keep their size."""
+def test_pooled_keys_are_those_of_the_key_value_source(query, pooled):
+    """Of 6 x 7 positions, at most 20: 3 x 4 means of 2 x 2, or of fewer at the border; masks keep their size."""
     level = {"p3": FeatureSpec(8, 8)}
     method = ACAMKD(level, level, max_positions=20, query=query)
     maps = {"student": torch.randn(2, 8, 6, 7), "teacher": torch.randn(2, 8, 6, 7)}
@@ -320,12 +414,15 @@ def test_with_all_pooled_the_masks_are_scaled_up(width):
 
 
 def test_only_attention_is_made_cheaper_by_pooling():
-    with pytest.raises(ValueError, match="TeacherFusion has no attention .* MAX_POSITIONS to 0, found 9 .keys: MAX"):
+    with pytest.raises(ConfigError) as error:
         ACAMKD(pyramid(8), pyramid(8), fusion="TeacherFusion", max_positions=9)
+    assert error.value.argument == "max_positions" and error.value.value == 9
+    assert error.value.allowed.startswith("0 for TeacherFusion, which has no attention")
+    assert fields(error.value.hint) == {"max_positions", "fusion"}
 
 
 def test_masks_of_another_size_are_refused():
-    """Of a fusion of somebody's own; nothing is scaled that was not pooled."""
+    """A fusion from outside may give them; nothing is scaled that was not pooled."""
     method = ACAMKD(pyramid(8), pyramid(8))
     method.fusion["p3"] = torch.nn.Module()
     method.fusion["p3"].forward = lambda student, teacher: teacher[..., :3]
@@ -352,28 +449,41 @@ def test_the_smallest_whole_factor_that_will_do(size, limit, factor):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "value", "allowed"),
     [
-        ({"max_positions": -1}, "max_positions must not be negative, found -1 .key: MAX_POSITIONS; 0: any"),
-        ({"pooling": "values"}, "'keys', 'all'., not 'values' .key: POOLING"),
-        ({"alpha": -1.0}, "alpha must be finite and not negative, found -1.0"),
-        ({"alpha": float("nan")}, "found nan"),
-        ({"lambda_div": -0.1}, "LAMBDA_DIV"),
-        ({"num_masks": -1}, "num_masks must not be negative, found -1"),
-        ({"mask_gradient": "none"}, "'detached', 'paper', 'frozen'"),
-        ({"channel_masking": "UniformMasking"}, "makes spatial masks, not channel ones .key: CHANNEL_MASKING"),
-        ({"spatial_masking": "ChannelMasking"}, "makes channel masks"),
-        ({"query": "both", "spatial_masking": "UniformMasking", "channel_masking": ""}, "not 'both'"),
-        ({"spatial_masking": "", "channel_masking": ""}, "there are no masks"),
-        ({"query": "both"}, "'teacher' or 'student'"),
+        ({"max_positions": -1}, "-1", ">= 0"),
+        ({"pooling": "values"}, "values", "one of keys, all"),
+        ({"alpha": -1.0}, "-1.0", ">= 0 and finite"),
+        ({"alpha": float("nan")}, "nan", ">= 0 and finite"),
+        ({"lambda_div": -0.1}, "-0.1", ">= 0 and finite"),
+        ({"num_masks": -1}, "-1", ">= 0"),
+        ({"mask_gradient": "none"}, "none", "one of detached, paper, frozen"),
+        (
+            {"channel_masking": "UniformMasking"},
+            "UniformMasking, which makes spatial masks",
+            "a masking of channel masks",
+        ),
+        (
+            {"spatial_masking": "ChannelMasking"},
+            "ChannelMasking, which makes channel masks",
+            "a masking of spatial masks",
+        ),
+        ({"query": "both", "spatial_masking": "UniformMasking", "channel_masking": ""}, "both", "teacher or student"),
+        ({"spatial_masking": "", "channel_masking": ""}, "no masks of either kind", "at least one masking"),
+        ({"query": "both"}, "both", "teacher or student"),
     ],
 )
-def test_bad_arguments_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_arguments_are_named(arguments, value, allowed):
+    with pytest.raises(ConfigError) as error:
         ACAMKD(pyramid(8), pyramid(8), **arguments)
+    assert error.value.argument == next(iter(arguments))
+    assert str(error.value.value) == value and error.value.allowed == allowed
+    assert fields(error.value.hint) <= set(inspect.signature(ACAMKD).parameters)
 
 
-@pytest.mark.parametrize("key", ["fusion", "spatial_masking", "channel_masking"])
-def test_unknown_modules_list_the_known(key):
-    with pytest.raises(KeyError, match="known: "):
-        ACAMKD(pyramid(8), pyramid(8), **{key: "Nonsense"})
+@pytest.mark.parametrize("argument", ["fusion", "spatial_masking", "channel_masking"])
+def test_unknown_modules_list_the_known(argument):
+    with pytest.raises(ConfigError) as error:
+        ACAMKD(pyramid(8), pyramid(8), **{argument: "Nonsense"})
+    assert error.value.argument == argument and error.value.value == "Nonsense"
+    assert error.value.allowed.startswith("one of ")

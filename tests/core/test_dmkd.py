@@ -1,4 +1,4 @@
-"""DMKD: the identities of the reconstruction, counts of what is hidden, gradients, faults."""
+"""DMKD: the identities of the reconstruction, counts of hidden positions, gradients, faults."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from acam_kd.core import FeatureSpec
 from acam_kd.core.attention import channel_attention, spatial_attention
 from acam_kd.core.distillers.dmkd import DMKD, hide_largest
+from acam_kd.core.errors import ConfigError
 
 P3 = {"p3": FeatureSpec(8, 8)}
 KEY = "loss_dmkd_generation"
@@ -118,10 +119,9 @@ def test_it_says_what_it_is():
     assert "RECONSTRUCTION from the abstract" in " ".join(DMKD.__doc__.split())
 
 
-def test_faults_are_named():
-    with pytest.raises(ValueError, match="ALPHA"):
-        DMKD(P3, P3, alpha=-1.0)
-    with pytest.raises(ValueError, match="rho_s must be between 0 and 1, found 1.5 .key: RHO_S"):
-        DMKD(P3, P3, rho_s=1.5)
-    with pytest.raises(ValueError, match="RHO_C"):
-        DMKD(P3, P3, rho_c=-0.1)
+@pytest.mark.parametrize(("argument", "value"), [("alpha", -1.0), ("rho_s", 1.5), ("rho_c", -0.1)])
+def test_faults_are_named(argument, value):
+    with pytest.raises(ConfigError) as error:
+        DMKD(P3, P3, **{argument: value})
+    assert error.value.argument == argument and error.value.value == value
+    assert error.value.allowed == (">= 0 and finite" if argument == "alpha" else "between 0 and 1")

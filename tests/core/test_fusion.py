@@ -1,4 +1,4 @@
-"""Fusion: who asks whom, the projections, invariances, faults."""
+"""Fusion: query source and key/value source, the projections, invariances, faults."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import torch
 
 from acam_kd.core import FUSION_REGISTRY
 from acam_kd.core.cross_attention import fused_attention, materialized_attention
+from acam_kd.core.errors import ConfigError
 from acam_kd.core.fusion import CrossAttentionFusion, TeacherFusion
 
 
 @pytest.mark.parametrize("query", ["teacher", "student"])
-def test_who_asks(query):
+def test_the_query_source(query):
     fusion = CrossAttentionFusion(6, query=query).double()
     student, teacher = torch.randn(2, 6, 4, 4).double(), torch.randn(2, 6, 4, 4).double()
-    asks, answers = (teacher, student) if query == "teacher" else (student, teacher)
-    expected = materialized_attention(fusion.query(asks), fusion.key(answers), fusion.value(answers))
+    query_source, value_source = (teacher, student) if query == "teacher" else (student, teacher)
+    expected = materialized_attention(fusion.query(query_source), fusion.key(value_source), fusion.value(value_source))
     torch.testing.assert_close(fusion(student, teacher), expected)
 
 
@@ -30,7 +31,7 @@ def test_projections_are_those_of_the_paper():
     }
 
 
-def test_order_of_the_answering_positions_does_not_matter():
+def test_order_of_the_key_positions_does_not_matter():
     fusion = CrossAttentionFusion(8)
     student, teacher = torch.randn(1, 8, 3, 4), torch.randn(1, 8, 3, 4)
     torch.testing.assert_close(fusion(student.flip(2, 3), teacher), fusion(student, teacher))
@@ -49,19 +50,25 @@ def test_fused_is_a_mean_where_keys_are_equal():
 def test_teacher_fusion_leaves_the_student_out():
     student, teacher = torch.randn(1, 4, 3, 3, requires_grad=True), torch.randn(1, 4, 3, 3)
     assert TeacherFusion(4)(student, teacher) is teacher
-    with pytest.raises(ValueError, match="TeacherFusion"):
+    with pytest.raises(ConfigError) as error:
         TeacherFusion(4, query="student")
+    assert error.value.argument == "query" and error.value.value == "student"
+    assert "TeacherFusion" in error.value.allowed
 
 
 def test_bad_names_are_named():
-    with pytest.raises(ValueError, match="'teacher' or 'student', not 'both'"):
+    with pytest.raises(ConfigError) as error:
         CrossAttentionFusion(4, query="both")
-    with pytest.raises(KeyError, match="Nothing.*CrossAttentionFusion, TeacherFusion"):
+    assert error.value.argument == "query" and error.value.value == "both"
+    assert error.value.allowed == "teacher or student"
+    with pytest.raises(ConfigError) as error:
         FUSION_REGISTRY.get("Nothing")
+    assert error.value.argument == "fusion" and error.value.value == "Nothing"
+    assert error.value.allowed == "one of CrossAttentionFusion, TeacherFusion"
 
 
 def stand_in(channels, device="cpu", dtype=torch.float32):
-    """What is asked of features, of a device that need not be there."""
+    """Make a stand-in for features on a device that need not be there."""
     device = torch.device(device)
     return SimpleNamespace(shape=(1, channels, 4, 4), device=device, dtype=dtype, is_cuda=device.type == "cuda")
 
@@ -79,7 +86,7 @@ def stand_in(channels, device="cpu", dtype=torch.float32):
     ],
 )
 def test_where_the_summary_is_preferred(features, expected):
-    """M columns without the mean everywhere; with it in wide maps, but not in half precision on a GPU."""
+    """Without the mean it is preferred everywhere; with the mean in wide maps, but not in half precision on a GPU."""
     fusion = CrossAttentionFusion(4)
     assert fusion.summarizes(features, mean=True) == expected and fusion.summarizes(features, mean=False)
     fusion.path = "map"
@@ -87,8 +94,10 @@ def test_where_the_summary_is_preferred(features, expected):
 
 
 def test_an_unknown_path_is_refused():
-    with pytest.raises(ValueError, match="'materialized'., not 'materialised'"):
+    with pytest.raises(ConfigError) as error:
         CrossAttentionFusion(4).path = "materialised"
+    assert error.value.argument == "path" and error.value.value == "materialised"
+    assert error.value.allowed == "one of auto, map, summary, materialized"
 
 
 def test_autocast_counts_as_half_precision(monkeypatch):
@@ -98,7 +107,7 @@ def test_autocast_counts_as_half_precision(monkeypatch):
 
 
 def test_projections_of_the_map_are_attention_to_projected_values():
-    """m (A V) = A (V m), by the fused kernels too: what a GPU is asked for where no mean is wanted."""
+    """The identity m (A V) = A (V m) holds for the fused kernels too, which a GPU runs where no mean is wanted."""
     fusion = CrossAttentionFusion(6).double()
     student, teacher = torch.randn(2, 6, 4, 5).double(), torch.randn(2, 6, 4, 5).double()
     units = torch.randn(3, 6).double()

@@ -1,4 +1,4 @@
-"""What KD, DKD and NKD have in common: the shapes of maps and heads, labels, faults, memory."""
+"""The common parts of KD, DKD and NKD: the shapes of maps and heads, labels, faults, memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from acam_kd.core import DISTILLER_REGISTRY, IGNORED, FeatureSpec, Targets
+from acam_kd.core.errors import ConfigError
 from acam_kd.core.logits import kl_divergence, labelled_positions, softened, without_target
 
 NAMES = ["KD", "DKD", "NKD"]
@@ -23,7 +24,7 @@ EMPTY = [kind for kind in SPECS if kind.startswith("no ")]
 
 
 def batch(kind, dtype=torch.float32):
-    """Method's pyramid, student with a graph, teacher, targets; some positions ignored."""
+    """Return the method's pyramid, a student with a graph, a teacher, targets; some positions are ignored."""
     level, spec, shape, values = SPECS[kind]
     draw = torch.Generator().manual_seed(5)
     student, teacher = (3 * torch.randn(shape, generator=draw) for _ in range(2))
@@ -147,19 +148,23 @@ def test_kd_agreement_on_anchors_is_weighted_by_the_teacher():
 @pytest.mark.parametrize("name", ["DKD", "NKD"])
 def test_missing_labels_are_named(name):
     pyramid, student, teacher, targets = batch("map")
-    with pytest.raises(ValueError, match=f"{name} needs the label of every position of logits.*no level"):
-        build(name, pyramid)(student, teacher)
     other = Targets(labels={"classes": targets.labels["logits"]})
-    with pytest.raises(ValueError, match="there are labels for classes"):
-        build(name, pyramid)(student, teacher, other)
+    for known, value in ((Targets(), "labels for no level"), (other, "labels for classes")):
+        with pytest.raises(ConfigError) as error:
+            build(name, pyramid)(student, teacher, known)
+        assert error.value.argument == "targets" and error.value.value == value
+        assert error.value.allowed == "the label of every position of logits"
+        assert name in error.value.hint and "{targets}" in error.value.hint
 
 
 @pytest.mark.parametrize("name", ["DKD", "NKD"])
 def test_labels_that_do_not_fit_are_named(name):
     pyramid, student, teacher, targets = batch("map")
     wrong = Targets(labels={"logits": targets.labels["logits"][:, :-1]})
-    with pytest.raises(ValueError, match=r"labels \(2, 4, 7\) do not fit"):
+    with pytest.raises(ConfigError) as error:
         build(name, pyramid)(student, teacher, wrong)
+    assert error.value.argument == "targets" and error.value.value == "labels (2, 4, 7) for logits"
+    assert error.value.allowed.startswith("(2, 5, 7)")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -172,21 +177,26 @@ def test_logits_that_do_not_fit_are_named(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
 def test_bad_temperatures_are_named(name, temperature):
-    with pytest.raises(ValueError, match=f"finite and positive, found {temperature} .key: TEMPERATURE"):
+    with pytest.raises(ConfigError) as error:
         build(name, batch("map")[0], temperature=temperature)
+    assert error.value.argument == "temperature" and error.value.value is temperature
+    assert error.value.allowed == "> 0 and finite"
 
 
-@pytest.mark.parametrize(("name", "key"), [("KD", "alpha"), ("DKD", "alpha"), ("DKD", "beta"), ("NKD", "gamma")])
-def test_bad_weights_are_named(name, key):
-    with pytest.raises(ValueError, match=f"{key} must be finite and not negative, found -1.0 .key: {key.upper()}"):
-        build(name, batch("map")[0], **{key: -1.0})
+@pytest.mark.parametrize(("name", "argument"), [("KD", "alpha"), ("DKD", "alpha"), ("DKD", "beta"), ("NKD", "gamma")])
+def test_bad_weights_are_named(name, argument):
+    with pytest.raises(ConfigError) as error:
+        build(name, batch("map")[0], **{argument: -1.0})
+    assert (error.value.argument, error.value.value, error.value.allowed) == (argument, -1, ">= 0 and finite")
 
 
 @pytest.mark.parametrize("name", ["DKD", "NKD"])
 def test_one_class_is_refused_where_a_softmax_needs_several(name):
     one = {"classes": FeatureSpec(1, 0, logits=True, sigmoid=True)}
-    with pytest.raises(ValueError, match=f"{name} tells a class from the others, and classes has 1; KD works"):
+    with pytest.raises(ConfigError) as error:
         build(name, one)
+    assert error.value.argument == "levels" and error.value.value == "classes with 1 class"
+    assert f"{name} tells a class from the others; set {{method}} to KD, which works" in error.value.hint
 
 
 def test_without_target_keeps_the_others():
@@ -206,10 +216,11 @@ def test_kl_divergence_by_hand():
 
 def test_labelled_positions_keep_rows_together():
     pyramid, student, teacher, targets = batch("map")
-    own, other, labels = labelled_positions(student, teacher, targets, method="DKD")["logits"]
+    selected = labelled_positions(student, teacher, targets, method="DKD")["logits"]
     n, h, w = (targets.labels["logits"] >= 0).nonzero()[3].tolist()
-    assert torch.equal(own[3], student["logits"][n, :, h, w]) and torch.equal(other[3], teacher["logits"][n, :, h, w])
-    assert labels[3] == targets.labels["logits"][n, h, w]
+    assert torch.equal(selected[0][3], student["logits"][n, :, h, w])
+    assert torch.equal(selected[1][3], teacher["logits"][n, :, h, w])
+    assert selected[2][3] == targets.labels["logits"][n, h, w]
 
 
 def test_no_copy_at_temperature_one():
@@ -220,7 +231,7 @@ def test_no_copy_at_temperature_one():
 
 @pytest.mark.parametrize(("name", "maps"), [("KD", 2), ("DKD", 4), ("NKD", 3)])
 def test_memory_kept_for_the_backward_pass(name, maps):
-    """In maps of logits; the classes of a position are never compared pairwise."""
+    """The unit is a map of logits; the classes of a position are never compared pairwise."""
     k, h, w = 19, 32, 64
     spec = {"logits": FeatureSpec(k, 8, logits=True)}
     student, teacher = torch.randn(1, k, h, w, requires_grad=True), torch.randn(1, k, h, w)

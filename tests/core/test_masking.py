@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from acam_kd.core import MASKING_REGISTRY
+from acam_kd.core.errors import ConfigError
 from acam_kd.core.masking import ChannelMasking, SpatialMasking, UniformMasking
 
 
@@ -54,10 +55,14 @@ def test_uniform_masks_are_one_and_learn_nothing():
     ],
 )
 def test_no_masks_is_an_error(make):
-    with pytest.raises(ValueError, match="num_masks must be at least 1, not 0"):
+    with pytest.raises(ConfigError) as error:
         make(0)
+    assert (error.value.argument, error.value.value, error.value.allowed) == ("num_masks", 0, ">= 1")
 
 
 def test_unknown_masking_lists_the_known():
-    with pytest.raises(KeyError, match="ChannelMasking, SpatialMasking, UniformMasking"):
-        MASKING_REGISTRY.get("Spatial")
+    for argument in ("masking", "channel_masking"):
+        with pytest.raises(ConfigError) as error:
+            MASKING_REGISTRY.get("Spatial", argument="" if argument == "masking" else argument)
+        assert error.value.argument == argument and error.value.value == "Spatial"
+        assert error.value.allowed == "one of ChannelMasking, SpatialMasking, UniformMasking"

@@ -1,4 +1,4 @@
-"""MGD: the official figures, what the mask does, gradients, faults."""
+"""MGD: the official figures, the effect of the mask, gradients, faults."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 
 from acam_kd.core import FeatureSpec
 from acam_kd.core.distillers.mgd import MGD, keep_mask
+from acam_kd.core.errors import ConfigError
 from acam_kd.core.losses import squared_error
 
 P3 = {"p3": FeatureSpec(8, 8)}
@@ -109,10 +110,13 @@ def test_the_squared_error_by_hand():
 
 
 def test_faults_are_named(official):
-    with pytest.raises(ValueError, match="ALPHA"):
+    with pytest.raises(ConfigError) as error:
         MGD(P3, P3, alpha=-1.0)
+    assert error.value.argument == "alpha" and error.value.value == -1
     for fraction in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match=f"between 0 and 1, found {fraction} .key: LAMBDA_MASK"):
+        with pytest.raises(ConfigError) as error:
             MGD(P3, P3, lambda_mask=fraction)
+        assert error.value.argument == "lambda_mask" and error.value.value is fraction
+        assert error.value.allowed == "between 0 and 1"
     with pytest.raises(ValueError, match="differ in shape"):
         loss_of(MGD(P3, P3), official.student[..., :9], official.teacher)

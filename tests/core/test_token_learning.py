@@ -1,4 +1,4 @@
-"""The first stage: what is trained, what is left alone."""
+"""The first stage of token learning: the parts that are trained, and those that stay as they are."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from acam_kd.core import LOGITS, FeatureSpec
+from acam_kd.core.errors import ConfigError, RunError
 from acam_kd.core.token_files import build_tokens
 from acam_kd.core.token_learning import TokenLearning, learn_tokens
 
@@ -131,13 +132,20 @@ def test_diversity_falls(detector, batch, caplog):
 
 
 def test_faults_are_named(detector, batch):
-    with pytest.raises(ValueError, match="Conv2d has no module called `backbone`"):
+    with pytest.raises(ConfigError) as error:
         TokenLearning(nn.Conv2d(1, 1, 1), {})
+    assert error.value.argument == "teacher"
+    assert error.value.value == "Conv2d, which has no module called `backbone`"
     with pytest.raises(ValueError, match="tokens for a logit map need the module"):
         TokenLearning(detector, build_tokens("MasKD", {LOGITS: FeatureSpec(5, 2, logits=True)}))
-    with pytest.raises(RuntimeError, match="no map for p9"):
+    with pytest.raises(RunError) as stopped:
         TokenLearning(detector, build_tokens("MasKD", {"p9": LEVELS["p3"]}))(batch)
-    with pytest.raises(ValueError, match="learning rate must be positive and finite, found 0.0 .option: --lr"):
+    assert "no map for p9" in stopped.value.what
+    with pytest.raises(ConfigError) as error:
         learn_tokens(TokenLearning(detector, build_tokens("MasKD", LEVELS)), [(batch,)], learning_rate=0.0)
-    with pytest.raises(FloatingPointError, match="iteration 1: loss is not finite: loss_a = nan"):
+    assert error.value.argument == "learning_rate" and error.value.value == 0
+    assert error.value.allowed == "> 0 and finite"
+    with pytest.raises(RunError) as stopped:
         learn_tokens(TokenLearning(detector, build_tokens("MasKD", LEVELS)), [(batch * float("nan"),)], iterations=1)
+    assert stopped.value.where == "iteration 1" and "loss is not finite: loss_a = nan" in stopped.value.what
+    assert stopped.value.remedy == "lower {learning_rate}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from acam_kd.core import LOGITS, FeatureSpec
 from acam_kd.core.distillers import FreeKD, MasKD
+from acam_kd.core.errors import ConfigError
 from acam_kd.core.token_files import build_tokens, load_tokens, save_tokens
 from acam_kd.core.tokens import FrequencyPrompts, ReceptiveTokens, token_masks
 from acam_kd.core.wavelets import haar, haar_levels, inverse_haar, inverse_haar_levels
@@ -173,8 +175,8 @@ def test_tokens_are_found_by_stride_whatever_the_level_is_called(saved):
     tokens, path = saved
     levels = {"1": FeatureSpec(8, 16), "0": FeatureSpec(8, 8), LOGITS: FeatureSpec(5, 16, logits=True)}
     method = MasKD(levels, levels, tokens=path)
-    for own, other in (("0", "p3"), ("1", "p4"), (LOGITS, LOGITS)):
-        assert same(tokens[other], method.tokens[own])
+    for level, teacher_level in (("0", "p3"), ("1", "p4"), (LOGITS, LOGITS)):
+        assert same(tokens[teacher_level], method.tokens[level])
     assert not any(p.requires_grad for p in method.tokens.parameters())
     assert method.warnings() == {}
 
@@ -185,40 +187,63 @@ def test_of_two_levels_of_one_stride_the_name_decides(tmp_path):
     save_tokens(path, "FreeKD", tokens, twice)
     method = FreeKD({"p5": twice["p5"]}, {"p5": twice["p5"]}, tokens=path)
     assert same(tokens["p5"], method.tokens["p5"])
-    with pytest.raises(ValueError, match="none, or several, for x .stride 32, 8 channels.; they are for c5 .stride 32"):
+    with pytest.raises(ConfigError) as error:
         FreeKD({"x": twice["p5"]}, {"x": twice["p5"]}, tokens=path)
+    assert error.value.argument == "tokens" and path in error.value.value
+    expected = (
+        "none, or several, for x (stride 32, 8 channels): its tokens are for c5 (stride 32, 8 channels), p5 (stride"
+    )
+    assert expected in error.value.value
 
 
 @pytest.mark.parametrize(
-    ("spec", "arguments", "message"),
+    ("spec", "arguments", "value", "allowed"),
     [
-        (FeatureSpec(8, 32), {}, r"none, or several, for p3 \(stride 32, 8 channels\); they are for p3 \(stride 8"),
-        (FeatureSpec(4, 8), {}, r"for p3 are 6 of 8 channels, those needed for p3 6 of 4 channels.*TOKENS"),
-        (FeatureSpec(8, 8), {"num_tokens": 3}, r"6 of 8 channels, those needed for p3 3 of 8.*NUM_TOKENS"),
-        (FeatureSpec(8, 8), {"num_tokens": -1}, r"must not be negative, found -1 \(key: NUM_TOKENS"),
+        (FeatureSpec(8, 32), {}, "none, or several, for p3 (stride 32, 8 channels): its tokens are for p3 (str", "one"),
+        (FeatureSpec(4, 8), {}, "6 tokens of 8 channels for p3", "6 of 4 channels for p3"),
+        (FeatureSpec(8, 8), {"num_tokens": 3}, "6 tokens of 8 channels for p3", "3 of 8 channels for p3"),
     ],
 )
-def test_tokens_of_another_teacher_are_refused(saved, spec, arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_tokens_of_another_teacher_are_refused(saved, spec, arguments, value, allowed):
+    with pytest.raises(ConfigError) as error:
         MasKD({"p3": spec}, {"p3": spec}, tokens=saved[1], **arguments)
+    assert error.value.argument == "tokens" and saved[1] in error.value.value
+    assert value in error.value.value and allowed in error.value.allowed
+    assert "{tokens}" in error.value.hint and ("{num_tokens}" in error.value.hint or spec.stride == 32)
+
+
+def test_a_negative_number_of_tokens_is_refused(saved):
+    level = {"p3": TEACHER["p3"]}
+    with pytest.raises(ConfigError) as error:
+        MasKD(level, level, tokens=saved[1], num_tokens=-1)
+    assert (error.value.argument, error.value.value, error.value.allowed) == ("num_tokens", -1, ">= 0")
+    with pytest.raises(ConfigError) as error:
+        ReceptiveTokens(8, num_tokens=0)
+    assert (error.value.argument, error.value.value, error.value.allowed) == ("num_tokens", 0, ">= 1")
 
 
 def test_files_that_do_not_do_are_named(saved, tmp_path):
     level = {"p3": TEACHER["p3"]}
-    with pytest.raises(ValueError, match=r"were learnt for MasKD, and FreeKD needs its own \(key: TOKENS\)"):
+    with pytest.raises(ConfigError) as error:
         FreeKD(level, level, tokens=saved[1])
-    with pytest.raises(FileNotFoundError, match=r"there are no tokens: tried .*nowhere.pth \(key: TOKENS\)"):
+    assert error.value.argument == "tokens" and error.value.value == f"{saved[1]}, learnt for MasKD"
+    assert error.value.allowed == "tokens learnt for FreeKD"
+    with pytest.raises(ConfigError) as error:
         MasKD(level, level, tokens="nowhere.pth")
+    assert error.value.argument == "tokens" and error.value.value == f"no file at {os.path.abspath('nowhere.pth')}"
     other = tmp_path / "other.pth"
     for content in ({"model": {}}, [1], {"method": "MasKD", "levels": {"p3": {}}}):
         torch.save(content, other)
-        with pytest.raises(ValueError, match="other.pth is no file of learnt tokens"):
+        with pytest.raises(ConfigError) as error:
             MasKD(level, level, tokens=str(other))
+        assert error.value.argument == "tokens" and error.value.value == f"{other}, which holds no learnt tokens"
     other.write_text("nonsense")
-    with pytest.raises(ValueError, match="is no file of learnt tokens"):
+    with pytest.raises(ConfigError) as error:
         MasKD(level, level, tokens=str(other))
-    with pytest.raises(ValueError, match="PKD has no tokens to learn; one of MasKD and FreeKD"):
+    assert error.value.argument == "tokens" and error.value.value == f"{other}, which holds no learnt tokens"
+    with pytest.raises(ConfigError) as error:
         build_tokens("PKD", level)
+    assert error.value.argument == "method" and error.value.value == "PKD" and "MasKD, FreeKD" in error.value.allowed
 
 
 def test_tokens_without_their_network_do_not_fit(tmp_path):
@@ -226,8 +251,11 @@ def test_tokens_without_their_network_do_not_fit(tmp_path):
     path, level = str(tmp_path / "t.pth"), {"p3": TEACHER["p3"]}
     tokens = {"p3": ReceptiveTokens(8, num_tokens=6, probability=False)}
     save_tokens(path, "MasKD", tokens, level)
-    with pytest.raises(ValueError, match="for p3 do not fit: Missing key.*probability.0.weight"):
+    with pytest.raises(ConfigError) as error:
         load_tokens(path, "MasKD", build_tokens("MasKD", level), level)
+    assert error.value.argument == "tokens" and path in error.value.value
+    assert "for p3 that does not fit: Missing key" in error.value.value
+    assert "probability.0.weight" in error.value.value and "\n" not in error.value.value
 
 
 def test_a_file_is_read_without_running_code(saved):

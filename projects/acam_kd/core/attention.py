@@ -12,13 +12,13 @@ __all__ = ["channel_attention", "spatial_attention"]
 
 
 def spatial_attention(features: Tensor, temperature: float) -> Tensor:
-    """HW softmax over positions of mean_c |F| / T: (N, C, H, W) -> (N, H, W), of mean 1 in every image."""
+    """Return HW softmax over positions of mean_c |F| / T: (N, C, H, W) -> (N, H, W), of mean 1 in every image."""
     n, _, h, w = features.shape
     energy = features.abs().mean(1).flatten(1)
     return (h * w * (energy / temperature).softmax(1)).view(n, h, w)
 
 
 def channel_attention(features: Tensor, temperature: float) -> Tensor:
-    """C softmax over channels of mean_hw |F| / T: (N, C, H, W) -> (N, C), of mean 1 in every image."""
+    """Return C softmax over channels of mean_hw |F| / T: (N, C, H, W) -> (N, C), of mean 1 in every image."""
     energy = features.abs().mean((2, 3))
     return features.shape[1] * (energy / temperature).softmax(1)

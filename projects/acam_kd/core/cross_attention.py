@@ -1,12 +1,12 @@
-"""Single-head cross-attention between the positions of two maps, and what of it can be had for less.
+"""Single-head cross-attention between the positions of two maps, and cheaper ways to a summary of its result.
 
-A = softmax(Q^T K / sqrt(E)) has as many entries as there are pairs of positions, 4.5e9 at P2 of an 800x1344 image, and
-is never held as a whole. Two ways lead past it:
+The matrix A = softmax(Q^T K / sqrt(E)) has one entry per pair of positions: 4.5e9 at P2 of an 800x1344 image. It is
+never held as a whole. Two functions avoid it:
 
-* ``fused_attention`` makes A V by torch's fused kernels: the whole map, or fewer columns. A projection m of the map is
-  m (A V) = A (V m), so that M columns are enough where M projections are wanted, not C.
-* ``summarized_attention`` makes a few columns and also what every key receives, the mean over queries of its column of
-  A. That, times V, is the mean of the map over positions.
+* ``fused_attention`` computes A V with torch's fused kernels: the whole map, or fewer columns. A projection m of the
+  map is m (A V) = A (V m), so M projections need M columns instead of C.
+* ``summarized_attention`` computes a few columns and the attention that every key receives: the mean over queries of
+  its column of A. The values weighted by the received attention add up to the mean of the map over positions.
 
 ``materialized_attention`` is the definition, for tests and for the benchmark.
 
@@ -25,26 +25,26 @@ from torch.nn import functional as F
 __all__ = ["fused_attention", "materialized_attention", "summarized_attention"]
 
 BLOCK = {"cpu": 2**18, "cuda": 2**25}
-"""How many entries of A are held at a time: what a cache, or the memory of a GPU, has room for."""
+"""The number of entries of A held at a time: as many as fit a CPU's cache, or a GPU's memory."""
 MIN_ROWS = 64
-"""Of a block: thinner ones make slow matrix products."""
+"""The smallest number of rows in a block: thinner blocks make slow matrix products."""
 
 
 def materialized_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """A V with A written out: the reference. Memory grows with the square of the positions.
+    """Compute A V with A written out: the reference, whose memory grows with the square of the positions.
 
-    Args and result are those of ``fused_attention``.
+    Arguments and result are those of ``fused_attention``.
     """
     rows = torch.einsum("neq,nek->nqk", query.flatten(2), key.flatten(2)) * query.shape[1] ** -0.5
     return torch.einsum("nqk,nck->ncq", rows.softmax(2), value.flatten(2)).view(*value.shape[:2], *query.shape[2:])
 
 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """A V: for every query position the values weighted by softmax(q k / sqrt(E)).
+    """Compute A V: for every query position the values weighted by softmax(q k / sqrt(E)).
 
-    Torch's fused kernels need equal widths and a contiguous last dimension, and on a GPU a width that is a multiple of
-    8, and fall back to materialising A otherwise. So all three are padded with zeros to such a width, which changes
-    no product, and the scale is that of the true width.
+    Torch's fused kernels need equal widths and a contiguous last dimension; on a GPU the width must be a multiple of 8.
+    Otherwise they fall back to materialising A. So all three inputs are padded with zeros to such a width. The padding
+    changes no product, and the scale is that of the true width.
 
     Args:
         query: (N, E, Hq, Wq).
@@ -68,9 +68,9 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def summarized_attention(query: Tensor, key: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """A times a few columns, and the mean attention that every key receives; in float32 at least.
+    """Compute A times a few columns, and the mean attention that every key receives; in float32 at least.
 
-    A is made a few rows at a time, and again in the backward pass.
+    A is made a few rows at a time, and made again in the backward pass.
 
     Args:
         query: (N, E, Hq, Wq).
@@ -89,11 +89,13 @@ def summarized_attention(query: Tensor, key: Tensor, columns: Tensor) -> tuple[T
 
 
 class _Summary(torch.autograd.Function):
-    """Y = A U and r = mean over queries of A, for A = softmax(Q K^T) of Q (N, Q, E), K (N, K, E), U (N, K, M).
+    """The operator Y = A U, r = mean over queries of A, for A = softmax(Q K^T).
 
-    With dY and dr given, dA = dY U^T + 1 dr^T / Q: the gradient of an attention with one column more, whose value is dr
-    and whose output's gradient is 1 / Q. The softmax gives dS = A (dA - d), d = the sum over keys of A dA =
-    dY . Y + A dr / Q for every query; d is one column more again.
+    Shapes: Q (N, Q, E), K (N, K, E), U (N, K, M).
+
+    With dY and dr given, dA = dY U^T + 1 dr^T / Q. This is the gradient of an attention with one column more: the
+    column's value is dr, and the gradient of its output is 1 / Q. The softmax gives dS = A (dA - d). For every query,
+    d = the sum over keys of A dA = dY . Y + A dr / Q, so d takes one column more again.
     """
 
     @staticmethod
@@ -126,7 +128,7 @@ class _Summary(torch.autograd.Function):
 
 
 def _blocks(q: Tensor, k: Tensor) -> list[tuple[slice, slice]]:
-    """Images and queries whose rows of A are held at once: of ``BLOCK`` entries, or ``MIN_ROWS`` rows of an image."""
+    """Return the images and queries of each block: of ``BLOCK`` entries of A, or ``MIN_ROWS`` rows of one image."""
     entries = BLOCK.get(q.device.type, BLOCK["cuda"])
     keys = max(k.shape[1], 1)
     images = max(min(entries // (MIN_ROWS * keys), len(q)), 1)

@@ -8,28 +8,33 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .errors import ConfigError
 from .features import BACKBONE, LOGITS, Features, Pyramid
 from .targets import Targets
 
 __all__ = ["NOTHING_KNOWN", "Distiller", "align_levels", "check_weights", "method_arguments"]
 
 NOTHING_KNOWN = Targets()
-"""For methods that need nothing but features."""
+"""The targets for methods that need nothing but features."""
 
 
 class Distiller(nn.Module):
-    """Turns the features of student and teacher into named losses.
+    """A method that turns the features of student and teacher into named losses.
 
-    Both pyramids have the same level names: the student's, whatever the teacher calls its levels.
+    Both pyramids have the student's level names, whatever the teacher calls its levels.
 
-    A method subclasses this, takes its hyper-parameters as further keyword arguments with defaults (their
-    upper-case names are its config keys), registers itself in ``DISTILLER_REGISTRY``, and keeps to
-    four rules, which the contract test checks for all registered methods:
+    A method is a subclass, registered in ``DISTILLER_REGISTRY``. Its hyper-parameters are further keyword arguments
+    with defaults; every front end makes them settings of its own. It keeps to four rules, which the contract test
+    checks for all registered methods:
 
     * ``forward`` returns weighted, finite 0-d losses under the keys ``loss_<method>_<term>``;
     * no gradient reaches the teacher's features;
     * every parameter gets a gradient at every step, or DistributedDataParallel stops;
-    * diagnostics go through ``metrics``, never into the losses: the trainer sums every loss.
+    * diagnostics are returned by ``metrics``, never among the losses: the trainer sums every loss.
+
+    Everything that a method keeps of a step is in ``self._step``. ``forward`` fills this dict with detached values,
+    under keys of the method's choice; ``metrics``, ``masks`` and ``warnings`` read it. It is empty before the first
+    step. Copies and pickles leave its contents out.
 
     Args:
         student, teacher: the levels to distil, with the same keys.
@@ -38,46 +43,55 @@ class Distiller(nn.Module):
     reads: tuple[str, ...] = (BACKBONE, LOGITS)
     """The taps whose levels the method can use; it is given no others."""
     needs: tuple[str, ...] = ()
-    """What it looks at in ``Targets``: any of ``boxes``, ``labels``. What no method needs is not made."""
+    """The fields of ``Targets`` that the method uses: any of ``boxes``, ``labels``. Fields that no method needs are
+    left empty."""
 
     def __init__(self, student: Pyramid, teacher: Pyramid) -> None:
         super().__init__()
         if student.keys() != teacher.keys():
             raise ValueError(f"levels differ: student {list(student)}, teacher {list(teacher)}")
         self.levels = list(student)
+        self._step: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for copies and pickles: all but what was kept of the last step."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "_step": {}}
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return the losses of one step; features are (N, C, H, W) per level."""
         raise NotImplementedError
 
     def parts(self) -> list[Distiller]:
-        """The methods that it is made of: itself."""
+        """Return the methods that this one consists of: itself alone, unless it combines several."""
         return [self]
 
     def metrics(self) -> dict[str, Tensor]:
-        """Diagnostics of the last step, 0-d and detached, under ``<level>/<quantity>``."""
+        """Return diagnostics of the last step, 0-d and detached, under ``<level>/<quantity>``."""
         return {}
 
     def masks(self) -> dict[str, dict[str, Tensor]]:
-        """Where the last step looked, for pictures: level -> kind -> masks, detached.
+        """Return the masks of the last step, for pictures: level -> kind -> masks, detached.
 
-        Kinds are ``"spatial"``, (N, M, H, W), and ``"channel"``, (N, M, C). Empty for a method without masks.
+        Kinds are ``"spatial"``, (N, M, H, W), and ``"channel"``, (N, M, C). A method without masks returns none.
         """
         return {}
 
     def warnings(self) -> dict[str, str]:
-        """What is going wrong by the last step, place -> a plain sentence that names the level and the key to change.
+        """Return the problems that the last step showed: place -> a plain sentence.
 
-        A place is reported once a run.
+        A sentence names the level, and the argument to change as a ``{argument}`` field: "set {standardize} to True".
+        The engine fills such fields by ``str.format_map`` with its own names; a sentence has no other braces. The
+        engine reports each place once per run.
         """
         return {}
 
 
 def align_levels(student: Pyramid, teacher: Pyramid) -> nn.ModuleDict:
-    """One 1x1 convolution per level from the student's channels to the teacher's; none on logits.
+    """Build one 1x1 convolution per level from the student's channels to the teacher's; none on logits.
 
-    It starts as the identity where the channels match (a reading of the paper, which says nothing). Logits have a
-    meaning, class by class, so they are compared as they are (a reading too; MasKD does so).
+    A convolution starts as the identity where the channels match. That is an assumption; the papers do not say.
+    Logits have a meaning, class by class, so they are compared as they are. That is an assumption too; MasKD does so.
     """
     aligned = nn.ModuleDict()
     for level, spec in student.items():
@@ -93,13 +107,13 @@ def align_levels(student: Pyramid, teacher: Pyramid) -> nn.ModuleDict:
 
 
 def check_weights(**weights: float) -> None:
-    """Raise ValueError for a loss weight that is negative or not finite."""
+    """Raise ConfigError for a loss weight that is negative or not finite."""
     for name, weight in weights.items():
         if not 0 <= weight < math.inf:
-            raise ValueError(f"{name} must be finite and not negative, found {weight} (key: {name.upper()})")
+            raise ConfigError(name, weight, ">= 0 and finite")
 
 
 def method_arguments(method: type) -> dict[str, Any]:
-    """The hyper-parameters of a method, argument -> default: its constructor's keyword-only arguments."""
+    """Return the hyper-parameters of a method, argument -> default: its constructor's keyword-only arguments."""
     parameters = inspect.signature(method).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}

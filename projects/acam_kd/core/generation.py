@@ -1,14 +1,18 @@
-"""What the methods share that hide a part of the student's map and rebuild the teacher's from the rest."""
+"""Helpers of the methods that hide a part of the student's map and rebuild the teacher's from the rest."""
 
 from __future__ import annotations
 
 from torch import nn
 
+from .errors import ConfigError
+
 __all__ = ["Generator", "check_fraction"]
 
 
 class Generator(nn.Sequential):
-    """Rebuilds a map from what is left of it: 3x3 convolution, ReLU, 3x3 convolution; (N, C, H, W) both ways.
+    """A network that rebuilds a map from the rest of it: 3x3 convolution, ReLU, 3x3 convolution.
+
+    Its input and output are (N, C, H, W).
 
     Yang et al., "Masked Generative Distillation", ECCV 2022. It is thrown away after training.
 
@@ -25,7 +29,7 @@ class Generator(nn.Sequential):
 
 
 def check_fraction(**fractions: float) -> None:
-    """Raise ValueError for a fraction that is not between 0 and 1."""
+    """Raise ConfigError for a fraction that is not between 0 and 1."""
     for name, fraction in fractions.items():
         if not 0 <= fraction <= 1:
-            raise ValueError(f"{name} must be between 0 and 1, found {fraction} (key: {name.upper()})")
+            raise ConfigError(name, fraction, "between 0 and 1")

@@ -5,27 +5,29 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from .errors import RunError
+
 __all__ = ["clip_gradients"]
 
 
 def clip_gradients(model: nn.Module, max_norm: float, *, when: str) -> None:
     """Clip the norm of all gradients together, and stop if it is not finite.
 
-    torch's own ``clip_grad_norm_`` would spread one NaN over all of them before one can say where it came from.
+    torch's own ``clip_grad_norm_`` would spread one NaN over all gradients before its origin can be told.
 
     Args:
-        model: whose gradients.
+        model: the module whose gradients are clipped.
         max_norm: the largest norm allowed; 0 for any.
-        when: said in the message, as "iteration 7".
+        when: the place that the error names, as "iteration 7".
 
     Raises:
-        FloatingPointError: a gradient is not finite; names the parameters concerned.
+        RunError: a gradient is not finite; the message names the parameters concerned.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.grad is not None]
     norm = get_total_norm([p.grad for _, p in named if p.grad is not None])
     if not bool(norm.isfinite()):
         bad = [name for name, p in named if p.grad is not None and not bool(p.grad.isfinite().all())]
         shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-        raise FloatingPointError(f"{when}: the gradient is not finite in {shown}")
+        raise RunError(f"the gradient is not finite in {shown}", where=when)
     if max_norm:
         clip_grads_with_norm_([p for _, p in named], max_norm, norm)

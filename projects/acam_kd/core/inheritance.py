@@ -1,4 +1,4 @@
-"""Inheritance: a student's neck and head start from the teacher's weights."""
+"""Inheritance of weights: a student's neck and head start from the teacher's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Inherited", "inherit"]
 
 @dataclass
 class Inherited:
-    """What ``inherit`` did: names of tensors copied, and name -> reason for those it skipped."""
+    """The result of ``inherit``: the names of the tensors copied, and name -> reason for those skipped."""
 
     copied: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -27,12 +27,15 @@ class Inherited:
 def inherit(student: nn.Module, teacher: nn.Module, *, exclude: Sequence[str]) -> Inherited:
     """Copy the teacher's tensors into the student wherever name and shape agree.
 
-    It is worth AP of its own, so a comparison shows it as a row of its own.
+    Inheritance alone raises AP, so a comparison shows it as a separate row.
 
     Args:
-        student: changed in place.
-        teacher: of the same kind, its weights loaded.
-        exclude: prefixes of the tensors that stay the student's: those of its backbone proper.
+        student: the model that is changed in place.
+        teacher: a model of the same kind, with its weights loaded.
+        exclude: prefixes of the tensors that stay the student's: those of its backbone without the neck.
+
+    Returns:
+        The names of the copied and of the skipped tensors.
     """
     report = Inherited()
     source = teacher.state_dict()

@@ -1,6 +1,6 @@
-"""What the methods that distil predicted classes share: softmax, positions with a label, what is measured.
+"""Helpers of the methods that distil predicted classes: softmax, positions with a label, metrics.
 
-Letters: N images, or regions; K classes, in dimension 1; further dimensions are positions. P positions with a label.
+Letters: N images, or regions; K classes, in dimension 1; further dimensions are positions; P positions with a label.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn import functional as F
 
+from .errors import ConfigError
 from .features import Features, Pyramid
 from .targets import Targets
 
@@ -28,60 +29,73 @@ Labelled = tuple[Tensor, Tensor, Tensor]
 
 
 def softened(logits: Tensor, temperature: float) -> Tensor:
-    """Logits / T, without a copy at T = 1."""
+    """Return logits / T, without a copy at T = 1."""
     return logits if temperature == 1 else logits / temperature
 
 
 def kl_divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(softmax(teacher) || softmax(student)) over dimension 1: (N, K, ...) -> (N, ...).
+    """Compute KL(softmax(teacher) || softmax(student)) over dimension 1: (N, K, ...) -> (N, ...).
 
-    No gap between logits is too large: no logarithm is taken of a probability. Float32 is the caller's business.
+    No gap between logits is too large, because no logarithm of a probability is taken. The caller casts to float32.
     """
     return F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True).sum(1)
 
 
 def without_target(logits: Tensor, labels: Tensor) -> Tensor:
-    """The K - 1 logits of the other classes: (P, K), (P,) -> (P, K - 1).
+    """Return the K - 1 logits of the other classes: (P, K), (P,) -> (P, K - 1).
 
-    Their order changes, alike in student and teacher: the last class takes the place of the target, and the last
-    place is dropped. So nothing has to be masked with a large negative number.
+    The last class takes the place of the target, and the last place is dropped. So the order of the classes changes,
+    in the same way for student and teacher. Nothing has to be masked with a large negative number.
     """
     return logits.scatter(1, labels[:, None], logits[:, -1:])[:, :-1]
 
 
 def labelled_positions(student: Features, teacher: Features, targets: Targets, *, method: str) -> dict[str, Labelled]:
-    """Per level, the positions whose label is one of its K classes.
+    """Select, per level, the positions whose label is one of its K classes.
 
-    Left out is what has no channel: ignored positions, and the background of heads that predict each class with a
-    sigmoid. Where the background is a class of its own, it counts like any other.
+    Positions without a channel for their label are left out. These are ignored positions, and the background of heads
+    that predict each class with a sigmoid. A background that is a class of its own counts like any other.
 
     Args:
         student, teacher: level -> (N, K, ...).
         targets: with labels (N, ...) for each of these levels.
-        method: its name, for messages.
+        method: the method's name, for messages.
 
     Raises:
-        ValueError: a level has no labels, or they or the teacher's logits do not fit the student's.
+        ConfigError: a level has no labels, or labels that do not fit the logits.
+        ValueError: student and teacher differ in shape.
     """
-    found = {}
-    for level, own in student.items():
+    selected = {}
+    for level, student_logits in student.items():
         if level not in targets.labels:
             known = ", ".join(targets.labels) or "no level"
-            raise ValueError(f"{method} needs the label of every position of {level}; there are labels for {known}")
-        other, labels = teacher[level].detach(), targets.labels[level]
-        if own.shape != other.shape or labels.shape != (own.shape[0], *own.shape[2:]):
-            raise ValueError(
-                f"level {level}: student {tuple(own.shape)}, teacher {tuple(other.shape)} and labels "
-                f"{tuple(labels.shape)} do not fit; (N, K, ...) twice and (N, ...) do"
+            raise ConfigError(
+                "targets",
+                f"labels for {known}",
+                f"the label of every position of {level}",
+                hint=f"{method} needs it: choose a method that needs none, such as KD, or give {{targets}}",
             )
-        # selected first: of a dense head's anchors few are left
-        keep = (labels >= 0) & (labels < own.shape[1])
-        found[level] = own.movedim(1, -1)[keep], other.movedim(1, -1)[keep], labels[keep]
-    return found
+        teacher_logits, labels = teacher[level].detach(), targets.labels[level]
+        if student_logits.shape != teacher_logits.shape:
+            raise ValueError(
+                f"student {tuple(student_logits.shape)} and teacher {tuple(teacher_logits.shape)} differ in shape at "
+                f"level {level}"
+            )
+        expected = (student_logits.shape[0], *student_logits.shape[2:])
+        if labels.shape != expected:
+            raise ConfigError(
+                "targets",
+                f"labels {tuple(labels.shape)} for {level}",
+                f"{expected}, one for every position of the logits {tuple(student_logits.shape)}",
+            )
+        # Positions are selected first: of a dense head's anchors few are left.
+        keep = (labels >= 0) & (labels < student_logits.shape[1])
+        selected[level] = student_logits.movedim(1, -1)[keep], teacher_logits.movedim(1, -1)[keep], labels[keep]
+    return selected
 
 
 def agreement(compared: Mapping[str, Labelled]) -> dict[str, Tensor]:
-    """Metrics: how many positions were compared, and at which share of them both prefer the same class."""
+    """Return two metrics: the number of compared positions, and the share at which both prefer the same class."""
     metrics = {}
     for level, (student, teacher, labels) in compared.items():
         metrics[f"{level}/positions"] = student.new_tensor(len(labels))
@@ -91,10 +105,13 @@ def agreement(compared: Mapping[str, Labelled]) -> dict[str, Tensor]:
 
 
 def check_several_classes(pyramid: Pyramid, *, method: str) -> None:
-    """Raise ValueError for a level with fewer than two classes, over which a softmax is constant."""
+    """Raise ConfigError for a level with fewer than two classes, over which a softmax is constant."""
     for level, spec in pyramid.items():
         if spec.channels < 2:
-            raise ValueError(
-                f"{method} tells a class from the others, and {level} has {spec.channels}; KD works with one class, "
-                "if it is predicted by a sigmoid (key: DISTILL.METHOD)"
+            raise ConfigError(
+                "levels",
+                f"{level} with {spec.channels} class{'' if spec.channels == 1 else 'es'}",
+                "2 classes or more",
+                hint=f"{method} tells a class from the others; set {{method}} to KD, which works with one class if it "
+                "is predicted by a sigmoid",
             )

@@ -1,7 +1,7 @@
-"""The losses of ACAM-KD as pure functions of tensors, and what the losses of all methods share.
+"""The losses of ACAM-KD as pure functions of tensors, and helpers that the losses of all methods share.
 
-Letters: N images, C channels, H x W positions, M masks. Every function computes in float32 at least
-(float64 stays float64), also under autocast, and returns a 0-d tensor with a graph, also for N = 0.
+Letters: N images, C channels, H x W positions, M masks. Every loss computes in float32 at least (float64 stays
+float64), also under autocast. It returns a 0-d tensor with a graph, also for N = 0.
 
 Paper: Lan & Tian, "ACAM-KD: Adaptive and Cooperative Attention Masking for Knowledge Distillation",
 ICCV 2025, arXiv 2503.06307. The masked errors are normalised as in MasKD (ICLR 2023), whose formula they share.
@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .errors import ConfigError
+
 __all__ = [
     "check_shapes",
     "check_temperature",
@@ -31,13 +33,13 @@ __all__ = [
 ]
 
 EPS = 1e-6
-"""Added to every sum of a mask, so that a mask that vanished does not divide by zero."""
+"""The number added to every sum of a mask: without it a vanished mask would divide by zero."""
 
 
 def full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Cast the tensors to their common type, float32 at least, and switch autocast off inside.
 
-    What is no tensor of floating numbers, a temperature or labels, passes as it is.
+    Any other argument, such as a temperature or a tensor of labels, passes unchanged.
     """
 
     def cast(x: Any, dtype: torch.dtype) -> Any:
@@ -58,7 +60,7 @@ def full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def check_shapes(
     student: Tensor, teacher: Tensor, masks: Tensor | None = None, masked_dims: tuple[int, ...] = ()
 ) -> None:
-    """Raise ValueError for features, or masks (N, M, the ``masked_dims`` of the features), that do not fit."""
+    """Raise ValueError for features that differ in shape, and for masks other than (N, M, the ``masked_dims``)."""
     if student.shape != teacher.shape:
         raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape")
     if masks is not None:
@@ -69,17 +71,19 @@ def check_shapes(
 
 
 def check_temperature(temperature: float) -> None:
-    """Raise ValueError for a temperature that is not finite and positive."""
+    """Raise ConfigError for a temperature that is not finite and positive."""
     if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be finite and positive, found {temperature} (key: TEMPERATURE)")
+        raise ConfigError("temperature", temperature, "> 0 and finite")
 
 
 def with_unused(losses: Mapping[str, Tensor], unused: nn.Module) -> dict[str, Tensor]:
-    """The same losses; one of them now gives every parameter of a module that did not run a gradient, of zero.
+    """Return the same losses, the first of which gives zero gradients to a module that did not run.
+
+    DistributedDataParallel stops at a parameter without a gradient.
 
     Args:
         losses: at least one, 0-d.
-        unused: for DistributedDataParallel, which stops at a parameter without a gradient.
+        unused: the module whose parameters get the zero gradients.
     """
     nothing = [0 * p.sum() for p in unused.parameters() if p.requires_grad]  # the gradient takes a parameter's strides
     first, *_ = losses
@@ -88,7 +92,7 @@ def with_unused(losses: Mapping[str, Tensor], unused: nn.Module) -> dict[str, Te
 
 
 def non_finite(losses: Mapping[str, Tensor]) -> list[str]:
-    """``name = value`` of every loss that is not finite; the device is asked once."""
+    """Return ``name = value`` for every loss that is not finite, after one transfer from the device."""
     if not losses:
         return []
     values = torch.stack([loss.detach().float().reshape(()) for loss in losses.values()]).tolist()
@@ -97,7 +101,7 @@ def non_finite(losses: Mapping[str, Tensor]) -> list[str]:
 
 @full_precision
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error over images, channels and positions: plain feature mimicking.
+    """Compute the mean squared error over images, channels and positions: plain feature mimicking.
 
     Args:
         student, teacher: (N, C, H, W).
@@ -108,7 +112,7 @@ def mse(student: Tensor, teacher: Tensor) -> Tensor:
 
 @full_precision
 def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared error summed over channels and positions, averaged over images: what FGD and MGD use.
+    """Compute the squared error of FGD and MGD: summed over channels and positions, averaged over images.
 
     It grows with C, H and W, so its weights are small and do not transfer between image sizes.
 
@@ -122,7 +126,7 @@ def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
 def spatial_masked_mse(
     student: Tensor, teacher: Tensor, masks: Tensor, weights: Tensor | None = None, eps: float = EPS
 ) -> Tensor:
-    r"""The spatially masked error of ACAM-KD, with D = teacher - student.
+    r"""Compute the spatially masked error of ACAM-KD, with D = teacher - student.
 
     .. math:: L_s = \frac{1}{NM} \sum_{n,m} \frac{\lVert M_m \odot D_n \rVert^2}{C \sum_p M_{m,p}}
 
@@ -131,7 +135,7 @@ def spatial_masked_mse(
     Args:
         student, teacher: (N, C, H, W), of equal shape.
         masks: (N, M, H, W), in [0, 1].
-        weights: (N, M), of the masks' errors; 1 / M each if left out. MasKD has others.
+        weights: (N, M), of the masks' errors; 1 / M each if left out. MasKD gives weights of its own.
         eps: added to each sum of a mask.
 
     Raises:
@@ -142,9 +146,9 @@ def spatial_masked_mse(
 
 
 def masked_mse(student: Tensor, teacher: Tensor, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    r"""Both masked errors of ACAM-KD, or one, with D^2 = (teacher - student)^2 made and kept once.
+    r"""Compute both masked errors of ACAM-KD, or one, with D^2 = (teacher - student)^2 made and kept once.
 
-    The spatial one is that of ``spatial_masked_mse``; that of the channel masks is
+    The spatial error is that of ``spatial_masked_mse``. The error of the channel masks is
 
     .. math:: L_c = \frac{1}{NM} \sum_{n,m} \frac{\lVert M_m \odot D_n \rVert^2}{HW \sum_k M_{m,k}}
 
@@ -161,7 +165,7 @@ def masked_mse(student: Tensor, teacher: Tensor, masks: Mapping[str, Tensor]) ->
     for kind, dims in (("spatial", (0, 2, 3)), ("channel", (0, 1))):
         check_shapes(student, teacher, masks.get(kind), dims)
     squares = _squares(student, teacher)
-    return {kind: MASKED[kind](squares, own) for kind, own in masks.items()}
+    return {kind: MASKED[kind](squares, kind_masks) for kind, kind_masks in masks.items()}
 
 
 @full_precision
@@ -185,7 +189,7 @@ MASKED = {"spatial": _spatial, "channel": _channel}
 def _masked_error(
     energy: Tensor, masks: Tensor, averaged_over: int, weights: Tensor | None = None, eps: float = EPS
 ) -> Tensor:
-    """Mean over N and M of (masks^2 @ energy) / (averaged_over * sum masks); energy (N, K), masks (N, M, K)."""
+    """Average (masks^2 @ energy) / (averaged_over * sum masks) over N and M; energy (N, K), masks (N, M, K)."""
     numerator = torch.einsum("nmk,nk->nm", masks.square(), energy)
     error = numerator / (averaged_over * (masks.sum(2) + eps))
     if weights is not None:
@@ -195,13 +199,13 @@ def _masked_error(
 
 @full_precision
 def mask_diversity_loss(masks: Tensor) -> Tensor:
-    r"""Dice overlap of the masks, averaged over ordered pairs and images; in [0, 1].
+    r"""Compute the Dice overlap of the masks, averaged over ordered pairs and images; in [0, 1].
 
     .. math:: L_{div} = \frac{1}{NM(M-1)} \sum_n \sum_{i \ne j}
               \frac{2 \langle M_i, M_j \rangle}{\lVert M_i \rVert^2 + \lVert M_j \rVert^2}
 
-    1 for identical masks, 0 for disjoint ones, and 0 where there is no pair (M = 1). It does not
-    change when all masks shrink together, so it does not keep masks from vanishing.
+    It is 1 for identical masks, 0 for disjoint ones, and 0 where there is no pair (M = 1). It does not change when all
+    masks shrink together, so it does not keep masks from vanishing.
 
     Args:
         masks: (N, M, ...), in [0, 1].

@@ -1,10 +1,10 @@
 """Adaptive spatial-channel masking (ASCM): learnable selection units turn the fused map into soft masks.
 
-Spatial masks need M projections of the fused map, channel masks its mean over positions, and cross-attention gives both
-for less than the map itself; ``make_masks`` knows when that will do.
+Spatial masks need M projections of the fused map, channel masks its mean over positions. Cross-attention gives both
+at less cost than the map itself; ``make_masks`` knows when they are enough.
 
-Letters: N images, C channels, H x W positions, M masks. Paper: ACAM-KD, arXiv 2503.06307. Starting the
-units from N(0, 0.01^2) is a reading; it is how MasKD starts its tokens.
+Letters: N images, C channels, H x W positions, M masks. Paper: ACAM-KD, arXiv 2503.06307. The units start from
+N(0, 0.01^2), as the tokens of MasKD do. That is an assumption; the paper does not say.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from .errors import ConfigError
 from .fusion import CrossAttentionFusion
 from .registry import MASKING_REGISTRY
 
@@ -24,7 +25,7 @@ INIT_STD = 0.01
 
 def _check_num_masks(num_masks: int) -> None:
     if num_masks < 1:
-        raise ValueError(f"num_masks must be at least 1, not {num_masks} (key: NUM_MASKS)")
+        raise ConfigError("num_masks", num_masks, ">= 1")
 
 
 def _units(num_masks: int, width: int) -> nn.Parameter:
@@ -34,11 +35,14 @@ def _units(num_masks: int, width: int) -> nn.Parameter:
 
 @MASKING_REGISTRY.register()
 class SpatialMasking(nn.Module):
-    """M_s = sigmoid(m_s z): M masks over positions.
+    """M masks over positions, M_s = sigmoid(m_s z), for the units m_s and the fused map z.
 
     Args:
         channels: C of the fused map.
         num_masks: M; 6 for detection, the number of classes for segmentation.
+
+    Raises:
+        ConfigError: ``num_masks`` is below 1.
     """
 
     kind = "spatial"
@@ -48,23 +52,26 @@ class SpatialMasking(nn.Module):
         self.units = _units(num_masks, channels)
 
     def forward(self, fused: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, M, H, W)."""
+        """Compute the masks, (N, C, H, W) -> (N, M, H, W)."""
         return self.select(torch.einsum("mc,nchw->nmhw", self.units, fused))
 
     @staticmethod
     def select(projection: Tensor) -> Tensor:
-        """The masks of a map of which the projection on the units is known, (N, M, H, W)."""
+        """Compute the masks from the map's projection on the units, (N, M, H, W) both."""
         return projection.sigmoid()
 
 
 @MASKING_REGISTRY.register()
 class ChannelMasking(nn.Module):
-    """M_c = sigmoid(m_c v), v the mean of the fused map over positions: M masks over channels.
+    """M masks over channels, M_c = sigmoid(m_c v), for the mean v of the fused map over positions.
 
-    The masks differ by one slope each.
+    Each unit m_c is one number, so the masks differ by one slope each.
 
     Args:
         num_masks: M.
+
+    Raises:
+        ConfigError: ``num_masks`` is below 1.
     """
 
     kind = "channel"
@@ -74,17 +81,20 @@ class ChannelMasking(nn.Module):
         self.units = _units(num_masks, 1)
 
     def forward(self, fused: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, M, C)."""
+        """Compute the masks, (N, C, H, W) -> (N, M, C)."""
         return (self.units * fused.mean((2, 3)).unsqueeze(1)).sigmoid()
 
 
 @MASKING_REGISTRY.register()
 class UniformMasking(nn.Module):
-    """All masks are 1 at every position: plain feature mimicking, the control. No parameters.
+    """Masks that are 1 at every position: plain feature mimicking, the control. It has no parameters.
 
     Args:
         channels: C of the fused map (not used).
         num_masks: M.
+
+    Raises:
+        ConfigError: ``num_masks`` is below 1.
     """
 
     kind = "spatial"
@@ -95,7 +105,7 @@ class UniformMasking(nn.Module):
         self.num_masks = num_masks
 
     def forward(self, fused: Tensor) -> Tensor:
-        """(N, C, H, W) -> ones (N, M, H, W)."""
+        """Return ones, (N, C, H, W) -> (N, M, H, W)."""
         n, _, h, w = fused.shape
         return fused.new_ones(n, self.num_masks, h, w)
 
@@ -103,17 +113,17 @@ class UniformMasking(nn.Module):
 def make_masks(
     fusion: nn.Module, maskings: Mapping[str, nn.Module], student: Tensor, teacher: Tensor, *, standardize: bool = False
 ) -> dict[str, Tensor]:
-    """The masks of every kind from the fused map of one level, the map itself left out where it can be.
+    """Make the masks of every kind from the fused map of one level, without the map itself where possible.
 
-    It can with cross-attention and the two maskings of the paper, together or alone, if the spatial masks' map
-    is not standardised: the deviation of each of its channels is not to be had without the channel. Any other fusion
-    or masking, a subclass of these too, gets the map.
+    It is possible with cross-attention and the two maskings of the paper, together or alone. It is not where the map
+    is standardised for spatial masks: the deviation of a channel cannot be computed without the channel. Any other
+    fusion or masking, also a subclass of these, gets the map.
 
     Args:
-        fusion: (N, C, H, W) of student and teacher -> the fused map.
+        fusion: a module from (N, C, H, W) of student and teacher to the fused map.
         maskings: kind -> masking.
-        student, teacher: (N, C, H, W); one of them may be smaller, if cross-attention asks the other.
-        standardize: standardise every channel of the fused map over positions for the spatial masks, its mean
+        student, teacher: (N, C, H, W); with cross-attention the key/value source may be the smaller one.
+        standardize: standardise every channel of the fused map over positions for the spatial masks, and its mean
             over channels for the channel masks.
 
     Returns:
@@ -137,7 +147,10 @@ def make_masks(
 
 
 def _standardized(fused: Tensor, kind: str) -> Tensor:
-    """Mean 0 and deviation 1: over positions for spatial masks, of the pooled channels for channel masks."""
+    """Standardise a map to mean 0 and deviation 1, as the masks of a kind need it.
+
+    For spatial masks that is over positions, for channel masks over the channels of the map's mean.
+    """
     x = fused.to(torch.promote_types(fused.dtype, torch.float32))
     x, dims = (x, (2, 3)) if kind == "spatial" else (x.mean((2, 3), keepdim=True), (1,))
     deviation, mean = torch.std_mean(x, dims, correction=0, keepdim=True)

@@ -1,7 +1,7 @@
-"""The registries of everything that a config file may name.
+"""The registries of the classes that a user may name: methods, fusions and maskings.
 
-A module registers its class with the decorator ``@X_REGISTRY.register()``, where it is defined; what a
-project of your own registers is found in the same way, under its class name.
+A module registers its class where it is defined, with the decorator ``@X_REGISTRY.register()``. A class that your own
+project registers is found in the same way, under its class name.
 """
 
 from __future__ import annotations
@@ -10,24 +10,39 @@ from typing import Any
 
 from fvcore.common.registry import Registry as _Registry
 
+from .errors import ConfigError
+
 __all__ = ["DISTILLER_REGISTRY", "FUSION_REGISTRY", "MASKING_REGISTRY", "Registry"]
 
 
 class Registry(_Registry):  # type: ignore[misc]
-    """fvcore's registry, with an error that lists the known names."""
+    """fvcore's registry, with an error that lists the known names.
 
-    def get(self, name: str) -> Any:
+    Args:
+        name: the registry's name.
+        argument: the argument that names an entry, for the error; ``name`` if left out.
+    """
+
+    def __init__(self, name: str, *, argument: str = "") -> None:
+        super().__init__(name)
+        self._argument = argument or name
+
+    def get(self, name: str, *, argument: str = "") -> Any:
         """Return the object registered under ``name``.
 
+        Args:
+            name: of the object.
+            argument: the argument that gave the name, if it is not the registry's usual one.
+
         Raises:
-            KeyError: ``name`` is not registered; the message lists the names that are.
+            ConfigError: ``name`` is not registered; the message lists the names that are.
         """
         if name not in self:
             known = ", ".join(sorted(key for key, _ in self))
-            raise KeyError(f"no {self._name} is called {name!r}; known: {known}")
+            raise ConfigError(argument or self._argument, name, f"one of {known}")
         return super().get(name)
 
 
-DISTILLER_REGISTRY = Registry("distiller")
+DISTILLER_REGISTRY = Registry("distiller", argument="method")
 FUSION_REGISTRY = Registry("fusion")
 MASKING_REGISTRY = Registry("masking")

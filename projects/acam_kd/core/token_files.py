@@ -1,4 +1,4 @@
-"""From the levels of a pyramid to their learnt tokens, and the file between learning them and distilling with them."""
+"""The learnt tokens of a pyramid's levels, and the file that carries them from learning to distillation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import write_atomically
+from .errors import ConfigError
 from .features import FeatureSpec, Pyramid, describe
 from .tokens import FrequencyPrompts, ReceptiveTokens, TokenModule
 
@@ -25,25 +26,24 @@ __all__ = [
 ]
 
 TOKEN_METHODS = ("MasKD", "FreeKD")
-"""The methods whose tokens are learnt first."""
-KEY = "(key: TOKENS)"
+"""The methods whose tokens are learnt before the distillation."""
 
 
 def build_tokens(method: str, pyramid: Pyramid, num_tokens: int = 0) -> dict[str, TokenModule]:
-    """Untrained tokens for each level.
+    """Build untrained tokens for each level.
 
     Args:
         method: one of ``TOKEN_METHODS``.
         pyramid: the teacher's levels.
-        num_tokens: T; 0 for the papers': 6, and 8 on a logit map.
+        num_tokens: T; 0 for the papers' number: 6, and 8 on a logit map.
 
     Raises:
-        ValueError: no such method, or a negative number.
+        ConfigError: a method without tokens, or a negative number.
     """
     if method not in TOKEN_METHODS:
-        raise ValueError(f"{method} has no tokens to learn; one of {' and '.join(TOKEN_METHODS)} is needed")
+        raise ConfigError("method", method, f"one of {', '.join(TOKEN_METHODS)}: the methods with tokens to learn")
     if num_tokens < 0:
-        raise ValueError(f"num_tokens must not be negative, found {num_tokens} (key: NUM_TOKENS)")
+        raise ConfigError("num_tokens", num_tokens, ">= 0", hint="0 stands for the paper's number")
     built: dict[str, TokenModule] = {}
     for level, spec in pyramid.items():
         number = num_tokens or (8 if spec.logits else 6)
@@ -55,10 +55,10 @@ def build_tokens(method: str, pyramid: Pyramid, num_tokens: int = 0) -> dict[str
 
 
 def frozen_tokens(method: str, pyramid: Pyramid, num_tokens: int, path: str) -> nn.ModuleDict:
-    """The tokens that a distillation looks through: from a file, or untrained if ``path`` is empty; constants.
+    """Build the constant tokens of a distillation: from a file, or untrained if ``path`` is empty.
 
     Raises:
-        FileNotFoundError, ValueError: see ``build_tokens`` and ``load_tokens``.
+        ConfigError: see ``build_tokens`` and ``load_tokens``.
     """
     tokens = build_tokens(method, pyramid, num_tokens)
     if path:
@@ -67,23 +67,23 @@ def frozen_tokens(method: str, pyramid: Pyramid, num_tokens: int, path: str) -> 
 
 
 def untrained_tokens(path: str) -> dict[str, str]:
-    """What a method's ``warnings`` say of tokens that come from no file."""
+    """Return the warning, for a method's ``warnings``, about tokens that come from no file."""
     if path:
         return {}
     return {
         "tokens": "the tokens are untrained: their masks are close to one half everywhere and select nothing; learn "
-        "them on the teacher first (tools/learn_tokens.py, or acam-kd tokens) and set TOKENS to the file"
+        "them on the teacher first (tools/learn_tokens.py, or acam-kd tokens) and set {tokens} to the file"
     }
 
 
 def save_tokens(path: str, method: str, tokens: Mapping[str, TokenModule], pyramid: Pyramid) -> None:
-    """Write learnt tokens, with what it takes to find the right ones again.
+    """Write learnt tokens to a file, with the method, and the stride and kind of each level.
 
     Args:
         path: of the file.
         method: one of ``TOKEN_METHODS``.
         tokens: level of the teacher -> its tokens.
-        pyramid: the teacher's, with at least these levels.
+        pyramid: the teacher's pyramid, with at least these levels.
     """
     levels = {
         level: {
@@ -102,57 +102,65 @@ def save_tokens(path: str, method: str, tokens: Mapping[str, TokenModule], pyram
 def load_tokens(path: str, method: str, tokens: Mapping[str, TokenModule], pyramid: Pyramid) -> None:
     """Read a file of ``save_tokens`` into the tokens of a distillation.
 
-    A distillation has the student's names for its levels, the file the teacher's, so a level's tokens are those of its
-    stride, and, if the file has several of that stride, those of its name; a logit map's are those of the logit map.
+    A distillation has the student's level names, the file the teacher's, so a level gets the tokens of its stride. If
+    the file has several levels of that stride, the name decides. A logit map gets the tokens of the logit map.
 
     Args:
         path: the file.
-        method: whose tokens are needed.
+        method: the method that needs the tokens.
         tokens: level -> the module to fill.
         pyramid: the same levels, as the teacher has them.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not such a file, or its tokens are another method's, or those of other levels, channels or numbers.
+        ConfigError: there is no such file, or it is of another kind. Or its tokens are those of another method, or of
+            other levels, channels or numbers.
     """
     levels = _read(path, method)
-    found = describe({name: _spec(entry) for name, entry in levels.items()})
+    known = describe({name: _spec(entry) for name, entry in levels.items()})
     for level, module in tokens.items():
         name = _name_of(level, pyramid[level], levels)
         if name is None:
-            raise ValueError(
-                f"the tokens in {path} have none, or several, for {describe({level: pyramid[level]})}; they are for "
-                f"{found} {KEY}"
+            raise ConfigError(
+                "tokens",
+                f"{path} with none, or several, for {describe({level: pyramid[level]})}: its tokens are for {known}",
+                "tokens for exactly one such level",
+                hint="learn tokens on this teacher and set {tokens} to their file",
             )
         state: dict[str, Tensor] = levels[name]["state"]
         shape, needed = tuple(state["tokens"].shape), tuple(module.state_dict()["tokens"].shape)
         if shape != needed:
-            raise ValueError(
-                f"the tokens in {path} for {name} are {shape[-2]} of {shape[-1]} channels, those needed for {level} "
-                f"{needed[-2]} of {needed[-1]} channels: they were learnt on another teacher, or with another number "
-                "of tokens (keys: TOKENS, NUM_TOKENS)"
+            raise ConfigError(
+                "tokens",
+                f"{path} with {shape[-2]} tokens of {shape[-1]} channels for {name}",
+                f"{needed[-2]} of {needed[-1]} channels for {level}",
+                hint="they were learnt on another teacher, or with another number of tokens: give others in {tokens} "
+                "or change {num_tokens}",
             )
         try:
             module.load_state_dict(state)
         except RuntimeError as error:
             reason = "; ".join(line.strip() for line in str(error).splitlines()[1:])
-            raise ValueError(f"the tokens in {path} for {name} do not fit: {reason} {KEY}") from error
+            raise ConfigError(
+                "tokens",
+                f"{path} with a state for {name} that does not fit: {reason}",
+                f"a file of tokens learnt for {method}",
+            ) from error
 
 
 def _read(path: str, method: str) -> dict[str, Any]:
-    """The levels of a file, of the right kind."""
+    """Read the levels of a file of learnt tokens, and check the file's kind and method."""
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"there are no tokens: tried {os.path.abspath(path)} {KEY}")
+        raise ConfigError("tokens", f"no file at {os.path.abspath(path)}", "a file of learnt tokens")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         levels = dict(content["levels"])
-        found = str(content["method"])
+        learnt_for = str(content["method"])
         for entry in levels.values():
             _spec(entry)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no file of learnt tokens {KEY}") from error
-    if found != method:
-        raise ValueError(f"the tokens in {path} were learnt for {found}, and {method} needs its own {KEY}")
+        raise ConfigError("tokens", f"{path}, which holds no learnt tokens", "a file of learnt tokens") from error
+    if learnt_for != method:
+        raise ConfigError("tokens", f"{path}, learnt for {learnt_for}", f"tokens learnt for {method}")
     return levels
 
 
@@ -161,7 +169,7 @@ def _spec(entry: Mapping[str, Any]) -> FeatureSpec:
 
 
 def _name_of(level: str, spec: FeatureSpec, levels: Mapping[str, Any]) -> str | None:
-    """The level of a file that belongs to one of a distillation."""
+    """Return the level in the file that belongs to a level of the distillation, or None."""
     same = [
         name
         for name, entry in levels.items()

@@ -1,4 +1,4 @@
-"""The first stage of MasKD and FreeKD: tokens are learnt on the frozen teacher, by the teacher's own losses."""
+"""The first stage of MasKD and FreeKD, which learns tokens on the frozen teacher by the teacher's own losses."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
+from .errors import ConfigError, RunError
 from .features import LOGITS
 from .losses import non_finite
 from .tokens import TokenModule
@@ -25,21 +26,24 @@ LOG_PERIOD = 20
 
 
 class TokenLearning(nn.Module):
-    """A frozen teacher that sees only what the tokens select, and the tokens.
+    """The tokens, and a frozen teacher that sees only the parts of its maps that they select.
 
-    In training every map that has tokens is replaced by what they select of it, the rest of the teacher runs on that,
-    and its losses, together with the overlap of the masks, train the tokens and nothing else. The teacher is in
-    training mode, because only then does it return losses, but not what would move or chance: layers with running
-    statistics, and dropout. It is not a submodule, so neither ``parameters()`` nor ``state_dict()`` has any of it.
+    In training every map that has tokens is replaced by the parts selected from it, and the rest of the teacher runs
+    on these. The teacher's losses, together with the overlap of the masks, train the tokens and nothing else.
+
+    The teacher is in training mode, because only then does it return losses. Layers with running statistics and
+    dropout stay in evaluation mode, so that nothing moves and nothing is random. The teacher is not a submodule:
+    neither ``parameters()`` nor ``state_dict()`` has any of it.
 
     Args:
-        teacher: in training ``teacher(*inputs)`` returns a dict of losses and calls ``teacher.backbone``, which
-            returns a mapping from level name to (N, C, H, W). It is frozen in place.
+        teacher: a model that in training returns a dict of losses from ``teacher(*inputs)``. It calls
+            ``teacher.backbone``, which returns a mapping from level name to (N, C, H, W). It is frozen in place.
         tokens: the teacher's level -> its tokens.
         logits: the module of the teacher that gives the logit map; needed if ``LOGITS`` is one of the levels.
 
     Raises:
-        ValueError: the teacher has no backbone, or there are tokens for logits and nothing that gives these.
+        ConfigError: the teacher has no backbone.
+        ValueError: there are tokens for logits without the module that gives the logits, or the reverse.
     """
 
     def __init__(
@@ -47,7 +51,11 @@ class TokenLearning(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(getattr(teacher, "backbone", None), nn.Module):
-            raise ValueError(f"{type(teacher).__name__} has no module called `backbone` whose maps could be replaced")
+            raise ConfigError(
+                "teacher",
+                f"{type(teacher).__name__}, which has no module called `backbone`",
+                "a model whose backbone's maps can be replaced",
+            )
         if (LOGITS in tokens) != (logits is not None):
             raise ValueError("tokens for a logit map need the module that gives it, and the module needs tokens")
         self.tokens = nn.ModuleDict(tokens)
@@ -60,7 +68,7 @@ class TokenLearning(nn.Module):
         return self._hidden[0]
 
     def train(self, mode: bool = True) -> TokenLearning:
-        """Training mode for the tokens, and for all of the teacher that neither moves nor draws by it."""
+        """Set the mode of tokens and teacher; the teacher's normalisation and dropout stay in evaluation mode."""
         super().train(mode)
         self.teacher.train(mode)
         for module in self.teacher.modules():
@@ -69,22 +77,22 @@ class TokenLearning(nn.Module):
         return self
 
     def forward(self, *inputs: Any) -> dict[str, Tensor]:
-        """The teacher's losses on what is selected, and ``loss_tokens_diversity``, summed over levels.
+        """Return the teacher's losses on the selected parts, and ``loss_tokens_diversity``, summed over levels.
 
         Raises:
-            RuntimeError: the teacher did not come by every level that has tokens.
+            RunError: the teacher gave no map for a level that has tokens.
         """
         overlaps: dict[str, Tensor] = {}
         with self._replacing(overlaps):
             losses: dict[str, Tensor] = self.teacher(*inputs)
         missing = [level for level in self.tokens if level not in overlaps]
         if missing:
-            raise RuntimeError(f"the teacher gave no map for {', '.join(missing)}, so its tokens learn nothing")
+            raise RunError(f"the teacher gave no map for {', '.join(missing)}, so its tokens learn nothing")
         return {**losses, "loss_tokens_diversity": torch.stack(list(overlaps.values())).sum()}
 
     @contextmanager
     def _replacing(self, overlaps: dict[str, Tensor]) -> Iterator[None]:
-        """Hooks for one forward: a teacher that is used otherwise is as it was."""
+        """Add hooks to the teacher for one forward only, so that its other uses do not change."""
 
         def replace(level: str, features: Tensor) -> Tensor:
             if level not in self.tokens:
@@ -124,23 +132,23 @@ def learn_tokens(
 ) -> list[dict[str, float]]:
     """Train the tokens as MasKD's authors do for detectors: Adam, and a cosine from ``learning_rate`` to 1e-6.
 
-    (They use SGD with 0.1 for Faster R-CNN and on logits, where they take 10000 iterations.)
+    For Faster R-CNN and on logits the authors use SGD with 0.1; on logits they take 10000 iterations.
 
     Args:
         learning: teacher and tokens, on their device.
-        batches: the inputs of a forward each; as many as there are iterations at least.
-        iterations: steps.
+        batches: the inputs of one forward each; at least as many as there are iterations.
+        iterations: the number of steps.
         learning_rate, weight_decay: Adam's; the authors' weight decay for a Cascade Mask R-CNN is 0.1.
 
     Returns:
-        The losses of every step that was logged, each ``LOG_PERIOD`` and the last.
+        The losses of every logged step: every ``LOG_PERIOD``-th and the last.
 
     Raises:
-        ValueError: the learning rate is not positive and finite.
-        FloatingPointError: a loss is not finite.
+        ConfigError: the learning rate is not positive and finite.
+        RunError: a loss is not finite.
     """
     if not 0 < learning_rate < math.inf:
-        raise ValueError(f"the learning rate must be positive and finite, found {learning_rate} (option: --lr)")
+        raise ConfigError("learning_rate", learning_rate, "> 0 and finite")
     optimizer = torch.optim.Adam(learning.parameters(), learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations, eta_min=1e-6)
     learning.train()
@@ -149,8 +157,8 @@ def learn_tokens(
         losses = learning(*inputs)
         loss = torch.stack([value.float().reshape(()) for value in losses.values()]).sum()
         if wrong := non_finite(losses):
-            raise FloatingPointError(
-                f"iteration {step}: loss is not finite: {', '.join(wrong)}; lower the learning rate"
+            raise RunError(
+                f"loss is not finite: {', '.join(wrong)}", where=f"iteration {step}", remedy="lower {learning_rate}"
             )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

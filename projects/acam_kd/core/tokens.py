@@ -1,8 +1,8 @@
 """Learnt tokens that select parts of a feature map: MasKD's receptive tokens and FreeKD's frequency prompts.
 
-Letters: N images, C channels, H x W positions, T tokens. Both are learnt on the frozen teacher before the distillation
-(``token_learning.py``): the selected parts take the place of the teacher's own map, its losses say what is worth
-selecting, and a Dice loss keeps the tokens apart. In the distillation they are constants.
+Letters: N images, C channels, H x W positions, T tokens. Both kinds are learnt on the frozen teacher before the
+distillation (``token_learning.py``). The selected parts replace the teacher's own map, the teacher's losses train the
+selection, and a Dice loss keeps the tokens apart. In the distillation the tokens are constants.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .errors import ConfigError
 from .losses import full_precision, mask_diversity_loss
 from .wavelets import haar_levels, inverse_haar_levels
 
@@ -20,12 +21,12 @@ __all__ = ["SCALES", "FrequencyPrompts", "ReceptiveTokens", "TokenModule", "toke
 
 INIT_STD = 0.01
 SCALES = 3
-"""Levels of FreeKD's transform."""
+"""The number of levels of FreeKD's transform."""
 
 
 @full_precision
 def token_masks(features: Tensor, tokens: Tensor) -> Tensor:
-    """m_t = sigmoid(token_t . F) at every position, in float32 at least.
+    """Compute m_t = sigmoid(token_t . F) at every position, in float32 at least.
 
     Args:
         features: (N, C, H, W).
@@ -38,34 +39,37 @@ def token_masks(features: Tensor, tokens: Tensor) -> Tensor:
 
 
 class TokenModule(nn.Module):
-    """Tokens of one level.
+    """The tokens of one level.
 
     Args:
         channels: C of the teacher's map.
         num_tokens: T.
+
+    Raises:
+        ConfigError: ``num_tokens`` is below 1.
     """
 
     def __init__(self, channels: int, num_tokens: int) -> None:
         super().__init__()
         if num_tokens < 1:
-            raise ValueError(f"num_tokens must be at least 1, not {num_tokens} (key: NUM_TOKENS)")
+            raise ConfigError("num_tokens", num_tokens, ">= 1")
         self.channels, self.num_tokens = channels, num_tokens
 
     def replace(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """What takes the place of the teacher's map (N, C, H, W), and how much the masks overlap, 0-d."""
+        """Return the replacement of the teacher's map (N, C, H, W), and the overlap of the masks, 0-d."""
         raise NotImplementedError
 
 
 class ReceptiveTokens(TokenModule):
-    """The tokens of MasKD: each gives a mask over positions, and a small network says how much each counts.
+    """The tokens of MasKD: each gives a mask over positions, and a small network weighs the masks.
 
     Huang et al., "Masked Distillation with Receptive Tokens", ICLR 2023.
 
     Args:
         channels: C of the teacher's map.
         num_tokens: T; 6 for detection, 8 for segmentation.
-        probability: with the network Conv3x3, mean over positions, Conv1x1, softmax over tokens, as in detection;
-            without it every token counts 1, as on logits.
+        probability: weigh the tokens by the network Conv3x3, mean over positions, Conv1x1, softmax over tokens, as in
+            detection. Without it every token has weight 1, as on logits.
     """
 
     def __init__(self, channels: int, *, num_tokens: int, probability: bool = True) -> None:
@@ -80,19 +84,19 @@ class ReceptiveTokens(TokenModule):
             self.probability = nn.Sequential(convs[0], nn.AdaptiveAvgPool2d(1), convs[1], nn.Flatten())
 
     def forward(self, features: Tensor) -> Tensor:
-        """The masks, (N, C, H, W) -> (N, T, H, W)."""
+        """Compute the masks, (N, C, H, W) -> (N, T, H, W)."""
         return token_masks(features, self.tokens)
 
     @full_precision
     def weights(self, features: Tensor) -> Tensor:
-        """How much each token counts, (N, C, H, W) -> (N, T): of sum 1, or all 1 without the network."""
+        """Compute the weight of each token, (N, C, H, W) -> (N, T): of sum 1, or all 1 without the network."""
         if self.probability is None:
             return features.new_ones(len(features), self.num_tokens)
         counts: Tensor = self.probability(features)
         return counts.softmax(1)
 
     def replace(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """sum_t p_t m_t F, and the Dice overlap of the masks."""
+        """Return sum_t p_t m_t F, and the Dice overlap of the masks."""
         masks = self(features)
         kept = torch.einsum("nt,nthw->nhw", self.weights(features), masks).unsqueeze(1)
         return (kept * features).to(features.dtype), mask_diversity_loss(masks)
@@ -102,7 +106,8 @@ class FrequencyPrompts(TokenModule):
     """The prompts of FreeKD: tokens for each band of a Haar transform of three levels.
 
     Zhang et al., "FreeKD: Knowledge Distillation via Semantic Frequency Prompt", CVPR 2024. Band 0 is the low pass,
-    bands 1 to 3 are the high passes, finest first; their masks come from the sum over the three orientations.
+    bands 1 to 3 are the high passes, finest first. The masks of a high pass come from the sum over its three
+    orientations.
 
     Args:
         channels: C of the teacher's map.
@@ -114,16 +119,16 @@ class FrequencyPrompts(TokenModule):
         self.tokens = nn.Parameter(torch.randn(1 + SCALES, num_tokens, channels) * INIT_STD)
 
     def forward(self, features: Tensor) -> list[Tensor]:
-        """The masks of the bands, the low pass first: (N, C, H, W) -> (N, T, H_j, W_j) each."""
+        """Compute the masks of the bands, the low pass first: (N, C, H, W) -> (N, T, H_j, W_j) each."""
         return self.masks(*_bands(features))
 
     def masks(self, low: Tensor, highs: Sequence[Tensor]) -> list[Tensor]:
-        """The same, of a map that is transformed already."""
+        """Compute the masks of a map that is transformed already."""
         bands = [low, *(high.sum(2) for high in highs)]
         return [token_masks(band, tokens) for band, tokens in zip(bands, self.tokens)]
 
     def replace(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The map made of sum_t m_t B for each band B, and the sum of the bands' Dice overlaps."""
+        """Return the map made of sum_t m_t B for each band B, and the sum of the bands' Dice overlaps."""
         low, highs = _bands(features)
         masks = self.masks(low, highs)
         kept = [mask.sum(1, keepdim=True) for mask in masks]
@@ -133,5 +138,5 @@ class FrequencyPrompts(TokenModule):
 
 
 def _bands(features: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The transform in float32 at least: sums of sums."""
+    """Transform a map in float32 at least, since the bands are sums of sums."""
     return haar_levels(features.to(torch.promote_types(features.dtype, torch.float32)), SCALES)

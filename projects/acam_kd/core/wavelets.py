@@ -1,11 +1,11 @@
-"""The two-dimensional Haar transform and its inverse: 2 x 2 blocks, nothing but additions.
+"""The two-dimensional Haar transform and its inverse, by additions over 2 x 2 blocks.
 
-Letters: N images, C channels, H x W positions of one level. Of the block [[a, b], [c, d]]
+Letters: N images, C channels, H x W positions of one level. The block [[a, b], [c, d]] becomes
 
     low = (a + b + c + d) / 2
     high = (a + b - c - d) / 2, (a - b + c - d) / 2, (a - b - c + d) / 2
 
-which is orthonormal: the energy of the four is that of the block. An odd side gets a zero at its end.
+The transform is orthonormal: the energy of the four results is that of the block. An odd side gets a zero at its end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["haar", "haar_levels", "inverse_haar", "inverse_haar_levels"]
 
 
 def haar(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, C, H, W) -> low (N, C, H/2, W/2) and high (N, C, 3, H/2, W/2), sides rounded up."""
+    """Transform (N, C, H, W) to low (N, C, H/2, W/2) and high (N, C, 3, H/2, W/2), sides rounded up."""
     n, c, h, w = x.shape
     x = F.pad(x, (0, w % 2, 0, h % 2))
     a, b, c_, d = x[..., ::2, ::2], x[..., ::2, 1::2], x[..., 1::2, ::2], x[..., 1::2, 1::2]
@@ -29,7 +29,7 @@ def haar(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def inverse_haar(low: Tensor, high: Tensor, size: Sequence[int]) -> Tensor:
-    """What ``haar`` made these of, cropped to ``size``, the height and width that it had."""
+    """Return the map that ``haar`` transformed, cropped to ``size``, its height and width."""
     p, q, r = high.unbind(2)
     rows = [
         torch.stack([low + p + q + r, low + p - q - r], dim=-1),
@@ -40,7 +40,7 @@ def inverse_haar(low: Tensor, high: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def haar_levels(x: Tensor, levels: int) -> tuple[Tensor, list[Tensor]]:
-    """``haar`` again and again on what is low: the last low, and the high of every level, finest first."""
+    """Apply ``haar`` repeatedly to the low part: the last low part, and the high part of every level, finest first."""
     highs = []
     for _ in range(levels):
         x, high = haar(x)
@@ -49,7 +49,7 @@ def haar_levels(x: Tensor, levels: int) -> tuple[Tensor, list[Tensor]]:
 
 
 def inverse_haar_levels(low: Tensor, highs: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-    """What ``haar_levels`` made these of, of height and width ``size``."""
+    """Return the map that ``haar_levels`` transformed, of height and width ``size``."""
     sizes = [size, *(high.shape[-2:] for high in highs[:-1])]
     for high, finer in zip(reversed(highs), reversed(sizes)):
         low = inverse_haar(low, high, finer)

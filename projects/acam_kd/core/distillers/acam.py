@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..distiller import NOTHING_KNOWN, Distiller, align_levels, check_weights
+from ..errors import ConfigError
 from ..features import Features, Pyramid
 from ..fusion import CrossAttentionFusion, TeacherFusion
 from ..losses import mask_diversity_loss, masked_mse
@@ -21,12 +22,12 @@ __all__ = ["ACAMKD"]
 MASK_GRADIENTS = ("detached", "paper", "frozen")
 POOLING = ("keys", "all")
 VANISHED = 0.01
-"""A mask with a mean below this selects next to nothing."""
+"""The mean below which a mask selects next to nothing."""
 
 
 @dataclass
-class _Step:
-    """What one level's masks of one kind gave in the last step; everything detached."""
+class _Masked:
+    """The result of one level's masks of one kind in the last step; everything detached."""
 
     masks: Tensor  # (N, M, H, W) or (N, M, C)
     mse: Tensor
@@ -37,39 +38,42 @@ class _Step:
 class ACAMKD(Distiller):
     """Masked feature distillation whose masks come from student and teacher together, anew at every step.
 
-    Lan & Tian, ICCV 2025, arXiv 2503.06307. Per level: the aligned student and the teacher are fused by
-    cross-attention (STCA-FF); learnable units select spatial and channel masks from the fused map
-    (ASCM); the masks weigh the squared error D^2 = (F_T - align(F_S))^2:
+    Lan & Tian, ICCV 2025, arXiv 2503.06307. Per level, cross-attention fuses the aligned student and the teacher
+    (STCA-FF). Learnable units select spatial and channel masks from the fused map (ASCM). The masks weigh the squared
+    error D^2 = (F_T - align(F_S))^2:
 
         L = alpha (L_s + L_c) + lambda_div L_div,    summed over levels
 
     with L_s, L_c and L_div as in ``losses.py``; L_div is the sum over the two kinds of masks.
 
-    Taken literally the masks collapse, because a smaller mask is a smaller loss (docs/masks.md has the
-    measurements), so there are three modes:
+    Taken literally the masks collapse, because a smaller mask is a smaller loss (docs/masks.md has the measurements).
+    So there are three modes:
 
-    * ``mask_gradient="paper"``: gradients flow everywhere, as the paper can be read.
-    * ``mask_gradient="detached"``: L_s and L_c see the masks as constants, L_div alone trains them, and
-      does not train the student through them.
+    * ``mask_gradient="paper"``: gradients flow everywhere, the literal interpretation of the paper.
+    * ``mask_gradient="detached"``: L_s and L_c see the masks as constants. L_div alone trains the masks, and does not
+      train the student through them.
     * ``mask_gradient="frozen"``: nothing trains fusion and units; a control.
 
     Args:
         student, teacher: the levels to distil.
         alpha: weight of the masked errors.
         lambda_div: weight of the diversity loss.
-        num_masks: M; 0 for the paper's: 6 on features, the number of classes on a logit map.
-        spatial_masking: name of a masking over positions, or ``""`` for none. ``"UniformMasking"`` with no
-            channel masking is plain mimicking.
+        num_masks: M; 0 for the paper's number: 6 on features, the number of classes on a logit map.
+        spatial_masking: name of a masking over positions, or ``""`` for none. ``"UniformMasking"`` without a channel
+            masking is plain mimicking.
         channel_masking: name of a masking over channels, or ``""`` for none.
         fusion: name of a fusion; ``"TeacherFusion"`` leaves the student out.
-        query: who asks in the cross-attention, ``"teacher"`` or ``"student"``.
+        query: the query source of the cross-attention, ``"teacher"`` or ``"student"``.
         mask_gradient: ``"detached"``, ``"paper"`` or ``"frozen"``.
-        max_positions: where a level has more positions than that, pool what ``pooling`` says, by whole factors, before
-            fusion; 0 for never. A departure from the paper.
-        pooling: ``"keys"``, the map that answers, so that masks keep their resolution; or ``"all"``, both maps, and
-            scale the spatial masks up again.
+        max_positions: the number of positions above which a level is pooled before fusion, by whole factors; 0 for
+            never. A departure from the paper.
+        pooling: the pooled maps. ``"keys"``: the key/value source, so that masks keep their resolution; ``"all"``:
+            both maps, and the spatial masks are scaled up again.
         standardize: before the selection units, standardise every channel of the fused map over positions
             (and its mean over channels for the channel masks). A departure from the paper.
+
+    Raises:
+        ConfigError: an argument is out of range, names nothing known, or does not go with another.
     """
 
     def __init__(
@@ -92,21 +96,26 @@ class ACAMKD(Distiller):
         super().__init__(student, teacher)
         check_weights(alpha=alpha, lambda_div=lambda_div)
         if mask_gradient not in MASK_GRADIENTS:
-            raise ValueError(
-                f"mask_gradient must be one of {MASK_GRADIENTS}, not {mask_gradient!r} (key: MASK_GRADIENT)"
-            )
+            raise ConfigError("mask_gradient", mask_gradient, f"one of {', '.join(MASK_GRADIENTS)}")
         if not spatial_masking and not channel_masking:
-            raise ValueError("there are no masks (keys: SPATIAL_MASKING, CHANNEL_MASKING; at least one is needed)")
+            raise ConfigError(
+                "spatial_masking",
+                "no masks of either kind",
+                "at least one masking",
+                hint="set {spatial_masking} or {channel_masking}",
+            )
         if num_masks < 0:
-            raise ValueError(f"num_masks must not be negative, found {num_masks} (key: NUM_MASKS)")
+            raise ConfigError("num_masks", num_masks, ">= 0", hint="0 stands for the paper's number")
         if max_positions < 0:
-            raise ValueError(f"max_positions must not be negative, found {max_positions} (key: MAX_POSITIONS; 0: any)")
+            raise ConfigError("max_positions", max_positions, ">= 0", hint="0 stands for any number of positions")
         if pooling not in POOLING:
-            raise ValueError(f"pooling must be one of {POOLING}, not {pooling!r} (key: POOLING)")
+            raise ConfigError("pooling", pooling, f"one of {', '.join(POOLING)}")
         if max_positions and not issubclass(FUSION_REGISTRY.get(fusion), CrossAttentionFusion):
-            raise ValueError(
-                f"{fusion} has no attention that pooling could make cheaper; set MAX_POSITIONS to 0, "
-                f"found {max_positions} (keys: MAX_POSITIONS, FUSION)"
+            raise ConfigError(
+                "max_positions",
+                max_positions,
+                f"0 for {fusion}, which has no attention that pooling could make cheaper",
+                hint="set {max_positions} to 0 or choose another {fusion}",
             )
         masks = {level: num_masks or (spec.channels if spec.logits else 6) for level, spec in teacher.items()}
         self.alpha, self.lambda_div = alpha, lambda_div
@@ -129,21 +138,20 @@ class ACAMKD(Distiller):
         if mask_gradient == "frozen":
             self.masking.requires_grad_(False)
             self.fusion.requires_grad_(False)
-        self._last: dict[str, dict[str, _Step]] = {}
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_acam_spatial``, ``loss_acam_channel`` and ``loss_acam_diversity``, as configured."""
         losses: dict[str, Tensor] = {}
-        self._last = {}
+        self._step = {}
         for level in self.levels:
             aligned, target = self.align[level](student[level]), teacher[level].detach()
             masks = self._masks(level, aligned, target)
             weighing = masks if self.mask_gradient == "paper" else {kind: m.detach() for kind, m in masks.items()}
             errors = masked_mse(aligned, target, weighing)
-            self._last[level] = {}
+            self._step[level] = {}
             for kind, error in errors.items():
                 diversity = mask_diversity_loss(masks[kind])
-                self._last[level][kind] = _Step(masks[kind].detach(), error.detach(), diversity.detach())
+                self._step[level][kind] = _Masked(masks[kind].detach(), error.detach(), diversity.detach())
                 _add(losses, f"loss_acam_{kind}", self.alpha * error)
                 if _learns(self.masking[kind]):
                     _add(losses, "loss_acam_diversity", self.lambda_div * diversity)
@@ -166,41 +174,44 @@ class ACAMKD(Distiller):
         return masks
 
     def metrics(self) -> dict[str, Tensor]:
-        """Per level and kind of mask: its mean, std over positions (channels), smallest sum, Dice overlap, error."""
+        """Return figures of the masks, per level and kind.
+
+        They are the mean, the deviation over positions (channels), the smallest sum, the Dice overlap and the error.
+        """
         values: dict[str, Tensor] = {}
-        for level, kinds in self._last.items():
-            for kind, step in kinds.items():
-                flat = step.masks.float().flatten(2)
+        for level, kinds in self._step.items():
+            for kind, masked in kinds.items():
+                flat = masked.masks.float().flatten(2)
                 if not flat.numel():
                     continue
                 name = f"{level}/{kind}"
                 values[f"{name}_mean"] = flat.mean()
                 values[f"{name}_std"] = flat.std(2, unbiased=False).mean()
                 values[f"{name}_min_sum"] = flat.sum(2).min()
-                values[f"{name}_dice"] = step.diversity
-                values[f"{name}_mse"] = step.mse
+                values[f"{name}_dice"] = masked.diversity
+                values[f"{name}_mse"] = masked.mse
         return values
 
     def masks(self) -> dict[str, dict[str, Tensor]]:
-        """Per level the masks of the last step."""
-        return {level: {kind: step.masks for kind, step in kinds.items()} for level, kinds in self._last.items()}
+        """Return, per level, the masks of the last step."""
+        return {level: {kind: masked.masks for kind, masked in kinds.items()} for level, kinds in self._step.items()}
 
     def warnings(self) -> dict[str, str]:
-        """Every level and kind of which at least half the masks have vanished: have a mean below ``VANISHED``."""
-        found = {}
-        for level, kinds in self._last.items():
-            for kind, step in kinds.items():
-                means = step.masks.float().flatten(2).mean((0, 2))  # (M,)
+        """Report every level and kind with at least half of its masks vanished: with a mean below ``VANISHED``."""
+        problems = {}
+        for level, kinds in self._step.items():
+            for kind, masked in kinds.items():
+                means = masked.masks.float().flatten(2).mean((0, 2))  # (M,)
                 vanished = int((means < VANISHED).sum())
                 if vanished * 2 >= len(means):
-                    remedy = "set STANDARDIZE to True" if not self.standardize else "lower LAMBDA_DIV"
+                    remedy = "set {standardize} to True" if not self.standardize else "lower {lambda_div}"
                     if self.mask_gradient == "paper":
-                        remedy = "set MASK_GRADIENT to 'detached'"
-                    found[f"{level}/{kind}"] = (
+                        remedy = "set {mask_gradient} to 'detached'"
+                    problems[f"{level}/{kind}"] = (
                         f"masks collapsed: {vanished} of {len(means)} {kind} masks of level {level} have a mean below "
                         f"{VANISHED} and select next to nothing; {remedy}"
                     )
-        return found
+        return problems
 
 
 def _learns(module: nn.Module) -> bool:
@@ -208,14 +219,14 @@ def _learns(module: nn.Module) -> bool:
 
 
 def _masking(kind: str, name: str) -> Any:
-    masking = MASKING_REGISTRY.get(name)
+    masking = MASKING_REGISTRY.get(name, argument=f"{kind}_masking")
     if masking.kind != kind:
-        raise ValueError(f"{name} makes {masking.kind} masks, not {kind} ones (key: {kind.upper()}_MASKING)")
+        raise ConfigError(f"{kind}_masking", f"{name}, which makes {masking.kind} masks", f"a masking of {kind} masks")
     return masking
 
 
 def _pooling_factor(height: int, width: int, max_positions: int) -> int:
-    """By how much both sides have to shrink to leave at most ``max_positions``; 0 for not at all."""
+    """Return the whole factor by which both sides shrink to leave at most ``max_positions``; 0 for no pooling."""
     if not max_positions or height * width <= max_positions:
         return 0
     factor = 2

@@ -16,13 +16,13 @@ __all__ = ["AT", "attention_transfer"]
 
 @full_precision
 def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Mean squared error between the attention maps of student and teacher.
+    r"""Compute the mean squared error between the attention maps of student and teacher.
 
     .. math:: L = \frac{1}{NHW} \sum_n \lVert A(S_n) - A(T_n) \rVert^2, \qquad
               A(F) = \frac{\text{mean}_c F_c^2}{\lVert \text{mean}_c F_c^2 \rVert_2}
 
-    A is normalised over the H x W positions of one image, so a map may be scaled without a change, and the number of
-    channels is free. The norm of A is 1, so L is of the order of 1 / HW at most.
+    A is normalised over the H x W positions of one image, so scaling a map changes nothing. The number of channels is
+    free. The norm of A is 1, so L is of the order of 1 / HW at most.
 
     Args:
         student, teacher: (N, C, H, W); C may differ.
@@ -30,44 +30,46 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ValueError: the images or positions differ in number.
     """
-    own, other = (x.square().mean(1) for x in (student, teacher))  # (N, H, W)
-    check_shapes(own, other)
-    own, other = (F.normalize(x.flatten(1), dim=1) for x in (own, other))
-    return (own - other).square().sum() / max(own.numel(), 1)
+    student, teacher = (x.square().mean(1) for x in (student, teacher))  # (N, H, W)
+    check_shapes(student, teacher)
+    student, teacher = (F.normalize(x.flatten(1), dim=1) for x in (student, teacher))
+    return (student - teacher).square().sum() / max(student.numel(), 1)
 
 
 @DISTILLER_REGISTRY.register()
 class AT(Distiller):
-    """Where the energy of the features lies is compared, and nothing else; summed over levels.
+    """Attention transfer: a comparison of where the energy of the features lies, summed over levels.
 
     Zagoruyko & Komodakis, "Paying More Attention to Attention: Improving the Performance of Convolutional Neural
     Networks via Attention Transfer", ICLR 2017, in the form of their code:
 
         L = alpha mean (A(F_S) - A(F_T))^2,    A(F) = normalised over positions (mean_c F^2)
 
-    There is nothing to train, and the channels of student and teacher need not match in number.
+    There is nothing to train. Student and teacher may differ in their numbers of channels.
 
     Recommended: alpha = 1000 in classification (the default; the authors), 10000 on the last features of a
-    segmentor (CIRKD). The mean over positions makes the values small, hence the large weights. None is known for
+    segmentor (CIRKD). The mean over positions makes the values small, hence the large weights. No weight is known for
     detectors.
 
     Args:
         student, teacher: the levels to distil.
         alpha: weight.
+
+    Raises:
+        ConfigError: the weight is out of range.
     """
 
     def __init__(self, student: Pyramid, teacher: Pyramid, *, alpha: float = 1000.0) -> None:
         super().__init__(student, teacher)
         check_weights(alpha=alpha)
         self.alpha = alpha
-        self._errors: dict[str, Tensor] = {}
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_at_attention``."""
         errors = {level: attention_transfer(student[level], teacher[level].detach()) for level in self.levels}
-        self._errors = {level: error.detach() for level, error in errors.items()}
+        self._step = {level: error.detach() for level, error in errors.items()}
         return {"loss_at_attention": self.alpha * sum(errors.values())}  # type: ignore[dict-item]
 
     def metrics(self) -> dict[str, Tensor]:
         """Return ``<level>/attention``, unweighted."""
-        return {f"{level}/attention": error for level, error in self._errors.items()}
+        return {f"{level}/attention": error for level, error in self._step.items()}

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..attention import channel_attention, spatial_attention
 from ..distiller import NOTHING_KNOWN, Distiller, align_levels, check_weights
+from ..errors import ConfigError
 from ..features import BACKBONE, Features, Pyramid
 from ..losses import check_shapes, check_temperature, full_precision, squared_error
 from ..registry import DISTILLER_REGISTRY
@@ -16,12 +17,14 @@ __all__ = ["FGD", "GlobalContext", "attention_loss", "focal_losses", "foreground
 
 
 def foreground_mask(targets: Targets, height: int, width: int) -> Tensor:
-    """1 / area of the smallest box that covers a cell, 0 where none does.
+    """Compute 1 / area of the smallest box that covers a cell, 0 where no box does.
 
-    A box covers the cells floor(x0) to ceil(x1) and floor(y0) to ceil(y1), both included, in units of the map, and
-    its area is their number, those outside the map counted too; an empty box covers a cell all the same. As in the
-    authors' code image and map are taken to have the same extent: where the batch is padded, a box is stretched over
-    the padding, away from its object. Without a loop over boxes; (B, H, W) numbers are held at a time.
+    A box covers the cells floor(x0) to ceil(x1) and floor(y0) to ceil(y1), both included, in units of the map. Its area
+    is their number, including cells outside of the map. An empty box covers a cell too.
+
+    As in the authors' code, image and map are taken to have the same extent. Where the batch is padded, a box is
+    therefore stretched over the padding, away from its object. There is no loop over boxes; (B, H, W) numbers are held
+    at a time.
 
     Args:
         targets: boxes, their images, and the images' sizes without padding.
@@ -29,18 +32,47 @@ def foreground_mask(targets: Targets, height: int, width: int) -> Tensor:
 
     Returns:
         (N, H, W).
+
+    Raises:
+        ConfigError: the boxes are not known, or not axis-aligned.
     """
-    sizes, boxes = targets.image_sizes[targets.box_images].float(), targets.boxes.float()
+    boxes, images, image_sizes = _known_boxes(targets)
+    sizes = image_sizes[images].float()
     rows, tall = _covered(boxes[:, 1::2] * height / sizes[:, :1], height)
     columns, wide = _covered(boxes[:, 0::2] * width / sizes[:, 1:], width)
     weights = (rows / (tall * wide))[:, :, None] * columns[:, None, :]  # (B, H, W)
-    index = targets.box_images[:, None, None].expand_as(weights)
-    empty = weights.new_zeros(len(targets.image_sizes), height, width)
+    index = images[:, None, None].expand_as(weights)
+    empty = weights.new_zeros(len(image_sizes), height, width)
     return empty.scatter_reduce(0, index, weights, "amax")
 
 
+def _known_boxes(targets: Targets, count: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return boxes (B, 4), their images (B,), and the images' sizes (N, 2); ``count`` is the N expected."""
+    boxes, images, sizes = targets.boxes, targets.box_images, targets.image_sizes
+    if boxes is None or images is None or sizes is None or (count and not len(sizes)):
+        raise _boxes_missing("no boxes")
+    if count is not None and len(sizes) != count:
+        raise _boxes_missing(f"the boxes of {len(sizes)} of {count} images")
+    if boxes.shape[-1] != 4:
+        raise ConfigError(
+            "targets",
+            f"boxes of {boxes.shape[-1]} numbers",
+            "axis-aligned boxes of 4: x0, y0, x1, y1",
+            hint="choose a method that needs no boxes, such as MGD, or give other {targets}",
+        )
+    return boxes.float(), images, sizes
+
+
+def _boxes_missing(known: str) -> ConfigError:
+    hint = "FGD needs them: choose a method that needs none, such as MGD, or give {targets}"
+    return ConfigError("targets", known, "the boxes of every image", hint=hint)
+
+
 def _covered(ends: Tensor, cells: int) -> tuple[Tensor, Tensor]:
-    """Which cells of a line the intervals (B, 2) cover, (B, cells), and how many, (B, 1), counting those beyond it."""
+    """Return the cells of a line that intervals (B, 2) cover, (B, cells), and their number, (B, 1).
+
+    The number includes cells beyond the line.
+    """
     first, last = ends[:, :1].floor(), ends[:, 1:].ceil()
     cell = torch.arange(cells, device=ends.device)
     return ((cell >= first) & (cell <= last)).to(ends.dtype), (last + 1 - first).clamp_min(1)
@@ -48,7 +80,7 @@ def _covered(ends: Tensor, cells: int) -> tuple[Tensor, Tensor]:
 
 @full_precision
 def focal_losses(student: Tensor, teacher: Tensor, masks: Tensor, temperature: float) -> Tensor:
-    r"""The error at each of K masks, weighed by the teacher's attention.
+    r"""Compute the error at each of K masks, weighed by the teacher's attention.
 
     .. math:: L_k = \frac1N \sum_{n,c,p} M_{nkp} A^S_{np} A^C_{nc} (S_{ncp} - T_{ncp})^2
 
@@ -57,7 +89,7 @@ def focal_losses(student: Tensor, teacher: Tensor, masks: Tensor, temperature: f
     Args:
         student, teacher: (N, C, H, W).
         masks: (N, K, H, W).
-        temperature: of the attention; the smaller, the sharper.
+        temperature: of the attention; a smaller one is sharper.
 
     Returns:
         (K,).
@@ -73,7 +105,7 @@ def focal_losses(student: Tensor, teacher: Tensor, masks: Tensor, temperature: f
 
 @full_precision
 def attention_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Absolute differences of the spatial and of the channel attention, summed, averaged over images.
+    """Sum the absolute differences of the spatial and of the channel attention; averaged over images.
 
     Args:
         student, teacher: (N, C, H, W).
@@ -89,9 +121,9 @@ def attention_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tens
 
 
 class GlobalContext(nn.Module):
-    """Adds to every position what one attention over all positions has gathered; (N, C, H, W) both ways.
+    """The block of GCNet, which adds a context gathered by one attention over all positions to every position.
 
-    The block of GCNet (Cao et al., ICCV workshops 2019). It starts as the identity.
+    Cao et al., ICCV workshops 2019. Its input and output are (N, C, H, W). It starts as the identity.
 
     Args:
         channels: C.
@@ -114,24 +146,25 @@ class GlobalContext(nn.Module):
     @full_precision
     def forward(self, features: Tensor) -> Tensor:
         """Return the features with their context."""
-        where = self.mask(features).flatten(2).softmax(2)  # (N, 1, HW)
-        context = features.flatten(2) @ where.transpose(1, 2)  # (N, C, 1)
+        attention = self.mask(features).flatten(2).softmax(2)  # (N, 1, HW)
+        context = features.flatten(2) @ attention.transpose(1, 2)  # (N, C, 1)
         return features + self.add(context[..., None])
 
 
 @DISTILLER_REGISTRY.register()
 class FGD(Distiller):
-    """Foreground and background apart, weighed by the teacher's attention, and their relation; summed over levels.
+    """Separate errors of foreground and background, weighed by attention, and of global context; summed over levels.
 
-    Yang et al., "Focal and Global Knowledge Distillation for Detectors", CVPR 2022. With F = align(F_S), D = F - F_T
-    and the spatial and channel attention A^S, A^C of FKD:
+    Yang et al., "Focal and Global Knowledge Distillation for Detectors", CVPR 2022. The attention is the teacher's.
+    With F = align(F_S), D = F - F_T and the spatial and channel attention A^S, A^C of FKD:
 
         L = alpha / N sum M_fg A^S_T A^C_T D^2 + beta / N sum M_bg A^S_T A^C_T D^2
           + gamma / N (sum |A^S_F - A^S_T| + sum |A^C_F - A^C_T|) + lambda_rel / N sum (R_S(F) - R_T(F_T))^2
 
-    M_fg is 1 / area of the smallest ground-truth box at a cell (``foreground_mask``), M_bg is 1 where there is none,
-    divided by the number of such cells. R_S and R_T are blocks of GCNet, both trained and the identity at the start.
-    A departure: the aligning convolution, which starts as the identity, is there also where the channels match.
+    M_fg is 1 / area of the smallest ground-truth box at a cell (``foreground_mask``). M_bg is 1 where there is no box,
+    divided by the number of such cells. R_S and R_T, the relation, are blocks of GCNet, both trained and the identity
+    at the start. A departure from the paper: the aligning convolution, which starts as the identity, is there also
+    where the channels match.
 
     The errors are sums over C, H and W: weights do not transfer between image sizes. Recommended (the authors), as
     alpha, beta, gamma, lambda_rel, temperature: 1e-3, 5e-4, 5e-4, 5e-6, 0.5 for RetinaNet (the defaults); 1.6e-3,
@@ -145,6 +178,9 @@ class FGD(Distiller):
         gamma: weight of the attention.
         lambda_rel: weight of the relation, the paper's lambda.
         temperature: of the attention, positive.
+
+    Raises:
+        ConfigError: a weight or the temperature is out of range.
     """
 
     reads = (BACKBONE,)
@@ -169,34 +205,29 @@ class FGD(Distiller):
         self.align = align_levels(student, teacher)
         self.context_s = nn.ModuleDict({level: GlobalContext(spec.channels) for level, spec in teacher.items()})
         self.context_t = nn.ModuleDict({level: GlobalContext(spec.channels) for level, spec in teacher.items()})
-        self._terms: dict[str, dict[str, Tensor]] = {}
-        self._foreground: dict[str, Tensor] = {}
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_fgd_foreground``, ``_background``, ``_attention`` and ``_relation``.
 
         Raises:
-            ValueError: the boxes of the batch are not known.
+            ConfigError: the boxes of the batch are not known for every image, or not axis-aligned.
         """
+        self._step = {"foreground": {}, "terms": {}}
         terms = {level: self._level(level, student[level], teacher[level].detach(), targets) for level in self.levels}
-        self._terms = {level: {k: v.detach() for k, v in each.items()} for level, each in terms.items()}
+        self._step["terms"] = {level: {k: v.detach() for k, v in each.items()} for level, each in terms.items()}
         return {
             f"loss_fgd_{term}": weight * sum(each[term] for each in terms.values())  # type: ignore[misc]
             for term, weight in self.weights.items()
         }
 
     def _level(self, level: str, student: Tensor, teacher: Tensor, targets: Targets) -> dict[str, Tensor]:
-        if len(targets.image_sizes) != len(teacher):
-            raise ValueError(
-                f"FGD needs the ground-truth boxes of the batch, and they are known for {len(targets.image_sizes)} of "
-                f"{len(teacher)} images; choose a method that needs none, such as MGD (key: DISTILL.METHOD)"
-            )
+        _known_boxes(targets, len(teacher))
         aligned = self.align[level](student)
         foreground = foreground_mask(targets, *teacher.shape[2:])
         background = (foreground == 0).to(foreground)
         background = background / background.sum((1, 2), keepdim=True).clamp_min(1)
         masks = torch.stack([foreground, background], 1)
-        self._foreground[level] = (foreground > 0).to(foreground)
+        self._step["foreground"][level] = (foreground > 0).to(foreground)
         focal = focal_losses(aligned, teacher, masks, self.temperature)
         return {
             "foreground": focal[0],
@@ -208,8 +239,10 @@ class FGD(Distiller):
     def metrics(self) -> dict[str, Tensor]:
         """Return the four terms, unweighted, under ``<level>/fg``, ``bg``, ``att`` and ``rel``."""
         short = {"foreground": "fg", "background": "bg", "attention": "att", "relation": "rel"}
-        return {f"{level}/{short[k]}": v for level, terms in self._terms.items() for k, v in terms.items()}
+        terms = self._step.get("terms", {})
+        return {f"{level}/{short[k]}": v for level, each in terms.items() for k, v in each.items()}
 
     def masks(self) -> dict[str, dict[str, Tensor]]:
-        """Per level the cells that a box covered in the last step."""
-        return {level: {"spatial": foreground[:, None]} for level, foreground in self._foreground.items()}
+        """Return, per level, the cells that a box covered in the last step."""
+        foreground = self._step.get("foreground", {})
+        return {level: {"spatial": covered[:, None]} for level, covered in foreground.items()}

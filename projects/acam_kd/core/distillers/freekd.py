@@ -1,4 +1,4 @@
-"""FreeKD: the error of the high frequencies where learnt prompts find them worth it on the teacher."""
+"""FreeKD: the error of the high frequencies at the positions that learnt prompts select on the teacher."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["FreeKD", "frequency_loss"]
 
 @full_precision
 def frequency_loss(student: Tensor, teacher: Tensor, tokens: Tensor) -> Tensor:
-    r"""The masked L1 distance of the high passes of two maps, summed over the scales of their Haar transforms.
+    r"""Compute the masked L1 distance of the high passes of two maps, summed over the scales of their Haar transforms.
 
     .. math:: L = \sum_j \mathrm{mean}_{n,t,c,o,p} | m_{j,t} (B_j^S - B_j^T) |,
               \quad m_{j,t} = \mathrm{sigmoid}(token_{j,t} \cdot \sum_o B_{j,o}^T)
 
-    over orientations o and positions p. Since masks are positive, |D| times their mean over t is the same.
+    over orientations o and positions p. Since masks are positive, |D| times the mean mask over t is the same.
 
     Args:
         student, teacher: (N, C, H, W), of equal shape.
@@ -43,7 +43,7 @@ def frequency_loss(student: Tensor, teacher: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _masked_l1(student: Sequence[Tensor], teacher: Sequence[Tensor], keep: Sequence[Tensor]) -> Tensor:
-    """Sum over scales; (N, C, 3, H_j, W_j) each, ``keep`` (N, H_j, W_j)."""
+    """Sum the distances over scales; maps (N, C, 3, H_j, W_j), ``keep`` (N, H_j, W_j)."""
     distances = [
         torch.einsum("ncohw,nhw->", (s - t).abs(), k) / max(s.numel(), 1) for s, t, k in zip(student, teacher, keep)
     ]
@@ -52,20 +52,20 @@ def _masked_l1(student: Sequence[Tensor], teacher: Sequence[Tensor], keep: Seque
 
 @DISTILLER_REGISTRY.register()
 class FreeKD(Distiller):
-    """The error of the high frequencies, masked by prompts that were learnt on the teacher, and the plain error.
+    """The error of the high frequencies, masked by prompts learnt on the teacher, plus the plain error.
 
     Zhang et al., "FreeKD: Knowledge Distillation via Semantic Frequency Prompt", CVPR 2024. Per level both maps go
     through a Haar transform of three scales; prompts select, on the teacher's high passes, the positions that count:
 
         L = alpha sum_j mean |m_j (B_j(align(F_S)) - B_j(F_T))| + lambda_mse mean (align(F_S) - F_T)^2
 
-    summed over levels. This is what the authors' code does: the low pass counts in the plain error alone, and the
-    position-aware weight of the paper is not used. The prompts are learnt on the teacher in a stage of its own and are
+    summed over levels. It follows the authors' code: the low pass counts in the plain error alone, and the
+    position-aware weight of the paper is not used. The prompts are learnt on the teacher in a separate stage and are
     constants here.
 
-    The authors: ``alpha`` 1, 6 prompts on all levels, and ``lambda_mse`` 5 for RetinaNet, 2 in their config of a Faster
-    R-CNN from a Cascade Mask R-CNN; gradients clipped at 35. They add a smooth L1 loss on the regression head's output,
-    which is not here. FCOS: not published as a config, RetinaNet's is a reading.
+    Recommended (the authors): ``alpha`` 1, 6 prompts on all levels, and ``lambda_mse`` 5 for RetinaNet, 2 in their
+    config of a Faster R-CNN from a Cascade Mask R-CNN; gradients clipped at 35. They add a smooth L1 loss on the
+    regression head's output, which is not here. For FCOS no config is published; that of RetinaNet is an assumption.
 
     Args:
         student, teacher: the levels to distil.
@@ -75,7 +75,7 @@ class FreeKD(Distiller):
         num_tokens: T; 0 for the paper's 6.
 
     Raises:
-        FileNotFoundError, ValueError: there are no prompts at ``tokens``, or they are not this teacher's.
+        ConfigError: a number is out of range, or the file ``tokens`` has no prompts for this teacher.
     """
 
     reads = (BACKBONE,)
@@ -96,27 +96,26 @@ class FreeKD(Distiller):
         self.align = align_levels(student, teacher)
         self.tokens = frozen_tokens("FreeKD", teacher, num_tokens, tokens)
         self._path = tokens
-        self._last: dict[str, tuple[Tensor, Tensor]] = {}
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_freekd_frequency`` and ``loss_freekd_mse``."""
-        self._last = {}
+        self._step = {}
         frequencies, errors = [], []
         for level in self.levels:
             aligned, target = self.align[level](student[level]), teacher[level].detach()
             frequencies.append(frequency_loss(aligned, target, self.tokens[level].tokens[1:]))  # type: ignore[index]
             errors.append(mse(aligned, target))
-            self._last[level] = frequencies[-1].detach(), errors[-1].detach()
+            self._step[level] = frequencies[-1].detach(), errors[-1].detach()
         return {
             "loss_freekd_frequency": self.alpha * torch.stack(frequencies).sum(),
             "loss_freekd_mse": self.lambda_mse * torch.stack(errors).sum(),
         }
 
     def metrics(self) -> dict[str, Tensor]:
-        """Per level both errors, without their weights."""
-        values = {f"{level}/frequency": frequency for level, (frequency, _) in self._last.items()}
-        return values | {f"{level}/mse": error for level, (_, error) in self._last.items()}
+        """Return, per level, both errors without their weights."""
+        values = {f"{level}/frequency": frequency for level, (frequency, _) in self._step.items()}
+        return values | {f"{level}/mse": error for level, (_, error) in self._step.items()}
 
     def warnings(self) -> dict[str, str]:
-        """Prompts that nobody has learnt."""
+        """Report untrained prompts."""
         return untrained_tokens(self._path)

@@ -17,7 +17,7 @@ __all__ = ["KD", "binary_kd_loss", "kd_loss"]
 
 @full_precision
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    r"""KL divergence of softmax predictions, averaged over all positions of all images.
+    r"""Compute the KL divergence of softmax predictions, averaged over all positions of all images.
 
     .. math:: L = T^2 \, \mathrm{mean}_n \, KL(\mathrm{softmax}(z^T_n / T) \,\Vert\, \mathrm{softmax}(z^S_n / T))
 
@@ -35,17 +35,17 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tenso
 
 @full_precision
 def binary_kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    r"""KL divergence of sigmoid predictions, summed over anchors and classes, per object that the teacher sees.
+    r"""Compute the KL divergence of sigmoid predictions, summed over anchors and classes, per object of the teacher.
 
     .. math:: L = \frac{T^2 \sum_{a,k} KL(\sigma(z^T_{ak} / T) \,\Vert\, \sigma(z^S_{ak} / T))}
               {\max(1, \sum_a \max_k \sigma(z^T_{ak}))}
 
-    The divergence is softplus(s) - softplus(t) - sigmoid(t) (s - t), exact for the very negative logits of which
-    a dense head has millions.
+    The divergence is softplus(s) - softplus(t) - sigmoid(t) (s - t). It is exact for very negative logits, of which a
+    dense head has millions.
 
     Args:
         student, teacher: logits, (N, K, ...), of equal shape.
-        temperature: T; the denominator, the teacher's own count of foreground anchors, is taken at T = 1.
+        temperature: T. The denominator, the teacher's own count of foreground anchors, is taken at T = 1.
 
     Raises:
         ValueError: the shapes differ.
@@ -62,20 +62,24 @@ class KD(Distiller):
     """Knowledge distillation of predicted classes: of a segmentation map, or of a detector's class head.
 
     Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", NIPS workshop 2014, arXiv 1503.02531.
-    Per position of a segmentation map as in CIRKD (Yang et al., "Cross-Image Relational Knowledge Distillation for
-    Semantic Segmentation", CVPR 2022), which leaves out no position, labelled or not.
+    On a segmentation map it is that of CIRKD (Yang et al., "Cross-Image Relational Knowledge Distillation for
+    Semantic Segmentation", CVPR 2022): per position, and no position is left out, labelled or not.
 
-    Where a softmax predicts the classes, a map or a RoI head's regions, this is ``kd_loss``: a mean over positions.
-    For dense heads, a sigmoid for each class, no formula is official. ``binary_kd_loss``, a sum divided by the
-    teacher's own count of foreground anchors, is a reading; it needs no labels, and works with one class.
+    Where a softmax predicts the classes, of a map or of a RoI head's regions, the loss is ``kd_loss``, a mean over
+    positions. For dense heads, with a sigmoid for each class, no formula is official. The loss is then
+    ``binary_kd_loss``, a sum divided by the teacher's own count of foreground anchors, which is an assumption. It
+    needs no labels, and works with one class.
 
-    Published for segmentation: alpha 1, temperature 1 (CIRKD). For detectors nothing is; the same is a reading. For
-    the classification of images the temperature is 4 on CIFAR, 1 on ImageNet.
+    Published for segmentation: alpha 1, temperature 1 (CIRKD). Nothing is published for detectors; the same values are
+    an assumption. For the classification of images the temperature is 4 on CIFAR, 1 on ImageNet.
 
     Args:
         student, teacher: the levels to distil.
         alpha: weight.
         temperature: T, by which logits are divided; the loss is multiplied by its square.
+
+    Raises:
+        ConfigError: the weight or the temperature is out of range.
     """
 
     reads = (LOGITS, CLASSES)
@@ -86,25 +90,24 @@ class KD(Distiller):
         check_temperature(temperature)
         self.alpha, self.temperature = alpha, temperature
         self.sigmoid = {level: spec.sigmoid for level, spec in student.items()}
-        self._metrics: dict[str, Tensor] = {}
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_kd_kl``."""
-        losses, self._metrics = [], {}
+        losses, self._step = [], {}
         for level in self.levels:
-            own, other = student[level], teacher[level].detach()
+            student_logits, teacher_logits = student[level], teacher[level].detach()
             loss = binary_kd_loss if self.sigmoid[level] else kd_loss
-            losses.append(loss(own, other, self.temperature))
-            if own.numel():
-                self._metrics[f"{level}/agreement"] = _agreement(own.detach(), other, self.sigmoid[level])
+            losses.append(loss(student_logits, teacher_logits, self.temperature))
+            if student_logits.numel():
+                self._step[level] = _agreement(student_logits.detach(), teacher_logits, self.sigmoid[level])
         return {"loss_kd_kl": self.alpha * sum(losses)}  # type: ignore[dict-item]
 
     def metrics(self) -> dict[str, Tensor]:
         """Return ``<level>/agreement``, the share of positions at which both prefer the same class.
 
-        On sigmoid heads a position counts as much as the teacher's largest probability there.
+        On sigmoid heads the weight of a position is the teacher's largest probability there.
         """
-        return dict(self._metrics)
+        return {f"{level}/agreement": agreement for level, agreement in self._step.items()}
 
 
 def _agreement(student: Tensor, teacher: Tensor, sigmoid: bool) -> Tensor:

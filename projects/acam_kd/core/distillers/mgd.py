@@ -18,22 +18,22 @@ __all__ = ["MGD", "keep_mask"]
 
 
 def keep_mask(draw: Tensor, dropped: float) -> Tensor:
-    """1 where a uniform number from [0, 1) is below 1 - ``dropped``, else 0."""
+    """Return 1 where a uniform number from [0, 1) is below 1 - ``dropped``, else 0."""
     return (draw < 1 - dropped).to(draw.dtype)
 
 
 @DISTILLER_REGISTRY.register()
 class MGD(Distiller):
-    """From a random part of the student's positions the whole map of the teacher is rebuilt; summed over levels.
+    """A generator that rebuilds the teacher's map from a random part of the student's positions; summed over levels.
 
     Yang et al., "Masked Generative Distillation", ECCV 2022:
 
         L = alpha / N sum ( G(m * align(F_S)) - F_T )^2
 
-    with a mask m of (N, 1, H, W), which drops each position with probability lambda anew at every step, and a
-    generator G of two 3x3 convolutions with a ReLU between. The rest is not scaled up as in dropout, and the error
-    is that of all positions, not of the dropped ones alone. The variant for classification, which drops channels, is
-    not here. A departure: the aligning convolution, which starts as the identity, is there also where the channels
+    The mask m is (N, 1, H, W); it drops each position with probability lambda, anew at every step. The generator G has
+    two 3x3 convolutions with a ReLU between. The kept positions are not scaled up as in dropout, and the error is that
+    of all positions, not of the dropped ones alone. The variant for classification, which drops channels, is not here.
+    A departure from the paper: the aligning convolution, which starts as the identity, is there also where the channels
     match. Logits are not aligned, and their generator has as many channels as there are classes.
 
     The error is a sum over C, H and W: weights do not transfer between image sizes. Recommended (the authors):
@@ -44,6 +44,9 @@ class MGD(Distiller):
         student, teacher: the levels to distil.
         alpha: weight.
         lambda_mask: lambda, the probability that a position is dropped, in [0, 1]; 0 for the generator alone.
+
+    Raises:
+        ConfigError: an argument is out of range.
     """
 
     def __init__(self, student: Pyramid, teacher: Pyramid, *, alpha: float = 2e-5, lambda_mask: float = 0.65) -> None:
@@ -53,29 +56,27 @@ class MGD(Distiller):
         self.alpha, self.lambda_mask = alpha, lambda_mask
         self.align = align_levels(student, teacher)
         self.generate = nn.ModuleDict({level: Generator(spec.channels) for level, spec in teacher.items()})
-        self._masks: dict[str, Tensor] = {}
-        self._mean_errors: dict[str, Tensor] = {}
 
     def draw(self, features: Tensor) -> Tensor:
-        """One uniform number for every position of every image: (N, C, H, W) -> (N, 1, H, W)."""
+        """Draw one uniform number for every position of every image: (N, C, H, W) -> (N, 1, H, W)."""
         n, _, h, w = features.shape
         return torch.rand(n, 1, h, w, device=features.device)
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_mgd_generation``."""
-        errors = {}
+        errors, self._step = {}, {}
         for level in self.levels:
             aligned, target = self.align[level](student[level]), teacher[level].detach()
             mask = keep_mask(self.draw(aligned), self.lambda_mask)
             rebuilt = self.generate[level](mask.to(aligned) * aligned)
-            errors[level], self._masks[level] = squared_error(rebuilt, target), mask
-            self._mean_errors[level] = errors[level].detach() / math.prod(target.shape[1:])
+            errors[level] = squared_error(rebuilt, target)
+            self._step[level] = mask, errors[level].detach() / math.prod(target.shape[1:])
         return {"loss_mgd_generation": self.alpha * sum(errors.values())}  # type: ignore[dict-item]
 
     def metrics(self) -> dict[str, Tensor]:
         """Return ``<level>/mse``: the unweighted error, averaged over channels and positions instead of summed."""
-        return {f"{level}/mse": error for level, error in self._mean_errors.items()}
+        return {f"{level}/mse": error for level, (_, error) in self._step.items()}
 
     def masks(self) -> dict[str, dict[str, Tensor]]:
-        """Per level the positions that the last step kept."""
-        return {level: {"spatial": mask} for level, mask in self._masks.items()}
+        """Return, per level, the positions that the last step kept."""
+        return {level: {"spatial": mask} for level, (mask, _) in self._step.items()}

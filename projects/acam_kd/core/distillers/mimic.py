@@ -1,4 +1,4 @@
-"""Plain feature mimicking: the control that every other method has to beat."""
+"""Plain feature mimicking, the control that every other method has to beat."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ class Mimic(Distiller):
     Args:
         student, teacher: the levels to distil.
         alpha: weight.
+
+    Raises:
+        ConfigError: the weight is out of range.
     """
 
     def __init__(self, student: Pyramid, teacher: Pyramid, *, alpha: float = 1.0) -> None:
@@ -29,14 +32,13 @@ class Mimic(Distiller):
         check_weights(alpha=alpha)
         self.alpha = alpha
         self.align = align_levels(student, teacher)
-        self._errors: dict[str, Tensor] = {}
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_mimic_mse``."""
         errors = {level: mse(self.align[level](student[level]), teacher[level].detach()) for level in self.levels}
-        self._errors = {level: error.detach() for level, error in errors.items()}
+        self._step = {level: error.detach() for level, error in errors.items()}
         return {"loss_mimic_mse": self.alpha * sum(errors.values())}  # type: ignore[dict-item]
 
     def metrics(self) -> dict[str, Tensor]:
         """Return ``<level>/mse``."""
-        return {f"{level}/mse": error for level, error in self._errors.items()}
+        return {f"{level}/mse": error for level, error in self._step.items()}

@@ -23,7 +23,7 @@ __all__ = ["NKD", "nontarget_cross_entropy", "target_cross_entropy"]
 
 @full_precision
 def target_cross_entropy(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    r"""Cross-entropy with the label, as strong as the teacher is sure of it; not softened.
+    r"""Compute the cross-entropy with the label, weighed by the teacher's probability of it; not softened.
 
     .. math:: L = - \mathrm{mean}_n \, p^T_y \log p^S_y
 
@@ -37,7 +37,7 @@ def target_cross_entropy(student: Tensor, teacher: Tensor, labels: Tensor) -> Te
 
 @full_precision
 def nontarget_cross_entropy(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
-    r"""Cross-entropy among the classes other than the target; 0 if there are only two classes.
+    r"""Compute the cross-entropy among the classes other than the target; 0 if there are only two classes.
 
     .. math:: L = - T^2 \, \mathrm{mean}_n \sum_{i \ne y} n^T_i \log n^S_i,
               \quad n = \mathrm{softmax}_{i \ne y}(z_i / T)
@@ -61,14 +61,14 @@ class NKD(Distiller):
     cross-entropies, not divergences, so they are positive also where student and teacher agree. The paper classifies
     images; here every position of a segmentation map, or every region or anchor of a class head, is one.
 
-    Both are means over the positions whose label is one of the predicted classes: positions without a label are
-    left out; the background class of a RoI head counts like any other. A dense head predicts each class with a
-    sigmoid and none for the background: there only foreground anchors are compared, by a softmax over the K classes
-    in place of the sigmoids (LD, CVPR 2022, does so for its classification; for NKD it is a reading). Without any
+    Both terms are means over the positions whose label is one of the predicted classes. Positions without a label are
+    left out. The background class of a RoI head counts like any other. A dense head predicts each class with a sigmoid
+    and has none for the background. There only foreground anchors are compared, by a softmax over the K classes in
+    place of the sigmoids. LD (CVPR 2022) does so for its classification; for NKD it is an assumption. Without any
     such position the losses are 0. With exactly two classes L_nontarget is 0.
 
-    Published: alpha 1, temperature 1, gamma 1.5 for convolutional networks and 1 for DeiT on ImageNet. For
-    detectors and segmentation, nothing; the same is a reading.
+    Published: alpha 1, temperature 1, gamma 1.5 for convolutional networks and 1 for DeiT on ImageNet. Nothing is
+    published for detectors and segmentation; the same values are an assumption.
 
     Args:
         student, teacher: the levels to distil, of two classes or more.
@@ -77,8 +77,8 @@ class NKD(Distiller):
         temperature: T of L_nontarget, by which logits are divided; that term is multiplied by its square.
 
     Raises:
-        ValueError: a weight or the temperature is out of range, or a level has one class: a softmax over it is
-            constant. ``forward``: a level has no labels.
+        ConfigError: a weight or the temperature is out of range, or a level has one class, over which a softmax is
+            constant. In ``forward``: a level has no labels.
     """
 
     reads = (LOGITS, CLASSES)
@@ -98,16 +98,15 @@ class NKD(Distiller):
         check_temperature(temperature)
         check_several_classes(student, method="NKD")
         self.alpha, self.gamma, self.temperature = alpha, gamma, temperature
-        self._metrics: dict[str, Tensor] = {}
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_nkd_target`` and ``loss_nkd_nontarget``."""
         compared = labelled_positions(student, teacher, targets, method="NKD")
-        self._metrics = agreement(compared)
+        self._step = agreement(compared)
         target = sum(target_cross_entropy(*level) for level in compared.values())
         others = sum(nontarget_cross_entropy(*level, self.temperature) for level in compared.values())
         return {"loss_nkd_target": self.alpha * target, "loss_nkd_nontarget": self.gamma * others}  # type: ignore[dict-item]
 
     def metrics(self) -> dict[str, Tensor]:
-        """Return ``<level>/positions`` that were compared, and ``<level>/agreement`` on the likeliest class there."""
-        return dict(self._metrics)
+        """Return ``<level>/positions``, the compared ones, and ``<level>/agreement`` on the likeliest class there."""
+        return dict(self._step)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..distiller import NOTHING_KNOWN, Distiller, check_weights
+from ..errors import ConfigError
 from ..features import BACKBONE, Features, Pyramid
 from ..losses import check_shapes, full_precision
 from ..registry import DISTILLER_REGISTRY
@@ -19,7 +20,7 @@ EPS = 1e-6
 
 
 def _standardized(x: Tensor) -> Tensor:
-    """Every channel with mean 0 and deviation 1 over images and positions; 0 where there is one position only."""
+    """Standardise every channel to mean 0 and deviation 1 over images and positions; a single position becomes 0."""
     several = x.numel() > x.shape[1]
     deviation, mean = torch.std_mean(x, (0, 2, 3), correction=int(several), keepdim=True)
     return (x - mean) / (deviation + EPS)
@@ -27,17 +28,17 @@ def _standardized(x: Tensor) -> Tensor:
 
 @full_precision
 def pearson_error(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Half the mean squared error of channels standardised over the batch.
+    r"""Compute half the mean squared error of channels standardised over the batch.
 
     .. math:: L = \frac12 \text{mean} (\hat S - \hat T)^2
                 = \frac{K-1}{K} \frac1C \sum_c (1 - r_c), \qquad K = NHW
 
     with Pearson's correlation r_c of channel c over images and positions (up to a 1e-6 that keeps constant channels
-    finite). A channel may be scaled by a positive factor and shifted without a change. 0 for K = 1, where no
+    finite). Scaling a channel by a positive factor, or shifting it, changes nothing. L is 0 for K = 1, where no
     deviation is defined.
 
     Args:
-        student: (N, C, H', W'), scaled bilinearly to H x W if that differs.
+        student: (N, C, H', W'), scaled bilinearly to H x W if the sizes differ.
         teacher: (N, C, H, W).
 
     Raises:
@@ -53,7 +54,7 @@ def pearson_error(student: Tensor, teacher: Tensor) -> Tensor:
 
 @DISTILLER_REGISTRY.register()
 class PKD(Distiller):
-    """Standardised features are compared, so only the correlation of the channels counts; summed over levels.
+    """A comparison of standardised features, so that only the correlation of channels counts; summed over levels.
 
     Cao et al., "PKD: General Distillation Framework for Object Detectors via Pearson Correlation Coefficient",
     NeurIPS 2022:
@@ -61,8 +62,8 @@ class PKD(Distiller):
         L = alpha / 2 mean (standardised(F_S) - standardised(F_T))^2
 
     with mean and deviation of each channel over the images and positions of one GPU's batch. There is nothing to
-    train and no aligning convolution, so student and teacher need equally many channels; that their features differ
-    in scale, as those of two types of detector do, does not matter.
+    train and no aligning convolution, so student and teacher need equally many channels. Their features may differ in
+    scale, as those of two types of detector do.
 
     Recommended, on four levels (P2 to P5, or P3 to P6 of a one-stage detector): alpha = 10 for RetinaNet and
     RepPoints (the default) and 6 for Faster R-CNN.
@@ -72,7 +73,7 @@ class PKD(Distiller):
         alpha: weight.
 
     Raises:
-        ValueError: the channels of a level differ in number.
+        ConfigError: the weight is out of range, or the channels of a level differ in number.
     """
 
     reads = (BACKBONE,)
@@ -81,21 +82,22 @@ class PKD(Distiller):
         super().__init__(student, teacher)
         check_weights(alpha=alpha)
         for level, spec in student.items():
-            if spec.channels != teacher[level].channels:
-                raise ValueError(
-                    f"PKD has no aligning convolution, and the student has {spec.channels} channels at level {level}, "
-                    f"the teacher {teacher[level].channels}; choose a method that aligns them, such as CWD or MGD "
-                    "(key: DISTILL.METHOD), or other levels (key: DISTILL.LEVELS)"
+            teacher_channels = teacher[level].channels
+            if spec.channels != teacher_channels:
+                raise ConfigError(
+                    "levels",
+                    f"{level} with {spec.channels} channels in the student and {teacher_channels} in the teacher",
+                    "as many channels in both, since PKD has no aligning convolution",
+                    hint="choose a {method} that aligns them, such as CWD or MGD, or other {levels}",
                 )
         self.alpha = alpha
-        self._errors: dict[str, Tensor] = {}
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_pkd_pearson``."""
         errors = {level: pearson_error(student[level], teacher[level].detach()) for level in self.levels}
-        self._errors = {level: error.detach() for level, error in errors.items()}
+        self._step = {level: error.detach() for level, error in errors.items()}
         return {"loss_pkd_pearson": self.alpha * sum(errors.values())}  # type: ignore[dict-item]
 
     def metrics(self) -> dict[str, Tensor]:
         """Return ``<level>/pearson``: one minus the correlation, averaged over channels, between 0 and 2."""
-        return {f"{level}/pearson": error for level, error in self._errors.items()}
+        return {f"{level}/pearson": error for level, error in self._step.items()}
