@@ -23,7 +23,7 @@ from acam_kd.bench.memory import in_own_process, naive_gib
 from acam_kd.compare.records import read_records
 from acam_kd.core.distillers.acam import POOLING
 from acam_kd.core.fusion import PATHS
-from acam_kd.errors import one_line_errors
+from acam_kd.core.errors import one_line_errors
 from acam_kd.files import write_atomically
 from acam_kd.vis.growth import plot, table
 

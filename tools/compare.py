@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from acam_kd.compare import Comparison, read_plan
-from acam_kd.errors import one_line_errors
+from acam_kd.core.errors import one_line_errors
 
 
 def main(arguments: list[str] | None = None) -> None:

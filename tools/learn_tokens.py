@@ -20,7 +20,7 @@ from acam_kd.core import read_methods
 from acam_kd.core.token_files import TOKEN_METHODS
 from acam_kd.d2 import add_dataset_options, add_distillation_config, register_datasets
 from acam_kd.d2.token_learning import learn
-from acam_kd.errors import one_line_errors
+from acam_kd.core.errors import one_line_errors
 
 
 def run(args: argparse.Namespace) -> None:

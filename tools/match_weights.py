@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from acam_kd.cli import train_settings
 from acam_kd.compare import Run, Setting, read_plan
-from acam_kd.core import DistillationModel
-from acam_kd.errors import one_line_errors
+from acam_kd.core import ConfigError, Distillation
+from acam_kd.core.errors import one_line_errors
 from acam_kd.tv.build import build
 from acam_kd.tv.data import Stream, training_loader
 from acam_kd.tv.distillation import load_weights
@@ -34,20 +34,20 @@ SEED = 0
 
 
 class Pull:
-    """What the distillation and the task ask of the student in a step.
+    """The gradients that the distillation and the task send into the student in a step.
 
     Args:
-        model: a student, its teacher and a method.
+        student: with a distillation attached.
     """
 
-    def __init__(self, model: DistillationModel) -> None:
-        assert model.distiller is not None
-        self.distiller = model.distiller
+    def __init__(self, student: nn.Module) -> None:
+        assert isinstance(student.distillation, Distillation)
+        self.distiller = student.distillation.method
         self.features: list[Tensor] = []
         self.inputs: tuple[Any, ...] = ()
         self.own: list[str] = []
-        model.student.backbone.register_forward_hook(self._keep_features)  # type: ignore[operator, union-attr]
-        model.distiller.register_forward_hook(self._keep_losses)
+        student.backbone.register_forward_hook(self._keep_features)  # type: ignore[operator, union-attr]
+        self.distiller.register_forward_hook(self._keep_losses)
 
     def _keep_features(self, module: Any, args: Any, output: dict[str, Tensor]) -> None:
         self.features = list(output.values())
@@ -56,11 +56,11 @@ class Pull:
         self.inputs, self.own = args, list(output)
 
     def distillation(self, losses: dict[str, Tensor]) -> Tensor:
-        """The distiller's losses, added up."""
+        """Add up the distiller's losses."""
         return torch.stack([losses[name] for name in self.own]).sum()
 
     def __call__(self, losses: dict[str, Tensor]) -> list[float]:
-        """Norms of the gradients over all levels, then losses: of the distillation and of the task."""
+        """Return norms of the gradients over all levels, then losses: of the distillation and of the task."""
         own = self.distillation(losses)
         task = torch.stack([loss for name, loss in losses.items() if name not in self.own]).sum()
         return [self._norm(own), self._norm(task), float(own) - self._floor(), float(task)]
@@ -71,7 +71,7 @@ class Pull:
 
     @torch.no_grad()
     def _floor(self) -> float:
-        """The loss of a student that predicts what the teacher does; 0 where the method has parameters of its own."""
+        """Return the loss of a student that predicts what the teacher does; 0 where the method has parameters of its own."""
         if any(True for _ in self.distiller.parameters()):
             return 0.0
         _, teacher, targets = self.inputs
@@ -79,16 +79,17 @@ class Pull:
 
 
 def measure(setting: Setting, row: str, output: Path, warmup: int, steps: int) -> list[float]:
-    """What ``Pull`` gives, averaged over steps; nothing for a row without a method."""
+    """Return what ``Pull`` gives, averaged over steps; nothing for a row without a method."""
     settings = train_settings(Run(setting, row, SEED, output).options())
     data = load_data(settings.train_split, settings.student_name, name="training data")
     torch.manual_seed(SEED)
     model = build(settings, data).train()
-    if model.distiller is None:
+    if not hasattr(model, "distillation"):
         return []
     base = setting.inheritance_alone if setting.inheritance_alone in setting.rows else setting.student_alone
-    load_weights(model.student, str(Run(setting, base, SEED, output).folder / "student.pth"), role="student")
-    learnt = [p for p in model.distiller.parameters() if p.requires_grad]
+    load_weights(model, str(Run(setting, base, SEED, output).folder / "student.pth"), role="student")
+    attached: Any = model.distillation
+    learnt = [p for p in attached.method.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learnt, 1e-3) if learnt else None
     pull, found = Pull(model), []
     stream = Stream(len(data), batch_size=settings.batch_size, batches=warmup + steps, seed=SEED)
@@ -115,7 +116,7 @@ def main() -> None:
     with one_line_errors("match_weights.py"):
         for setting in read_plan(args.plan):
             if setting.engine != "torchvision" or not setting.mimicking:
-                raise ValueError(f"setting {setting.name!r}: the torchvision engine and a mimicking row are needed")
+                raise ConfigError("plan", f"setting {setting.name!r}", "the torchvision engine and a mimicking row")
             aim = measure(setting, setting.mimicking, args.output, args.warmup, args.steps)[0]
             print(f"## {setting.name}\n\n| row | gradient | task's | to pull as mimicking, x | loss | task's |", end="")
             print(f" to weigh {args.ratio:g} times the task, x |\n|---|---|---|---|---|---|---|")

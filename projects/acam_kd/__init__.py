@@ -1,3 +1,164 @@
-"""Knowledge distillation for dense prediction: ACAM-KD and its controls."""
+"""Knowledge distillation for dense prediction: ACAM-KD, twelve other methods, and their controls."""
 
-__version__ = "0.1.0"
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .core.adapter import Adapter
+    from .core.distiller import Distiller
+    from .core.errors import ConfigError, RunError
+    from .core.registry import DISTILLER_REGISTRY, FUSION_REGISTRY, MASKING_REGISTRY
+    from .core.targets import Targets
+
+    Student = TypeVar("Student", bound=nn.Module)
+
+__version__ = "0.2.0"
+
+__all__ = [
+    "DISTILLER_REGISTRY",
+    "FUSION_REGISTRY",
+    "MASKING_REGISTRY",
+    "ConfigError",
+    "Distiller",
+    "RunError",
+    "Targets",
+    "distill",
+]
+
+LAZY = {
+    "ConfigError": "core.errors",
+    "DISTILLER_REGISTRY": "core.registry",
+    "Distiller": "core.distiller",
+    "FUSION_REGISTRY": "core.registry",
+    "MASKING_REGISTRY": "core.registry",
+    "RunError": "core.errors",
+    "Targets": "core.targets",
+}
+"""Name -> its module, which is imported when the name is used: ``import acam_kd`` alone does not import torch."""
+
+ENGINES = {"detectron2": "d2", "torchvision": "tv"}
+"""Framework -> the package whose ``adapter.adapt`` knows its models. A framework that was never imported has none."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in LAZY:
+        import_module("acam_kd.core")
+        return getattr(import_module(f"acam_kd.{LAZY[name]}"), name)
+    raise AttributeError(f"module 'acam_kd' has no attribute {name!r}")
+
+
+def distill(
+    student: Student,
+    teacher: nn.Module,
+    *,
+    method: str | Distiller = "ACAMKD",
+    student_levels: Mapping[str, str] | Sequence[str] | None = None,
+    teacher_levels: Mapping[str, str] | None = None,
+    targets: Callable[..., Targets] | None = None,
+    period: int = 1,
+    teacher_precision: str = "",
+    inherit: str = "never",
+    example_inputs: Any = None,
+    **options: Any,
+) -> Student:
+    """Attach a distillation to a student: from now on its training losses include the method's.
+
+    The student stays the object that it was: its class, parameter names, ``state_dict()``. It gets one more module,
+    ``student.distillation``, which has the method's parameters, ``losses``, ``metrics()``, ``masks()``,
+    ``state_dict()`` of what the method has learnt, and ``remove()``. Build the optimizer afterwards.
+
+    Args:
+        student: a detector, segmentor or classifier of Detectron2 or torchvision, or any module with levels by path. If
+            it returns losses in training, they are added there, else they wait in ``student.distillation.losses``.
+        teacher: a trained model on the student's device; it is run in evaluation mode and never changed.
+        method: a name in ``DISTILLER_REGISTRY``, several as ``"PKD+KD"``, or a ready ``Distiller``.
+        student_levels: level name -> path of a submodule, as ``{"c4": "layer3"}``; or, for models of a known kind, the
+            names of the levels to distil. All that have a partner, if left out.
+        teacher_levels: level name -> path of a submodule of the teacher.
+        targets: a function of the arguments of the student's forward that returns ``Targets``, for methods that need
+            boxes or labels; models of a known kind have one.
+        period: distil every so many steps only.
+        teacher_precision: ``"float16"``, ``"bfloat16"`` or ``"float32"``; empty for the student's.
+        inherit: ``"always"`` or ``"auto"`` lets the student's neck and head start from the teacher's weights.
+        example_inputs: a batch by which the levels of other modules are measured; noise of 1 x 3 x 224 x 224 if left
+            out.
+        options: the method's hyper-parameters, as ``alpha=6.0``; of several, ``options={"PKD": {"alpha": 6.0}}``.
+
+    Returns:
+        The student.
+
+    Raises:
+        ConfigError: something does not fit; the message names the argument and what is allowed.
+
+    Example:
+        >>> import torch, torchvision, acam_kd
+        >>> student, teacher = (torchvision.models.get_model(n) for n in ("resnet18", "resnet34"))
+        >>> levels = {"c3": "layer2", "c4": "layer3"}
+        >>> kind = dict(method="PKD", student_levels=levels, teacher_levels=levels, alpha=6.0)
+        >>> student = acam_kd.distill(student, teacher, **kind)
+        >>> logits = student(torch.randn(2, 3, 64, 64))
+        >>> list(student.distillation.losses)
+        ['loss_pkd_pearson']
+        >>> student.distillation.remove()
+    """
+    from .core.assemble import Plan, assemble
+
+    levels = () if student_levels is None or isinstance(student_levels, Mapping) else tuple(student_levels)
+    of_student = _adapter(student, "student", student_levels, example_inputs)
+    of_teacher = _adapter(teacher, "teacher", teacher_levels, example_inputs)
+    plan = Plan(
+        methods=_methods(method, options),
+        levels=levels,
+        taps=_taps(levels),
+        inherit=inherit,
+        period=period,
+        teacher_precision=teacher_precision,
+    )
+    assemble(of_student, of_teacher, plan, targets=targets, kind=of_student.distillation)
+    return student
+
+
+def _adapter(model: nn.Module, role: str, levels: Any, example_inputs: Any) -> Adapter:
+    """Choose the adapter: by paths if there are any, else the framework's, else that of a module with a backbone."""
+    from .core.adapter import ModuleAdapter
+
+    paths = levels if isinstance(levels, Mapping) else None
+    if paths is None:
+        for framework, engine in ENGINES.items():
+            if framework in sys.modules:
+                adapter: Adapter | None = import_module(f"acam_kd.{engine}.adapter").adapt(model)
+                if adapter is not None:
+                    return adapter
+    return ModuleAdapter(model, paths, example_inputs=example_inputs, role=role)
+
+
+def _methods(method: str | Distiller, options: dict[str, Any]) -> Any:
+    """Return method name -> its hyper-parameters; a ready method stays as it is."""
+    from .core.errors import ConfigError
+    from .core.methods import read_methods
+
+    if not isinstance(method, str):
+        if options:
+            raise ConfigError("options", ", ".join(options), "none with a ready method", "give them to its constructor")
+        return method
+    names = read_methods(method)
+    if not names:
+        raise ConfigError("method", method, "a name", "without a method there is nothing to attach")
+    by_method = options.pop("options", {}) if len(names) > 1 or "options" in options else {names[0]: options}
+    wrong = [name for name in by_method if name not in names]
+    if wrong or (options and by_method.get(names[0]) is not options):
+        found = ", ".join(wrong or options)
+        raise ConfigError("options", found, f"hyper-parameters by method: options={{'{names[0]}': ...}}".replace("{", "{").replace("}", "}"))
+    return {name: dict(by_method.get(name, {})) for name in names}
+
+
+def _taps(levels: Sequence[str]) -> tuple[str, ...]:
+    """Return the taps that names of levels ask for, if one is a prediction's."""
+    predictions = tuple(name for name in levels if name in ("logits", "classes"))
+    return predictions + (("backbone",) if len(predictions) < len(levels) else ()) if predictions else ()

@@ -24,7 +24,8 @@ from .core import BACKBONE, DISTILLER_REGISTRY, LOGITS, TAPS, read_methods
 from .core.teacher import PRECISIONS
 from .core.token_files import TOKEN_METHODS
 from .data.splits import Split, find_any_split, named_split
-from .errors import as_options, one_line_errors
+from .tv.names import option
+from .core.errors import ConfigError, one_line_errors
 
 if TYPE_CHECKING:
     from .tv.run import Settings
@@ -40,10 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # with several devices this runs once for each
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s", force=True)
     try:
-        with one_line_errors("acam-kd"):
+        with one_line_errors("acam-kd", option):
             args.run(args)
     except KeyboardInterrupt:
-        print("acam-kd: interrupted; the same command with --resume goes on (demo: as it is)", file=sys.stderr)
+        print("acam-kd: interrupted; the same command with --resume resumes it (demo: as it is)", file=sys.stderr)
         raise SystemExit(130) from None
 
 
@@ -166,6 +167,7 @@ def _distillation_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--set",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME=VALUE",
         help="the method's hyper-parameters, as alpha=2; of several methods as PKD.alpha=2",
@@ -179,13 +181,14 @@ def _distillation_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--taps",
         nargs="+",
+        action="extend",
         choices=TAPS,
         default=[],
         help="what to distil: the backbone's features; the map of logits that a segmentation model predicts, before "
         "upsampling; the predicted classes of a detector. Default: what the method uses, and where it can use several "
         "the logits in segmentation, the backbone in detection",
     )
-    group.add_argument("--levels", nargs="+", default=[], help="the student's levels to distil; else all that can be")
+    group.add_argument("--levels", nargs="+", action="extend", default=[], help="the student's levels to distil; else all that can be")
     group = parser.add_argument_group("what makes distilling cheaper; the first two depart from the paper")
     group.add_argument(
         "--distill-period",
@@ -233,8 +236,8 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
 def _method(text: str) -> str:
     try:
         read_methods("" if text == "none" else text)
-    except (KeyError, ValueError) as error:
-        raise argparse.ArgumentTypeError(as_options(str(error.args[0]))) from None
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(error.render(option)) from None
     return text
 
 
@@ -264,7 +267,9 @@ def _split(args: argparse.Namespace, split: str) -> Split:
     if files:
         return named_split(files[0], files[1], args.classes)
     if not args.data:
-        raise ValueError(f"there is no {split} data: give --data FOLDER, or --{split} JSON IMAGES or IMAGES LABELS")
+        raise ConfigError(
+            f"{split}_split", "nothing", "JSON IMAGES, or IMAGES LABELS", "or --data FOLDER with both splits"
+        )
     return find_any_split(args.data, split, args.classes)
 
 

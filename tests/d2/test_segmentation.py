@@ -10,7 +10,7 @@ from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from detectron2.projects.deeplab import add_deeplab_config
 from torch import nn
 
-from acam_kd.d2.taps import backbone_and_logits
+from acam_kd.d2.adapter import backbone_and_logits
 from acam_kd.d2.visualize import masks_of, strides_of
 
 from .conftest import NARROW, TINY, distillation_config, save_config

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from acam_kd import cli
-from acam_kd.core import DISTILLER_REGISTRY
+from acam_kd.core import DISTILLER_REGISTRY, Plan
 from acam_kd.tv.distillation import build_distillation
 from acam_kd.tv.models import build_model, plain
 
@@ -37,10 +37,9 @@ def test_two_steps(kind, method):
     targets = [{"boxes": torch.tensor([[5.0, 5, 50, 50]]), "labels": torch.tensor([1])}] * 2
     if kind == "lraspp":
         targets = [{"semantic": torch.randint(0, 4, image.shape[1:], generator=draw)} for image in images]
-    model = build_distillation(
-        student, calm(teacher, images, targets), methods={name: {} for name in method.split("+")}
-    ).train()
-    found = two_steps(model, images, targets)
+    plan = Plan(methods={name: {} for name in method.split("+")}, inherit="auto")
+    build_distillation(student, calm(teacher, images, targets), plan)
+    found = two_steps(student.train(), images, targets)
     state = plain(student).state_dict()
     check(f"{ENGINE}, {kind}, {method}, two steps", {**found, "weights": fingerprint(state)})
 

@@ -1,17 +1,23 @@
 """The framework-neutral core: torch and fvcore's Registry, nothing else."""
 
+from typing import Any
+
 from . import distillers, fusion, losses, masking  # importing registers
+from .adapter import Adapter, ModuleAdapter
+from .assemble import INHERIT, Plan, assemble
 from .class_head import ClassHead, Predictions
+from .distillation import Distillation
 from .distiller import Distiller, method_arguments
+from .errors import ConfigError, RunError
 from .features import BACKBONE, CLASSES, LOGITS, TAPS, FeatureSpec, match_levels
 from .gradients import clip_gradients
 from .inheritance import inherit
 from .methods import build_distiller, choose_taps, read_methods
-from .model import DistillationModel
+from .reader import Reader
 from .registry import DISTILLER_REGISTRY, FUSION_REGISTRY, MASKING_REGISTRY
-from .taps import FeatureTap, MethodTap
+from .taps import MethodTap, ModuleTap
 from .targets import IGNORED, Targets
-from .teacher import FrozenTeacher, PixelTransform
+from .teacher import FrozenTeacher, Pixels, PixelTransform
 
 __all__ = [
     "BACKBONE",
@@ -19,19 +25,28 @@ __all__ = [
     "DISTILLER_REGISTRY",
     "FUSION_REGISTRY",
     "IGNORED",
+    "INHERIT",
     "LOGITS",
     "MASKING_REGISTRY",
     "TAPS",
+    "Adapter",
     "ClassHead",
-    "DistillationModel",
+    "ConfigError",
+    "Distillation",
     "Distiller",
     "FeatureSpec",
-    "FeatureTap",
     "FrozenTeacher",
     "MethodTap",
+    "ModuleAdapter",
+    "ModuleTap",
     "PixelTransform",
+    "Pixels",
+    "Plan",
     "Predictions",
+    "Reader",
+    "RunError",
     "Targets",
+    "assemble",
     "build_distiller",
     "choose_taps",
     "clip_gradients",
@@ -44,3 +59,12 @@ __all__ = [
     "method_arguments",
     "read_methods",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("DistillationModel", "FeatureTap"):  # of 0.1
+        raise ImportError(
+            f"acam_kd.core.{name} is gone: write student = acam_kd.distill(student, teacher, method=...); see "
+            "docs/migration.md"
+        )
+    raise AttributeError(f"module 'acam_kd.core' has no attribute {name!r}")

@@ -6,10 +6,10 @@ it prints the error: see :meth:`ConfigError.render`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["ConfigError", "RunError", "one_line_errors"]
+__all__ = ["ConfigError", "Names", "RunError", "names_of", "one_line_errors", "rendered"]
 
 Names = Callable[[str], str]
 """The name of an argument, as ``PKD.alpha`` -> what the front end calls it, as ``--set PKD.alpha``."""
@@ -19,8 +19,8 @@ def _same(name: str) -> str:
     return name
 
 
-class _Rendered(dict[str, str]):
-    """Fills the ``{argument}`` fields of a hint."""
+class _Fields(dict[str, str]):
+    """Fills the ``{argument}`` fields of a text."""
 
     def __init__(self, names: Names) -> None:
         super().__init__()
@@ -28,6 +28,17 @@ class _Rendered(dict[str, str]):
 
     def __missing__(self, argument: str) -> str:
         return self._names(argument)
+
+
+def rendered(text: str, names: Names) -> str:
+    """Replace the ``{argument}`` fields of a hint or a warning by a front end's names."""
+    return text.format_map(_Fields(names))
+
+
+def names_of(method: str, arguments: Iterable[str], names: Names) -> Names:
+    """Return ``names`` for the texts of one method: its own arguments begin with the method."""
+    own = {*arguments}
+    return lambda argument: names(f"{method}.{argument}" if argument in own else argument)
 
 
 class ConfigError(ValueError):
@@ -50,6 +61,7 @@ class ConfigError(ValueError):
     def __init__(self, argument: str, value: object = "", allowed: str = "", hint: str = "") -> None:
         super().__init__(argument, value, allowed, hint)
         self.argument, self.value, self.allowed, self.hint = argument, value, allowed, hint
+        self._method: tuple[str, tuple[str, ...]] = ("", ())
 
     def __str__(self) -> str:
         return self.render(_same)
@@ -60,12 +72,15 @@ class ConfigError(ValueError):
             return self.argument.strip().splitlines()[-1].partition(": ")[2]
         found = f"found {self.value if self.value != '' else repr('')}"
         expected = f", expected {self.allowed}" if self.allowed else ""
-        hint = f"; {self.hint.format_map(_Rendered(names))}" if self.hint else ""
+        hint = f"; {rendered(self.hint, names_of(*self._method, names))}" if self.hint else ""
         return " ".join(f"{names(self.argument)}: {found}{expected}{hint}".split())
 
-    def of(self, method: str) -> ConfigError:
-        """Return the same error for an argument of a method: ``alpha`` becomes ``PKD.alpha``."""
-        return ConfigError(f"{method}.{self.argument}", self.value, self.allowed, self.hint)
+    def of(self, method: str, arguments: Iterable[str]) -> ConfigError:
+        """Return the same error as a method's: its arguments, as ``alpha``, become ``PKD.alpha``."""
+        own = tuple(arguments)
+        error = ConfigError(names_of(method, own, _same)(self.argument), self.value, self.allowed, self.hint)
+        error._method = (method, own)
+        return error
 
 
 class RunError(RuntimeError):
@@ -93,7 +108,7 @@ class RunError(RuntimeError):
         if "\n" in self.what:  # from a data loader's worker; see ConfigError
             return self.what.strip().splitlines()[-1].partition(": ")[2]
         where = f"{self.where}: " if self.where else ""
-        remedy = f"; {self.remedy.format_map(_Rendered(names))}" if self.remedy else ""
+        remedy = f"; {rendered(self.remedy, names)}" if self.remedy else ""
         return " ".join(f"{where}{self.what}{remedy}".split())
 
 

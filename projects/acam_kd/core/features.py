@@ -1,4 +1,4 @@
-"""Feature pyramids: what they look like, and how two of them correspond.
+"""Feature pyramids: their shapes, and how the levels of two of them correspond.
 
 Shapes: N images, C channels, H x W positions of one level.
 """
@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from .errors import ConfigError
 
 __all__ = [
     "BACKBONE",
@@ -30,10 +32,10 @@ BACKBONE = "backbone"
 LOGITS = "logits"
 """The tap, and the level, of a segmentation model's predicted map, before upsampling."""
 CLASSES = "classes"
-"""The tap, and the level, of what a detector's class head predicts, (N, K, A, 1): K classes for each of A anchors, or
-(R, K, 1, 1) for each of R regions."""
+"""The tap, and the level, of the predicted classes, (N, K, A, 1): K classes for each of A anchors, or (R, K, 1, 1) for
+each of R regions, or images."""
 TAPS = (BACKBONE, LOGITS, CLASSES)
-"""Where a model can be tapped."""
+"""The places where a model can be tapped."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class FeatureSpec:
 
     @property
     def tap(self) -> str:
-        """Which of ``TAPS`` gives it."""
+        """The one of ``TAPS`` that gives it."""
         return (LOGITS if self.stride else CLASSES) if self.logits else BACKBONE
 
 
@@ -63,7 +65,7 @@ Pyramid = Mapping[str, FeatureSpec]
 
 
 def describe(pyramid: Pyramid) -> str:
-    """One line for messages, as ``p3 (stride 8, 256 channels), ...``."""
+    """Return one line for messages, as ``p3 (stride 8, 256 channels), ...``."""
     return ", ".join(f"{name} (stride {s.stride}, {s.channels} channels)" for name, s in pyramid.items())
 
 
@@ -79,51 +81,60 @@ def match_levels(student: Pyramid, teacher: Pyramid, levels: Sequence[str] = ())
         Student's level name -> teacher's level name, in the student's order.
 
     Raises:
-        KeyError: a name in ``levels`` is not a level of the student.
-        ValueError: which of several levels of one stride belong together is open, no strides are shared, a level
-            asked for has no partner, or, where none was asked for, most have none; the message prints both
-            pyramids. Or the numbers of classes of two logit maps differ.
+        ConfigError: ``levels`` names no level of the student; or several levels of one stride could belong together; or
+            no strides are shared; or a level asked for has no partner; or, where none was asked for, most have none.
+            The message prints both pyramids. Or two logit maps predict other numbers of classes.
+
+    Example:
+        >>> student = {"p3": FeatureSpec(64, 8), "p4": FeatureSpec(64, 16)}
+        >>> teacher = {"res3": FeatureSpec(512, 8), "res4": FeatureSpec(1024, 16), "res5": FeatureSpec(2048, 32)}
+        >>> match_levels(student, teacher)
+        {'p3': 'res3', 'p4': 'res4'}
     """
     both = f"student: {describe(student)}; teacher: {describe(teacher)}"
     unknown = [name for name in levels if name not in student]
     if unknown:
-        raise KeyError(f"unknown level {unknown[0]!r}; the student has: {', '.join(student)} (key: DISTILL.LEVELS)")
+        raise ConfigError("levels", unknown[0], f"levels of the student: {', '.join(student)}")
     wanted = [name for name, spec in student.items() if not levels or name in levels or spec.logits]
     pairs: dict[str, str] = {}
     for name in wanted:
         partners = _partners(name, student[name], teacher)
         if len(partners) > 1:
-            raise ValueError(
-                f"two levels of the teacher have stride {student[name].stride}; leave that level out of "
-                f"DISTILL.LEVELS. {both}"
+            stride = student[name].stride
+            raise ConfigError(
+                "levels", f"{len(partners)} levels of the teacher for {name} (stride {stride})", "one", f"leave it out. {both}"
             )
         pairs.update((name, partner) for partner in partners)
     if len(set(pairs.values())) < len(pairs):
-        raise ValueError(f"two levels of the student have the same stride; choose with DISTILL.LEVELS. {both}")
+        raise ConfigError("levels", "several levels of the student with one stride", "one", f"name one of them. {both}")
     if not pairs:
-        raise ValueError(f"student and teacher share no stride, so there is nothing to distil. {both}")
+        raise ConfigError("teacher", "no stride that the student has too", "levels of the same strides", both)
     if not levels and 2 * len(pairs) < len(wanted):
-        raise ValueError(f"most levels of the student have no partner; name those to distil in DISTILL.LEVELS. {both}")
+        raise ConfigError(
+            "levels", f"a partner for {len(pairs)} of {len(wanted)} levels", "for most of them", f"name those to distil. {both}"
+        )
     if levels and len(pairs) < len(wanted):
-        alone = [name for name in wanted if name not in pairs]
-        raise ValueError(f"the teacher has no level for {', '.join(alone)} (key: DISTILL.LEVELS). {both}")
+        alone = ", ".join(name for name in wanted if name not in pairs)
+        raise ConfigError("levels", alone, "levels whose stride the teacher has too", both)
     for name, partner in pairs.items():
-        own, other = student[name], teacher[partner]
-        if own.sigmoid != other.sigmoid:
-            raise ValueError(
-                f"one class head predicts each class on its own, the other one of all, the student's: {own}, the "
-                f"teacher's: {other}; distil backbone features instead (keys: DISTILL.TAPS, DISTILL.METHOD)"
-            )
-        if own.logits and own.channels != other.channels:
-            raise ValueError(
-                f"the student predicts {own.channels} classes, the teacher {other.channels}, so their logits do "
-                "not correspond; distil backbone features instead (key: DISTILL.TAPS)"
-            )
+        _check_predictions(name, student[name], teacher[partner])
     return pairs
 
 
+def _check_predictions(level: str, student: FeatureSpec, teacher: FeatureSpec) -> None:
+    """Raise ConfigError for predictions of two models that do not correspond."""
+    hint = "distil the features of the backbones instead, by {taps} or another {method}"
+    if student.sigmoid != teacher.sigmoid:
+        kinds = [f"{'a sigmoid for each class' if s.sigmoid else 'one softmax'} ({s.channels})" for s in (student, teacher)]
+        raise ConfigError("teacher", f"at {level} {kinds[1]} beside the student's {kinds[0]}", "one kind", hint)
+    if student.logits and student.channels != teacher.channels:
+        raise ConfigError(
+            "teacher", f"{teacher.channels} classes at {level}", f"the student's {student.channels}", hint
+        )
+
+
 def _partners(name: str, spec: FeatureSpec, teacher: Pyramid) -> list[str]:
-    """The teacher's levels that this one may be paired with."""
+    """List the teacher's levels that a level may be paired with."""
     if spec.logits:
         return [level for level, other in teacher.items() if other.tap == spec.tap]
     same = {level: other for level, other in teacher.items() if other.stride == spec.stride and not other.logits}

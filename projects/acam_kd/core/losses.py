@@ -23,6 +23,7 @@ __all__ = [
     "check_shapes",
     "check_temperature",
     "full_precision",
+    "losses_of",
     "mask_diversity_loss",
     "masked_mse",
     "mse",
@@ -217,3 +218,13 @@ def mask_diversity_loss(masks: Tensor) -> Tensor:
     pairs = ~torch.eye(flat.shape[1], dtype=torch.bool, device=flat.device)
     overlap = dice.masked_fill(~pairs, 0.0).sum()
     return overlap / max(flat.shape[0] * flat.shape[1] * (flat.shape[1] - 1), 1)
+
+
+def losses_of(output: Any) -> dict[str, Tensor]:
+    """Return the named 0-d losses in what a model returned in training; empty if it returned something else."""
+    first = output[0] if isinstance(output, tuple) and output else output
+    if isinstance(first, Tensor) and first.dim() == 0:
+        return {"loss": first}
+    if not isinstance(first, Mapping) or not all(isinstance(x, Tensor) and x.dim() == 0 for x in first.values()):
+        return {}
+    return dict(first)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from .distiller import NOTHING_KNOWN, Distiller
+from .distiller import NOTHING_KNOWN, Distiller, method_arguments
+from .errors import ConfigError
 from .features import Features, FeatureSpec, Pyramid, describe
 from .registry import DISTILLER_REGISTRY
 from .targets import Targets
@@ -17,7 +16,7 @@ from .targets import Targets
 __all__ = [
     "SeveralMethods",
     "build_distiller",
-    "check_boxes_known",
+    "check_options",
     "check_taps_used",
     "choose_taps",
     "levels_read",
@@ -26,22 +25,47 @@ __all__ = [
 
 
 def read_methods(names: str) -> list[str]:
-    """``"PKD+KD"`` -> ``["PKD", "KD"]``; empty for an empty string.
+    """Split ``"PKD+KD"`` into ``["PKD", "KD"]``; an empty string gives an empty list.
 
     Raises:
-        KeyError: a name is not registered.
-        ValueError: a name comes twice.
+        ConfigError: a name is not registered, or comes twice.
     """
-    found = [name.strip() for name in names.split("+")] if names else []
-    for name in found:
+    methods = [name.strip() for name in names.split("+")] if names else []
+    for name in methods:
         DISTILLER_REGISTRY.get(name)
-    if len(set(found)) < len(found):
-        raise ValueError(f"a method comes twice in {names!r} (key: DISTILL.METHOD)")
-    return found
+    if len(set(methods)) < len(methods):
+        raise ConfigError("method", names, "each method once")
+    return methods
+
+
+def check_options(methods: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check the hyper-parameters of methods against their constructors.
+
+    Args:
+        methods: name -> arguments of its constructor.
+
+    Raises:
+        ConfigError: an argument is unknown, or its value is of another type than the default.
+    """
+    for name, options in methods.items():
+        known = method_arguments(DISTILLER_REGISTRY.get(name))
+        for option, value in options.items():
+            if option not in known:
+                allowed = ", ".join(f"{argument}={default!r}" for argument, default in known.items())
+                raise ConfigError(f"{name}.{option}", repr(value), f"one of {allowed}" if allowed else "no argument")
+            if not _fits(value, known[option]):
+                raise ConfigError(f"{name}.{option}", repr(value), f"{type(known[option]).__name__}, as {known[option]!r}")
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Say whether a value has the type of the default; an int passes for a float, a bool for nothing else."""
+    if isinstance(default, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
 
 
 def choose_taps(methods: Sequence[str], offered: Sequence[str], model: str) -> tuple[str, ...]:
-    """The taps that methods use when none is asked for: each the first of those offered that it reads.
+    """Choose the taps that methods use when none is asked for: each the first of those offered that it can use.
 
     Args:
         methods: names.
@@ -49,91 +73,60 @@ def choose_taps(methods: Sequence[str], offered: Sequence[str], model: str) -> t
         model: its kind, for the message.
 
     Raises:
-        ValueError: a method can read none of them.
+        ConfigError: a method can use none of them.
     """
     chosen: dict[str, None] = {}
     for name in methods:
-        reads = DISTILLER_REGISTRY.get(name).reads
-        usable = [tap for tap in offered if tap in reads]
+        usable = [tap for tap in offered if tap in DISTILLER_REGISTRY.get(name).reads]
         if not usable:
-            raise ValueError(
-                f"{name} distils {' or '.join(reads)}, a {model} gives {' and '.join(offered)} (key: DISTILL.METHOD)"
-            )
+            reads = " or ".join(DISTILLER_REGISTRY.get(name).reads)
+            raise ConfigError("method", name, f"one for what a {model} gives: {' or '.join(offered)}", f"{name} distils {reads}")
         chosen[usable[0]] = None
     return tuple(chosen) or (offered[0],)
 
 
 def check_taps_used(taps: Sequence[str], methods: Sequence[str]) -> None:
-    """Raise ValueError for a tap that was asked for and that no method reads."""
-    read = {tap for name in methods for tap in DISTILLER_REGISTRY.get(name).reads}
-    unused = [tap for tap in taps if tap not in read]
+    """Raise ConfigError for a tap that was asked for and that no method uses."""
+    used = {tap for name in methods for tap in DISTILLER_REGISTRY.get(name).reads}
+    unused = [tap for tap in taps if tap not in used]
     if methods and unused:
-        raise ValueError(
-            f"{' and '.join(methods)} cannot distil {' and '.join(unused)}, only {' and '.join(sorted(read))} (keys: "
-            "DISTILL.TAPS, DISTILL.METHOD)"
+        raise ConfigError(
+            "taps", " and ".join(unused), f"only {' and '.join(sorted(used))} with {' and '.join(methods)}", "see {method}"
         )
 
 
-def check_boxes_known(methods: Iterable[str], model: str) -> None:
-    """Raise ValueError for a method that needs boxes, with a kind of model that is trained without: it would get none.
-
-    Args:
-        methods: names.
-        model: the kind, for the message.
-    """
-    for name in methods:
-        if "boxes" in DISTILLER_REGISTRY.get(name).needs:
-            raise ValueError(f"{name} needs boxes, and a {model} is trained without any (key: DISTILL.METHOD)")
-
-
 def levels_read(method: str, pyramid: Pyramid) -> dict[str, FeatureSpec]:
-    """Those of the tapped levels that a method reads.
+    """Select the tapped levels that a method can use.
 
     Raises:
-        ValueError: there are none.
+        ConfigError: there are none.
     """
     reads = DISTILLER_REGISTRY.get(method).reads
     levels = {level: spec for level, spec in pyramid.items() if spec.tap in reads}
     if not levels:
-        raise ValueError(
-            f"{method} distils {' or '.join(reads)}, and what is tapped is {describe(pyramid)} "
-            "(keys: DISTILL.TAPS, DISTILL.METHOD)"
-        )
+        raise ConfigError("method", method, f"one for {describe(pyramid)}", f"{method} distils {' or '.join(reads)}; see {{taps}}")
     return levels
 
 
 def build_distiller(methods: Mapping[str, Mapping[str, Any]], student: Pyramid, teacher: Pyramid) -> Distiller:
-    """The distiller of one method, or of several that share the levels: each gets those that it reads.
+    """Build the distiller of one method, or of several that share the levels: each gets those that it can use.
 
     Args:
         methods: name -> arguments of its constructor; at least one.
         student, teacher: the tapped levels, with the same keys.
 
     Raises:
-        ValueError: none of the levels is for a method.
+        ConfigError: an argument of a method is wrong, or none of the levels is for it.
     """
-    built = {}
+    check_options(methods)
+    built: dict[str, Distiller] = {}
     for name, arguments in methods.items():
         method, levels = DISTILLER_REGISTRY.get(name), levels_read(name, student)
-        with _keys_of(name):
+        try:
             built[name] = method(levels, {s: teacher[s] for s in levels}, **arguments)
+        except ConfigError as error:
+            raise error.of(name, method_arguments(method)) from error
     return next(iter(built.values())) if len(built) == 1 else SeveralMethods(built)
-
-
-OWN_KEYS = re.compile(r"\b(?:key|keys): [A-Z_.]+(?:, [A-Z_.]+)*")
-
-
-@contextmanager
-def _keys_of(method: str) -> Iterator[None]:
-    """A method's errors name its own keys, as ALPHA; among several methods they are DISTILL.PKD.ALPHA."""
-    try:
-        yield
-    except (FileNotFoundError, ValueError) as error:
-        place = f"DISTILL.{method.upper()}."
-        message = OWN_KEYS.sub(
-            lambda keys: re.sub(r" (?!DISTILL\.)(?=[A-Z])", f" {place}", keys[0]), str(error.args[0])
-        )
-        raise type(error)(message) from error
 
 
 class SeveralMethods(Distiller):
@@ -153,32 +146,32 @@ class SeveralMethods(Distiller):
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return the losses of all methods."""
         losses: dict[str, Tensor] = {}
-        for method in self._each().values():
-            own, other = ({level: maps[level] for level in method.levels} for maps in (student, teacher))
-            losses.update(method(own, other, targets))
+        for method in self.parts():
+            of_student, of_teacher = ({level: maps[level] for level in method.levels} for maps in (student, teacher))
+            losses.update(method(of_student, of_teacher, targets))
         return losses
 
     def parts(self) -> list[Distiller]:
-        """The methods."""
-        return list(self._each().values())
+        """List the methods."""
+        return list(self._named().values())
 
     def metrics(self) -> dict[str, Tensor]:
-        """Those of every method, under ``<method>/<level>/<quantity>``."""
+        """Return the metrics of every method, under ``<method>/<level>/<quantity>``."""
         return {
-            f"{name}/{key}": value for name, method in self._each().items() for key, value in method.metrics().items()
+            f"{name}/{key}": value for name, method in self._named().items() for key, value in method.metrics().items()
         }
 
     def masks(self) -> dict[str, dict[str, Tensor]]:
-        """Those of the first method that has any."""
-        return next((masks for method in self._each().values() if (masks := method.masks())), {})
+        """Return the masks of the first method that has any."""
+        return next((masks for method in self.parts() if (masks := method.masks())), {})
 
     def warnings(self) -> dict[str, str]:
-        """Those of every method."""
+        """Return the warnings of every method."""
         return {
             f"{name}/{place}": text
-            for name, method in self._each().items()
+            for name, method in self._named().items()
             for place, text in method.warnings().items()
         }
 
-    def _each(self) -> dict[str, Distiller]:
+    def _named(self) -> dict[str, Distiller]:
         return dict(self.methods.items())  # type: ignore[arg-type]

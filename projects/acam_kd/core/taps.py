@@ -1,132 +1,169 @@
-"""How features, and what else happens inside of a model, are intercepted without subclassing it."""
+"""Taps: what goes into and comes out of a part of the student, recorded while the student makes a distilled step."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from .features import Features
+from .errors import ConfigError
 
-__all__ = ["FeatureTap", "MethodTap"]
+__all__ = ["Call", "MethodTap", "ModuleTap", "Tap", "leave_to_python", "restore_autocast"]
 
 
-class FeatureTap:
-    """Reads what goes into and comes out of a module, without subclassing it.
+def leave_to_python(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep a hook out of graphs that ``torch.compile`` makes of a student: it records tensors in Python objects."""
+    return torch._disable_dynamo(function)  # type: ignore[attr-defined]  # as torch.compiler.disable, without importing dynamo
 
-    Recording happens in training mode only. The hook is a bound method, so a deep copy of a model that
-    owns both the tap and the module carries its own working pair.
+
+@dataclass
+class Call:
+    """One call of a tapped part.
 
     Args:
-        module: returns a mapping from level name to (N, C, H, W), as the backbones of Detectron2 and
-            torchvision do, or a single map if ``level`` is given.
-        level: the name for a single map.
+        args, kwargs: what it was called with.
+        output: what it returned.
+        autocast: device type, data type and whether autocast was on inside of it.
+        grad: whether gradients were recorded inside of it.
     """
 
-    def __init__(self, module: nn.Module, *, level: str = "") -> None:
-        self._level = level
-        self._recorded: tuple[Tensor, Features] | None = None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+    autocast: tuple[str, torch.dtype, bool]
+    grad: bool
+
+    @property
+    def first(self) -> Any:
+        """The first argument, by position or by name."""
+        return self.args[0] if self.args else next(iter(self.kwargs.values()), None)
+
+
+class Tap:
+    """Records the only call of a part during a step; it follows no module's mode, only ``arm``.
+
+    Args:
+        name: the part's, for messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.armed = False
+        self._last: Call | None = None
         self._times = 0
-        self._handle = module.register_forward_hook(self._record)
 
-    def _record(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if not module.training:
-            return
-        if self._level and isinstance(output, Tensor):
-            output = {self._level: output}
-        if not isinstance(output, Mapping):
-            raise TypeError(
-                f"{type(module).__name__} returned {type(output).__name__}; a mapping from level name to "
-                "feature map is needed"
-            )
-        self._recorded = (args[0], output)
-        self._times += 1
+    def arm(self) -> None:
+        """Forget the last step and begin to record."""
+        self.armed, self._last, self._times = True, None, 0
 
-    def pop(self) -> tuple[Tensor, Features]:
-        """Return ``(batch, features)`` of the last training forward, and forget them.
+    def disarm(self) -> None:
+        """Stop recording, and forget what a step that failed may have left."""
+        self.armed, self._last, self._times = False, None, 0
+
+    def record(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Keep a call; of several only the last."""
+        device = next((x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), "cpu")
+        device = device if torch.amp.is_autocast_available(device) else "cpu"
+        autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        self._last, self._times = Call(args, kwargs, output, autocast, torch.is_grad_enabled()), self._times + 1
+
+    @property
+    def called(self) -> bool:
+        """Whether the part ran since the tap was armed."""
+        return self._times > 0
+
+    def read(self, *, last: bool = False) -> Call:
+        """Return the call of this step.
+
+        Args:
+            last: of several calls, return the last.
 
         Raises:
-            RuntimeError: nothing was recorded since the last call, because the tapped module did not run or
-                ran in evaluation mode; or it ran more than once, and which features are meant is unknown.
+            ConfigError: there was none, or more than one.
         """
-        if self._recorded is None:
-            raise RuntimeError(
-                "the tapped module gave no features since they were last read: it did not run in training "
-                "mode, so there is nothing to distil. Does the student call its `backbone` as a module?"
+        if self._last is None or (self._times != 1 and not last):
+            raise ConfigError(
+                "student",
+                f"{self._times} calls of {self.name} in one training step",
+                "one call",
+                "its output is distilled, so the student has to call it as a module, once"
+                + ("" if self._times else f"; a {self.name} that was replaced after attaching is not seen"),
             )
-        recorded, times = self._recorded, self._times
-        self.clear()
-        if times > 1:
-            raise RuntimeError(f"the tapped module ran {times} times in one step; only one run can be distilled")
-        return recorded
+        return self._last
 
-    def clear(self) -> None:
-        """Forget what a training forward that failed half-way may have left."""
-        self._recorded, self._times = None, 0
+    def remove(self) -> None:
+        """Take the tap off."""
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles have no tensors of a step."""
+        return {**self.__dict__, "armed": False, "_last": None, "_times": 0}
+
+
+class ModuleTap(Tap):
+    """A tap on a module, by a forward hook.
+
+    Args:
+        module: the part.
+        name: see ``Tap``.
+    """
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        super().__init__(name)
+        self._handle = module.register_forward_hook(self._hook, with_kwargs=True)
+
+    @leave_to_python
+    def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self.armed:
+            self.record(args, kwargs, output)
 
     def remove(self) -> None:
         """Take the hook off the module."""
         self._handle.remove()
 
 
-class MethodTap:
-    """Reads what a method of a module is called with and returns, where no hook sees it; in training mode only.
+class MethodTap(Tap):
+    """A tap on a method of one module, for what no hook sees.
 
-    It takes the method's place on that module, so a deep copy of a model that owns both carries its own working pair.
+    It takes the method's place in the instance's ``__dict__``; ``remove`` restores the ``__dict__`` exactly.
 
     Args:
         module: has the method.
-        name: the method's; ``"forward"`` for what the module itself is called with.
+        method: its name.
     """
 
-    def __init__(self, module: nn.Module, name: str) -> None:
-        self._module, self._name = module, name
-        method = getattr(module, name)
-        if inspect.ismethod(method):  # pickle looks a bound one up by its name, and would find the tap
-            method = partial(method.__func__, method.__self__)
-        self._method = method
-        self._last: tuple[tuple[Any, ...], Any] | None = None  # of several calls only one is kept
-        self._times = 0
-        setattr(module, name, self)
+    def __init__(self, module: nn.Module, method: str) -> None:
+        super().__init__(f"{type(module).__name__}.{method}")
+        self._module, self._attribute = module, method
+        self._replaced = module.__dict__.get(method)
+        original = getattr(module, method)
+        if inspect.ismethod(original):  # pickle looks a bound one up by its name, and would find the tap
+            original = partial(original.__func__, original.__self__)
+        self._original = original
+        module.__dict__[method] = self
 
+    @leave_to_python
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method."""
-        result = self._method(*args, **kwargs)
-        if self._module.training:
-            self._last = args, result
-            self._times += 1
-        return result
+        output = self._original(*args, **kwargs)
+        if self.armed:
+            self.record(args, kwargs, output)
+        return output
 
-    def pop(self) -> tuple[tuple[Any, ...], Any]:
-        """Return ``(arguments, result)`` of the only call since this was last asked, and forget it.
+    def remove(self) -> None:
+        """Put the method back."""
+        if self._module.__dict__.get(self._attribute) is self:
+            del self._module.__dict__[self._attribute]
+            if self._replaced is not None:
+                self._module.__dict__[self._attribute] = self._replaced
 
-        Raises:
-            RuntimeError: there was none, or more than one.
-        """
-        last, times = self._last, self._times
-        self.clear()
-        if last is None or times != 1:
-            raise RuntimeError(
-                f"{type(self._module).__name__}.{self._name} ran {times} times in one training step, once is needed to "
-                "distil what it predicts (key: DISTILL.TAPS)"
-            )
-        return last
 
-    def last(self) -> tuple[tuple[Any, ...], Any]:
-        """Return ``(arguments, result)`` of the last call, and forget it; for what every step calls.
-
-        Raises:
-            RuntimeError: there was none.
-        """
-        last = self._last
-        self.clear()
-        if last is None:
-            raise RuntimeError(f"{type(self._module).__name__}.{self._name} did not run in training mode")
-        return last
-
-    def clear(self) -> None:
-        """Forget what a training forward that failed half-way may have left."""
-        self._last, self._times = None, 0
+def restore_autocast(call: Call) -> torch.autocast:
+    """Return a context with autocast as it was inside of a tapped part, which a decorated ``forward`` may have set."""
+    device, dtype, enabled = call.autocast
+    return torch.autocast(device, dtype=dtype, enabled=enabled)

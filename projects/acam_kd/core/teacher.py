@@ -2,59 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .errors import ConfigError
 from .features import Features
 
-__all__ = ["Extract", "FrozenTeacher", "PRECISIONS", "PixelTransform"]
+__all__ = ["Extract", "FrozenTeacher", "PRECISIONS", "PixelTransform", "Pixels", "evaluating"]
 
 PRECISIONS = ("", "float32", "float16", "bfloat16")
-"""What the teacher may run in; the first is that of the student's step, whatever that is."""
+"""The precisions of the teacher; the empty one is that of the student's step."""
 
 Extract = Callable[..., Features]
-"""Network and normalised batch (N, C, H, W), and, of a detector whose class head is distilled, the regions that it is
-asked about -> its features. A function, not a method: it must not hold a network."""
+"""Network and normalised batch (N, C, H, W), and, of a detector whose class head is distilled, the regions to predict
+for -> the network's features. A function, not a method: it must not hold a network."""
 
 
 def call(network: nn.Module, batch: Tensor) -> Features:
-    """What the network itself returns."""
+    """Return what the network itself returns."""
     return network(batch)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Run a network in evaluation mode, and give every submodule its own mode back afterwards."""
+    training = [module for module in network.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How a model normalises its images.
+
+    Args:
+        mean, std: per channel, in the model's channel order.
+        order: ``"RGB"``, ``"BGR"`` or another name; empty if it is not known. It counts for three channels only.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    order: str = ""
 
 
 class PixelTransform(nn.Module):
     """Turns a batch normalised for the student into the same batch normalised for the teacher.
 
-    With identical statistics and channel order the batch passes through untouched, bit for bit.
-    Padding, which is 0 for the student, is the student's mean colour, and becomes whatever that
-    colour is to the teacher: 0 whenever the two mean colours agree.
+    With identical statistics and channel order the batch passes through untouched, bit for bit. Padding is 0 for the
+    student, which is the student's mean colour. It becomes whatever that colour is to the teacher: 0 whenever the two
+    mean colours agree. A grey image is repeated for a teacher of several channels.
 
     Args:
-        student_mean, student_std: per channel, in the student's channel order.
-        teacher_mean, teacher_std: per channel, in the teacher's channel order.
-        reverse_channels: the two orders are each other's reverse (BGR and RGB).
+        student, teacher: how the two normalise.
+
+    Raises:
+        ConfigError: their channels do not correspond.
+
+    Example:
+        >>> rgb = Pixels([123.7, 116.3, 103.5], [58.4, 57.1, 57.4], "RGB")
+        >>> bgr = Pixels([103.5, 116.3, 123.7], [1.0, 1.0, 1.0], "BGR")
+        >>> PixelTransform(bgr, rgb)(torch.zeros(1, 3, 2, 2)).abs().max()  # the mean colour stays the mean colour
+        tensor(0.)
     """
 
-    def __init__(
-        self,
-        *,
-        student_mean: Sequence[float],
-        student_std: Sequence[float],
-        teacher_mean: Sequence[float],
-        teacher_std: Sequence[float],
-        reverse_channels: bool = False,
-    ) -> None:
+    def __init__(self, student: Pixels, teacher: Pixels) -> None:
         super().__init__()
-        step = -1 if reverse_channels else 1
-        mean_s, std_s = list(student_mean)[::step], list(student_std)[::step]
-        scale = [s / t for s, t in zip(std_s, teacher_std)]
-        shift = [(s - t) / std for s, t, std in zip(mean_s, teacher_mean, teacher_std)]
-        self.reverse_channels = reverse_channels
-        self.identity = not reverse_channels and set(scale) == {1} and set(shift) == {0}
+        channels = len(student.mean), len(teacher.mean)
+        if channels[0] not in (1, channels[1]):
+            raise ConfigError(
+                "teacher", f"{channels[1]} channels of the image", f"the student's {channels[0]}",
+                "choose a teacher that was trained on images like the student's",
+            )  # fmt: skip
+        orders = {student.order, teacher.order}
+        self.reverse_channels = channels == (3, 3) and "" not in orders and len(orders) == 2
+        if self.reverse_channels and orders != {"BGR", "RGB"}:
+            raise ConfigError(
+                "teacher", f"images in {teacher.order}", f"the student's {student.order}",
+                "only RGB and BGR are turned into each other",
+            )  # fmt: skip
+        step = -1 if self.reverse_channels else 1
+        mean_s, std_s = (list(x)[::step] * (channels[1] // channels[0]) for x in (student.mean, student.std))
+        scale = [s / t for s, t in zip(std_s, teacher.std)]
+        shift = [(s - t) / std for s, t, std in zip(mean_s, teacher.mean, teacher.std)]
+        self.identity = channels[0] == channels[1] and not self.reverse_channels and {*scale, 1} == {1} and {*shift, 0} == {0}
         self.scale: Tensor
         self.shift: Tensor
         self.register_buffer("scale", torch.tensor(scale).view(-1, 1, 1), persistent=False)
@@ -70,59 +110,67 @@ class PixelTransform(nn.Module):
 
 
 class FrozenTeacher:
-    """The teacher's feature extractor: always in eval mode, never trained, never saved.
+    """The teacher's feature extractor: it runs in evaluation mode, without gradients, and is never saved.
 
-    On purpose this is not an ``nn.Module``. As a submodule of the model that is trained, the teacher would
-    be flipped to training mode by ``.train()`` (its batch-norm statistics then move), be handed to the
-    optimizer by ``parameters()``, more than double every checkpoint, and make stock ImageNet weights
-    fail to load, because two of its keys would match each of theirs. The price is that it must be told to
-    follow ``.to(device)``: ``DistillationModel`` forwards that through ``_apply``.
+    It is no ``nn.Module``. As a submodule of the student the teacher would be flipped to training mode by ``.train()``
+    (its batch-norm statistics then move), be handed to the optimizer by ``parameters()``, more than double every
+    checkpoint, and make ImageNet weights fail to load, because two of its keys would match each of theirs.
+
+    No flag of the network is written: each call sets evaluation mode and restores it, so two students may share one
+    teacher. Copies of a student share it too; the network moves to the device of the batch.
 
     Args:
-        network: its backbone, or as much of it as ``extract`` needs. It is frozen in place.
-        transform: applied to the student's batch first.
-        extract: what makes ``Features`` of network and batch, (N, C, H, W); calling the network, if left out.
+        network: its backbone, or as much of it as ``extract`` needs.
+        pixels: applied to the student's batch first.
+        extract: makes ``Features`` of network and batch, (N, C, H, W); calling the network, if left out.
         precision: one of ``PRECISIONS``, by autocast: the weights stay as they are, since batch normalisation needs
             them so (a variance may be too large for float16) and a backbone's are small beside its maps.
         compiled: its backbone by torch.compile, once for all sizes of images; heads that ``extract`` runs are not.
 
     Raises:
-        ValueError: an unknown precision.
+        ConfigError: an unknown precision.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        transform: PixelTransform | None = None,
+        pixels: PixelTransform | None = None,
         extract: Extract = call,
         *,
         precision: str = "",
         compiled: bool = False,
     ) -> None:
         if precision not in PRECISIONS:
-            raise ValueError(
-                f"the teacher's precision must be empty, for the student's, or one of {', '.join(PRECISIONS[1:])}, "
-                f"not {precision!r} (key: DISTILL.TEACHER.PRECISION)"
-            )
-        self.network = network.eval().requires_grad_(False)
-        self.transform, self.extract = transform, extract
+            allowed = f"one of {', '.join(PRECISIONS[1:])}, or empty for the student's"
+            raise ConfigError("teacher_precision", precision, allowed)
+        self.network, self.pixels, self.extract = network, pixels, extract
         self.precision, self.compiled = precision, compiled
         if compiled:  # in place: nothing changes its name, and a deep copy or a pickle is not compiled
             getattr(network, "backbone", network).compile(dynamic=True)
 
     @torch.no_grad()
     def __call__(self, batch: Tensor, *regions: Any) -> Features:
-        """The teacher's features of the very batch that the student's backbone received.
+        """Return the teacher's features of the very batch that the student's backbone received.
 
         Raises:
-            ValueError: it cannot be compiled here.
+            ConfigError: it cannot be compiled here.
         """
-        if self.transform is not None:
-            batch = self.transform(batch)
-        with self._autocast(batch.device.type):
+        self._follow(batch)
+        if self.pixels is not None:
+            batch = self.pixels(batch)
+        with self._autocast(batch.device.type), evaluating(self.network):
             if not self.compiled:
                 return self.extract(self.network, batch, *regions)
             return self._extract_compiled(batch, *regions)
+
+    def _follow(self, batch: Tensor) -> None:
+        """Move to the device of the batch, and to its type, if that is no half one of autocast."""
+        dtype = batch.dtype if batch.dtype in (torch.float32, torch.float64) else None
+        parts = [self.network] if self.pixels is None else [self.network, self.pixels]
+        for part in parts:
+            first = next((x for x in (*part.parameters(), *part.buffers()) if x.is_floating_point()), None)
+            if first is not None and (first.device != batch.device or first.dtype != (dtype or first.dtype)):
+                part.to(batch.device, dtype)
 
     def _autocast(self, device: str) -> AbstractContextManager[Any]:
         if not self.precision:
@@ -138,9 +186,8 @@ class FrozenTeacher:
             return self.extract(self.network, batch, *regions)
         except TorchDynamoException as error:
             reason = (str(getattr(error, "inner_exception", error)).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"the teacher cannot be compiled here: {reason} (key: DISTILL.TEACHER.COMPILE)") from error
+            raise ConfigError("teacher_compile", True, "False", f"it cannot be compiled here: {reason}") from error
 
-    def _apply(self, fn: Callable[[Tensor], Tensor]) -> None:
-        self.network._apply(fn)  # type: ignore[no-untyped-call]
-        if self.transform is not None:
-            self.transform._apply(fn)  # type: ignore[no-untyped-call]
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTeacher:
+        """Copies of a student share their teacher."""
+        return self

@@ -1,6 +1,7 @@
 """The Detectron2 side. Importing this package registers the meta-architecture and everything it can name."""
 
 from . import mobilenet, resnet, sem_seg_heads  # noqa: F401  (registers them)
+from .checkpoint import checkpoint_distiller, guard_gradients
 from .config import add_distillation_config, check_student, exported_student_config, student_config
 from .datasets import add_dataset_options, check_datasets, register_coco_datasets, register_datasets
 from .evaluation import build_evaluator
@@ -9,7 +10,7 @@ from .segmentation_config import add_segmentation_config
 from .sem_seg_data import build_sem_seg_mapper, sem_seg_augmentations
 from .sem_seg_datasets import register_sem_seg_datasets
 from .solver import build_lr_scheduler
-from .training import checkpoint_distiller, guard_gradients
+from .teacher import load_teacher
 
 __all__ = [
     "DistillationMetaArch",
@@ -24,6 +25,7 @@ __all__ = [
     "checkpoint_distiller",
     "exported_student_config",
     "guard_gradients",
+    "load_teacher",
     "register_coco_datasets",
     "register_datasets",
     "register_sem_seg_datasets",

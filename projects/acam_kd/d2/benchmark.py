@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..bench.flops import count, distiller_flops
 from ..bench.memory import OUT_OF_MEMORY, is_out_of_memory, peak_memory
 from ..bench.timing import Clock, StepTimer
-from ..core import DISTILLER_REGISTRY, DistillationModel, Distiller, FeatureSpec, Targets
+from ..core import DISTILLER_REGISTRY, ConfigError, Distiller, FeatureSpec, Targets
 from ..core.distiller import NOTHING_KNOWN
 from ..core.features import CLASSES, Features
 from ..core.fusion import CrossAttentionFusion
@@ -78,7 +78,7 @@ class Variant:
     looks: bool = True
 
     def config(self, setting: Setting) -> CfgNode:
-        """The config; students start alike in all variants, so that they find the same proposals."""
+        """Return the config; students start alike in all variants, so that they find the same proposals."""
         cfg = get_cfg()
         add_distillation_config(cfg)
         cfg.merge_from_file(setting.config_file)
@@ -89,26 +89,27 @@ class Variant:
         cfg.DATASETS.TRAIN = ()  # noise; the names of its classes do not matter
         return cfg
 
-    def build(self, setting: Setting) -> DistillationModel:
-        """The model, in training mode.
+    def build(self, setting: Setting) -> nn.Module:
+        """Build the model, in training mode.
 
         Raises:
-            ValueError: it is a method that this student and teacher cannot be distilled with.
+            ConfigError: it is a method that this student and teacher cannot be distilled with.
         """
         torch.manual_seed(0)
-        model: DistillationModel = build_model(self.config(setting)).train()
-        for network in (model.student, getattr(model.teacher, "network", None)):
+        model: nn.Module = build_model(self.config(setting)).train()
+        attached: Any = getattr(model, "distillation", None)
+        for network in (model, attached.teacher.network if attached else None):
             _calm(network)
         if not self.looks:
-            levels = dict.fromkeys(model.levels, FeatureSpec(channels=1, stride=1))
-            model.distiller = TeacherForward(levels, levels)
+            levels = dict.fromkeys(attached.levels, FeatureSpec(channels=1, stride=1))
+            attached.method = TeacherForward(levels, levels)
         for fusion in _attentions(model) if self.path else ():
             fusion.path = self.path  # type: ignore[assignment]
         return model
 
 
 class TeacherForward(Distiller):
-    """Looks at nothing: the cost of the teacher alone."""
+    """A method that compares nothing: the cost of the teacher alone."""
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return a loss of 0."""
@@ -116,7 +117,7 @@ class TeacherForward(Distiller):
 
 
 def variants(setting: Setting, methods: Sequence[str], also: Sequence[Sequence[str]] = ()) -> list[Variant]:
-    """The variants that differ, for a config.
+    """List the variants that differ, for a config.
 
     Args:
         setting: the config and more.
@@ -125,7 +126,7 @@ def variants(setting: Setting, methods: Sequence[str], also: Sequence[Sequence[s
         also: KEY VALUE pairs, each list of which makes one more variant of the config's method.
 
     Raises:
-        ValueError: one that was asked for does not fit, or cannot be measured in this way.
+        ConfigError: one that was asked for does not fit, or cannot be measured in this way.
     """
     cfg = Variant("").config(setting)
     own = cfg.DISTILL.METHOD.replace("ACAMKD", "ACAM-KD")
@@ -142,15 +143,14 @@ def variants(setting: Setting, methods: Sequence[str], also: Sequence[Sequence[s
         found.append(Variant("uniform masks", ("DISTILL.METHOD", "ACAMKD", *masks)))
     if own not in ("", "Mimic"):
         model = _on_meta(Variant(own), setting)
-        if _attentions(model) or own != "ACAM-KD" or any(True for _ in model.distiller.masking.parameters()):
+        if _attentions(model) or own != "ACAM-KD" or any(True for _ in model.distillation.method.masking.parameters()):
             found.append(Variant(own))
         if _attentions(model):
             found += [Variant(f"{own}, {name}", path=path) for name, path in _paths(setting).items()]
     for pairs in also:
         if "DISTILL.PERIOD" in pairs[::2]:
-            raise ValueError(
-                "every step here is distilled: PERIOD k costs (method + (k - 1) plain) / k (key: DISTILL.PERIOD)"
-            )
+            hint = "every step here is distilled: a period of k costs (method + (k - 1) plain) / k"
+            raise ConfigError("also", "DISTILL.PERIOD", "other keys", hint)
         keys = (key.removeprefix("DISTILL.").removeprefix("ACAMKD.") for key in pairs[::2])
         changed = Variant(f"{own}, {', '.join(f'{k} {v}' for k, v in zip(keys, pairs[1::2]))}", tuple(pairs))
         _on_meta(changed, setting)
@@ -160,7 +160,7 @@ def variants(setting: Setting, methods: Sequence[str], also: Sequence[Sequence[s
         variant = Variant(name, ("DISTILL.METHOD", name, "DISTILL.TAPS", [], "DISTILL.LEVELS", []))
         try:
             _on_meta(variant, setting)
-        except ValueError as error:
+        except ConfigError as error:
             if list(methods) != ["all"]:
                 raise
             print(f"{name} is left out: {error}", file=sys.stderr)
@@ -170,7 +170,7 @@ def variants(setting: Setting, methods: Sequence[str], also: Sequence[Sequence[s
 
 
 def _paths(setting: Setting) -> dict[str, str]:
-    """The other ways to compute the cross-attention; in float32 its own choice is the summary."""
+    """Return the other ways to compute the cross-attention; in float32 its own choice is the summary."""
     return {"fused map": "map", **({"summary": "summary"} if setting.amp else {}), NAIVE: "materialized"}
 
 
@@ -181,7 +181,7 @@ def _on_meta(variant: Variant, setting: Setting) -> Any:
 
 @torch.no_grad()
 def _calm(network: nn.Module | None) -> None:
-    """Random residual blocks with frozen norms double the variance each: a ResNet-101 leaves float16. Not so these."""
+    """Scale residual blocks down: random ones with frozen norms double the variance each and leave float16."""
     for block in network.modules() if network else ():
         if isinstance(block, CNNBlockBase):
             last = list(block.children())[-1]
@@ -210,19 +210,20 @@ class Step:
         self.timer = StepTimer(self.model, Clock(self.on_gpu), torch.float16 if setting.amp else None)
 
     def __call__(self, seed: int = 0) -> dict[str, float]:
-        """Make a step; part -> seconds. With one seed all variants do the same work: detectors sample."""
+        """Make a step and return part -> seconds. With one seed all variants do the same work: detectors sample."""
         torch.manual_seed(seed)
         return self.timer(self.batch)
 
     def counts(self) -> dict[str, Any]:
-        """What the step computes, not how fast.
+        """Count what the step computes, not how fast.
 
         Returns:
             ``levels``, those distilled -> height and width; ``flops``, of the ``step`` and, as ``distiller_flops`` has
             them, of the ``distiller``.
         """
         inputs: list[Any] = []
-        distiller = self.model.distiller
+        attached: Any = getattr(self.model, "distillation", None)
+        distiller = attached.method if attached else None
         hook = distiller.register_forward_pre_hook(lambda _, args: inputs.extend(args)) if distiller else None
         torch.manual_seed(0)
         total, _ = count(lambda: self.timer.forward(self.batch).backward())  # type: ignore[no-untyped-call]
@@ -235,7 +236,7 @@ class Step:
 
 
 def _sample(height: int, width: int, num_classes: int) -> dict[str, Any]:
-    """An image of noise, two boxes, and labels of noise; every kind of model takes what it needs."""
+    """Return an image of noise, two boxes, and labels of noise; every kind of model takes what it needs."""
     instances = Instances((height, width))
     instances.gt_boxes = Boxes(torch.tensor([[10.0, 10.0, 100.0, 100.0], [50.0, 50.0, 200.0, 200.0]]))
     instances.gt_boxes.clip((height, width))
@@ -245,7 +246,7 @@ def _sample(height: int, width: int, num_classes: int) -> dict[str, Any]:
 
 
 def examine(variant: Variant, setting: Setting, size: tuple[int, int]) -> dict[str, Any]:
-    """Peak memory of two steps, FLOPs, and the distilled levels; for a process of its own.
+    """Measure peak memory of two steps, FLOPs, and the distilled levels; for a process of its own.
 
     Returns:
         ``peak_memory``, bytes, and what ``Step.counts`` does.
@@ -259,7 +260,7 @@ def examine(variant: Variant, setting: Setting, size: tuple[int, int]) -> dict[s
 
 
 def times(chosen: Sequence[Variant], setting: Setting, size: tuple[int, int], repeats: int) -> dict[str, Any]:
-    """The seconds of steps that take turns, to and fro, so that ratios hold where the machine's speed drifts.
+    """Return the seconds of steps that take turns, to and fro, so that ratios hold where the machine's speed drifts.
 
     Returns:
         Variant's name -> ``parts``, the parts of each step, or ``failed``; a first round warms up.
@@ -282,7 +283,7 @@ def times(chosen: Sequence[Variant], setting: Setting, size: tuple[int, int], re
 
 
 def _unless_out_of_memory(function: Callable[[], Any]) -> Any:
-    """What it returns; None if there was not enough memory."""
+    """Return what a function does; None if there was not enough memory."""
     try:
         return function()
     except (RuntimeError, MemoryError) as error:

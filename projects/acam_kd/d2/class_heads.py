@@ -1,4 +1,4 @@
-"""Where the class head of a Detectron2 detector is tapped, and how the teacher's is asked about the same places.
+"""Taps on the class head of a Detectron2 detector, and the teacher's predictions for the same places.
 
 Two kinds: dense ones, RetinaNet's and FCOS's, which predict for every anchor, and the box head of R-CNNs, which
 predicts for the regions that were sampled for the student. The labels are those that the student was trained with.
@@ -15,10 +15,10 @@ from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from ..core import CLASSES, FeatureSpec, MethodTap, Predictions
+from ..core import CLASSES, ConfigError, FeatureSpec, MethodTap, ModuleTap, Predictions
 from ..core.features import Features
 
-__all__ = ["DenseHead", "RegionHead", "backbone_and_classes", "check_class_heads", "class_head", "class_spec"]
+__all__ = ["DenseHead", "RegionHead", "anchors_of", "backbone_and_classes", "class_head", "class_spec"]
 
 
 class DenseHead:
@@ -26,19 +26,15 @@ class DenseHead:
 
     def __init__(self, detector: DenseDetector) -> None:
         self._num_classes = detector.num_classes
-        self._head = MethodTap(detector.head, "forward")
-        self._labels = MethodTap(detector, "label_anchors")
+        self._head = ModuleTap(detector.head, "head")
+        self._labels = MethodTap(detector, "label_anchors")  # no module's call shows the labels
+        self.taps = [self._head, self._labels]
 
-    def pop(self) -> Predictions:
-        """(N, K, A, 1) logits, (N, A, 1) labels."""
-        _, (logits, *_) = self._head.pop()
-        _, (labels, _) = self._labels.pop()
+    def read(self) -> Predictions:
+        """Return (N, K, A, 1) logits, (N, A, 1) labels."""
+        logits, *_ = self._head.read().output
+        labels, _ = self._labels.read().output
         return Predictions(_dense(logits, self._num_classes), torch.stack(labels)[..., None])
-
-    def clear(self) -> None:
-        """Forget what a failed step left."""
-        self._head.clear()
-        self._labels.clear()
 
 
 class RegionHead:
@@ -46,23 +42,19 @@ class RegionHead:
 
     def __init__(self, detector: nn.Module) -> None:
         heads: Any = detector.roi_heads
-        self._sigmoid = heads.box_predictor.use_sigmoid_ce
-        self._proposals = MethodTap(heads, "label_and_sample_proposals")
-        self._pooler = MethodTap(heads.box_pooler, "forward")
-        self._scores = MethodTap(heads.box_predictor, "forward")
+        self._sigmoid = _sigmoid(heads)
+        self._heads = ModuleTap(heads, "roi_heads")  # returns the proposals that it sampled
+        self._pooler = ModuleTap(heads.box_pooler, "roi_heads.box_pooler")
+        self._scores = ModuleTap(heads.box_predictor, "roi_heads.box_predictor")
+        self.taps = [self._heads, self._pooler, self._scores]
 
-    def pop(self) -> Predictions:
-        """(R, K, 1, 1) logits, (R, 1, 1) labels, and the sampled boxes of each image."""
-        _, (scores, _) = self._scores.pop()
-        _, proposals = self._proposals.pop()
-        (_, boxes), _ = self._pooler.pop()
+    def read(self) -> Predictions:
+        """Return (R, K, 1, 1) logits, (R, 1, 1) labels, and the sampled boxes of each image."""
+        scores = _scores(self._scores.read().output)
+        proposals, _ = self._heads.read().output
+        _, boxes = self._pooler.read().args
         labels = torch.cat([p.gt_classes for p in proposals])
         return Predictions(_regions(scores, self._sigmoid), labels[:, None, None], boxes)
-
-    def clear(self) -> None:
-        """Forget what a failed step left."""
-        for tap in (self._scores, self._proposals, self._pooler):
-            tap.clear()
 
 
 def _dense(logits: Sequence[Tensor], num_classes: int) -> Tensor:
@@ -75,16 +67,36 @@ def _regions(scores: Tensor, sigmoid: bool) -> Tensor:
     return (scores[:, :-1] if sigmoid else scores)[..., None, None]
 
 
+def _scores(predicted: Any) -> Tensor:
+    """Return the class scores, (R, K + 1), of a box predictor's output.
+
+    Raises:
+        ConfigError: it does not begin with such a tensor.
+    """
+    scores = predicted[0] if isinstance(predicted, (tuple, list)) and predicted else predicted
+    if not isinstance(scores, Tensor) or scores.dim() != 2:
+        raise ConfigError(
+            "student", f"a {type(predicted).__name__} from its box predictor", "class scores (R, K + 1) first",
+            "choose a {method} for the backbone's features",
+        )  # fmt: skip
+    return scores
+
+
+def _sigmoid(heads: Any) -> bool:
+    """Say whether each class is a sigmoid; a predictor that says nothing has a softmax, as all had once."""
+    return bool(getattr(_first(heads.box_predictor), "use_sigmoid_ce", False))
+
+
 def class_head(student: nn.Module) -> DenseHead | RegionHead:
-    """The reader of a student's class head; ``class_spec`` has checked that there is one."""
+    """Return the reader of a student's class head; ``class_spec`` has checked that there is one."""
     return DenseHead(student) if isinstance(student, DenseDetector) else RegionHead(student)
 
 
 def class_spec(model: nn.Module, *, student: bool) -> FeatureSpec:
-    """The classes that a detector's head predicts.
+    """Return the classes that a detector's head predicts.
 
     Raises:
-        ValueError: it has no class head that is supported.
+        ConfigError: it has no class head that is supported.
     """
     if isinstance(model, DenseDetector):
         return FeatureSpec(model.num_classes, 0, logits=True, sigmoid=True)
@@ -92,33 +104,23 @@ def class_spec(model: nn.Module, *, student: bool) -> FeatureSpec:
     cascade = isinstance(getattr(heads, "box_predictor", None), nn.ModuleList)
     if not isinstance(heads, StandardROIHeads) or (student and cascade):
         regions = f" with {type(heads).__name__}" if heads is not None else ""
-        raise ValueError(
-            f"the class head of a {type(model).__name__}{regions} cannot be distilled; those of "
-            "RetinaNet, FCOS and StandardROIHeads can, and, of a teacher, the first stage of CascadeROIHeads (keys: "
-            "DISTILL.METHOD, DISTILL.TAPS)"
+        raise ConfigError(
+            "student" if student else "teacher",
+            f"the class head of a {type(model).__name__}{regions}",
+            "that of RetinaNet, FCOS, StandardROIHeads, or, of a teacher, the first stage of CascadeROIHeads",
+            "distil the backbone's features instead, by another {method}",
         )
-    sigmoid = bool(_first(heads.box_predictor).use_sigmoid_ce)
+    sigmoid = _sigmoid(heads)
     return FeatureSpec(heads.num_classes + (not sigmoid), 0, logits=True, sigmoid=sigmoid)
 
 
-def check_class_heads(student: nn.Module, teacher: nn.Module) -> None:
-    """Raise ValueError for a dense head beside one of regions, and for dense heads with different anchors."""
-    dense = [isinstance(model, DenseDetector) for model in (student, teacher)]
-    names = f"the student is a {type(student).__name__}, the teacher a {type(teacher).__name__}"
-    if dense[0] != dense[1]:
-        raise ValueError(f"{names}: one predicts for anchors, the other for regions (key: DISTILL.METHOD)")
-    if dense[0] and not _same_anchors(student, teacher):
-        raise ValueError(f"{names}, and their anchors differ, so their classes do not correspond (key: DISTILL.METHOD)")
-
-
-def _same_anchors(student: nn.Module, teacher: nn.Module) -> bool:
-    """Whether both predict for the same anchors, up to the rounding of a config file."""
-    own: Any = student.anchor_generator
-    other: Any = teacher.anchor_generator
-    if (student.head_in_features, own.strides) != (teacher.head_in_features, other.strides):
-        return False
-    cells = zip(own.cell_anchors, other.cell_anchors)
-    return all(a.shape == b.shape and (a.is_meta or torch.allclose(a, b, rtol=0, atol=0.1)) for a, b in cells)
+def anchors_of(model: nn.Module) -> list[Tensor] | None:
+    """Return strides and cell anchors of a dense detector, None for another."""
+    if not isinstance(model, DenseDetector):
+        return None
+    generator: Any = model.anchor_generator
+    strides = torch.tensor([float(stride) for stride in generator.strides])
+    return [strides, *generator.cell_anchors]
 
 
 def _first(module: nn.Module) -> Any:
@@ -126,7 +128,7 @@ def _first(module: nn.Module) -> Any:
 
 
 def backbone_and_classes(model: nn.Module, batch: Tensor, regions: Sequence[Boxes] | None = None) -> Features:
-    """All levels of a detector for a batch; without the class head if an R-CNN is asked about no regions."""
+    """Return all levels of a detector for a batch; without the class head if an R-CNN is asked about no regions."""
     features: dict[str, Tensor] = model.backbone(batch)  # type: ignore[operator]
     if isinstance(model, DenseDetector):
         logits, *_ = model.head([features[name] for name in model.head_in_features])
@@ -135,6 +137,5 @@ def backbone_and_classes(model: nn.Module, batch: Tensor, regions: Sequence[Boxe
         return features
     heads: Any = model.roi_heads
     pooled = heads.box_pooler([features[name] for name in heads.box_in_features], list(regions))
-    predictor = _first(heads.box_predictor)
-    scores, _ = predictor(_first(heads.box_head)(pooled))
-    return {**features, CLASSES: _regions(scores, predictor.use_sigmoid_ce)}
+    scores = _scores(_first(heads.box_predictor)(_first(heads.box_head)(pooled)))
+    return {**features, CLASSES: _regions(scores, _sigmoid(heads))}

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.utils.file_io import PathManager
 
-from ..core import DISTILLER_REGISTRY, method_arguments
+from ..core import DISTILLER_REGISTRY, ConfigError, method_arguments
 from .segmentation_config import add_segmentation_config
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
 ]
 
 META_ARCHITECTURE = "DistillationMetaArch"
-INHERIT = ("auto", "always", "never")
 
 
 def _teacher_node(loaded: dict[str, Any]) -> dict[str, Any]:
@@ -45,20 +44,19 @@ class _TeacherPaths(CfgNode):
 
 
 def merge_from_file(self: CfgNode, cfg_filename: str, allow_unsafe: bool = True) -> None:
-    """Detectron2's ``merge_from_file``, with the teacher's config file relative to the file that names it.
+    """Merge a file as Detectron2 does, with the teacher's config file relative to the file that names it.
 
     Detectron2 resolves ``_BASE_`` in this way, but after a merge nobody knows which file a value came from.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it, or a file that it is based on, cannot be read.
+        ConfigError: there is no such file; or it, or a file that it is based on, cannot be read.
     """
     if not PathManager.isfile(cfg_filename):
-        raise FileNotFoundError(f"no config file {os.path.abspath(cfg_filename)} (option: --config-file)")
+        raise ConfigError("--config-file", f"no file {os.path.abspath(cfg_filename)}", "an existing one")
     try:
         loaded = _TeacherPaths.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe)
     except (OSError, yaml.YAMLError, TypeError) as error:
-        raise ValueError(f"config file {os.path.abspath(cfg_filename)} cannot be read: {error}") from error
+        raise ConfigError("--config-file", f"{os.path.abspath(cfg_filename)}: {error}", "YAML") from error
     type(self).merge_from_file(self, cfg_filename, allow_unsafe)
     if "CONFIG_FILE" in _teacher_node(loaded):
         self.DISTILL.TEACHER.CONFIG_FILE = _teacher_node(loaded)["CONFIG_FILE"]
@@ -73,7 +71,15 @@ def add_distillation_config(cfg: CfgNode) -> None:
 
     From here on ``cfg.merge_from_file`` finds the teacher's config file relative to the file that names it. (A
     subclass of the config node would be the cleaner way, but yacs refuses to merge two types of node.)
+
+    Raises:
+        ConfigError: the config is no CfgNode; a LazyConfig names ``acam_kd.distill`` instead.
     """
+    if not isinstance(cfg, CfgNode):
+        raise ConfigError(
+            "cfg", type(cfg).__name__, "a CfgNode, as from get_cfg()",
+            "in a LazyConfig write model = L(acam_kd.distill)(student=..., teacher=..., method=...); see configs/lazy",
+        )  # fmt: skip
     cfg.__dict__["merge_from_file"] = MethodType(merge_from_file, cfg)
     add_segmentation_config(cfg)
     cfg.DISTILL = CfgNode()
@@ -131,7 +137,7 @@ def add_distillation_config(cfg: CfgNode) -> None:
 
 
 def student_config(cfg: CfgNode) -> CfgNode:
-    """The config of the student alone, which builds it: no key of distillation is left in it."""
+    """Return the config of the student alone, which builds it: no key of distillation is left in it."""
     student = cfg.clone()
     student.__dict__.pop("merge_from_file", None)
     student.defrost()
@@ -144,7 +150,7 @@ def student_config(cfg: CfgNode) -> CfgNode:
 
 
 def exported_student_config(cfg: CfgNode) -> CfgNode:
-    """The student's config as it is written to a file: without the keys of ours that the model does not use.
+    """Return the student's config as it is written to a file: without the keys of ours that the model does not use.
 
     For a student made of Detectron2's own parts stock Detectron2 loads the file; for one with a part of ours it
     does so after ``add_segmentation_config(get_cfg())``, which adds what was left out here as unchanged.
@@ -175,24 +181,22 @@ def _remove_unchanged(node: CfgNode, stock: CfgNode, ours: CfgNode) -> None:
 
 
 def check_student(cfg: CfgNode, *, resume: bool) -> None:
-    """Raise for what a student's config can get wrong that Detectron2 would say late, and deep inside.
+    """Raise ConfigError for what Detectron2 would say of a student's config late, and deep inside.
 
     Args:
         cfg: the student's config.
         resume: the run goes on from its last checkpoint, if there is one, and does not read MODEL.WEIGHTS.
 
     Raises:
-        FileNotFoundError: MODEL.WEIGHTS is a local file that does not exist.
-        ValueError: test-time augmentation is on for a detector that Detectron2 has none for.
+        ConfigError: MODEL.WEIGHTS is a local file that does not exist, or test-time augmentation is on for a detector
+            that Detectron2 has none for.
     """
     weights = cfg.MODEL.WEIGHTS.split("?")[0]
     resumed = resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     if weights and not resumed and "://" not in weights and not os.path.isfile(weights):
-        raise FileNotFoundError(
-            f"the student's weights do not exist: tried {os.path.abspath(weights)} (key: MODEL.WEIGHTS)"
-        )
+        raise ConfigError("MODEL.WEIGHTS", f"no file {os.path.abspath(weights)}", "the student's weights, or nothing")
     name = cfg.MODEL.META_ARCHITECTURE
     if cfg.TEST.AUG.ENABLED and name in META_ARCH_REGISTRY:
         architecture = META_ARCH_REGISTRY.get(name)
         if isinstance(architecture, type) and not issubclass(architecture, GeneralizedRCNN):
-            raise ValueError(f"Detectron2 has no test-time augmentation for {name} (key: TEST.AUG.ENABLED)")
+            raise ConfigError("TEST.AUG.ENABLED", True, f"False: Detectron2 has no test-time augmentation for {name}")

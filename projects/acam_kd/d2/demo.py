@@ -16,7 +16,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
-from ..core import Distiller
+from ..core import ConfigError, Distiller, RunError
 from ..data.coco import find_split
 from ..demo import Plan, keep_masks
 from ..files import write_atomically
@@ -36,20 +36,17 @@ NAMES = {"iteration": "step", "total_loss": "loss"}
 
 
 def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watched: Sequence[str]) -> None:
-    """See ``demo.Engine``.
+    """Run one training; see ``demo.Engine``.
 
     Raises:
-        FileNotFoundError: the package is installed without the repository, whose ``train_net.py`` is needed.
+        ConfigError: the package is installed without the repository, whose ``configs`` are needed.
+        RunError: Detectron2 failed.
     """
-    train_net = CHECKOUT / "train_net.py"
-    if not train_net.is_file():
-        raise FileNotFoundError(
-            f"the demo with Detectron2 runs train_net.py of a checkout of the repository, there is none in {CHECKOUT} "
-            "(option: --engine)"
-        )
+    if not (CHECKOUT / "configs/demo").is_dir():
+        raise ConfigError("engine", "detectron2", "torchvision", f"there is no checkout with configs/demo in {CHECKOUT}")
     folder.mkdir(parents=True, exist_ok=True)
     config = "teacher.yaml" if plan.role == "teacher" else "acam.yaml"
-    command = [sys.executable, str(train_net), "--config-file", str(CHECKOUT / "configs/demo" / config), "--resume"]
+    command = [sys.executable, "-m", "acam_kd.d2.train", "--config-file", str(CHECKOUT / "configs/demo" / config), "--resume"]
     command += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
     if plan.role != "teacher":
         command += ["DISTILL.TEACHER.WEIGHTS", str(teacher / "model_final.pth"), "DISTILL.METHOD", plan.method]
@@ -60,7 +57,7 @@ def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watch
         return
     done = subprocess.run(command, env={**os.environ, "DETECTRON2_DATASETS": str(data.parent.absolute())}, check=False)
     if done.returncode:
-        raise ValueError(f"{plan.name} failed; what Detectron2 says is above, and in {folder / 'log.txt'}")
+        raise RunError(f"{plan.name} failed; what Detectron2 says is above", str(folder / "log.txt"))
     cfg = _config(folder)
     history = _history(folder, cfg.SOLVER.MAX_ITER)
     write_atomically(folder / "metrics.jsonl", "\n".join(json.dumps(line) for line in history))
@@ -77,7 +74,7 @@ def _is_complete(folder: Path, command: Sequence[str]) -> bool:
         return False
     before = json.loads(path.read_text())["command"]
     if before != command[1:]:
-        raise ValueError(f"{folder} has a run of other settings, {' '.join(before)}; choose another --output")
+        raise ConfigError("output", f"{folder} with a run of other settings, {' '.join(before)}", "another folder")
     return True
 
 
@@ -89,7 +86,7 @@ def _config(folder: Path) -> CfgNode:
 
 
 def _history(folder: Path, end: int) -> list[dict[str, float]]:
-    """Detectron2's metrics.json with the report's names; its iteration 19 is the end of step 20, but not the last."""
+    """Return Detectron2's metrics.json with the report's names; its iteration 19 is the end of step 20, but not the last."""
     history = []
     for text in (folder / "metrics.json").read_text().splitlines():
         line = {NAMES.get(k, k.removeprefix("bbox/")): v for k, v in json.loads(text).items()}
@@ -98,10 +95,10 @@ def _history(folder: Path, end: int) -> list[dict[str, float]]:
 
 
 def _keep_masks(folder: Path, cfg: CfgNode, images: Sequence[Path]) -> None:
-    """The masks at every checkpoint of the run."""
+    """Keep the masks at every checkpoint of the run."""
     checkpoints = sorted(folder.glob("model_0*.pth"))
     model = load_for_masks(cfg, str(checkpoints[0]))
-    if model.distiller is None or type(model.distiller).masks is Distiller.masks:
+    if type(model.distillation.method).masks is Distiller.masks:  # type: ignore[union-attr]
         return  # the method makes none
     for checkpoint in checkpoints:
         load_moment(model, str(checkpoint))

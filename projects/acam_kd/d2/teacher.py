@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from ..core import ConfigError
 from ..files import sha256
 from .config import META_ARCHITECTURE
 from .segmentation_config import add_missing_keys, add_segmentation_config
 
-__all__ = ["build_teacher", "teacher_config"]
+__all__ = ["build_teacher", "load_teacher", "teacher_config"]
 
 RANDOM = "random"
 
@@ -26,14 +28,13 @@ logger = logging.getLogger("detectron2.acam_kd.teacher")
 
 
 def teacher_config(cfg: CfgNode) -> CfgNode:
-    """The teacher's full config: today's defaults of Detectron2 and of ours, its file, its overrides, its weights.
+    """Return the teacher's full config: today's defaults of Detectron2 and of ours, its file, its overrides, its weights.
 
     Keys that other projects added to ``cfg`` are known to the teacher's config too, with the values they have
     in ``cfg``, so that its file may set them.
 
     Raises:
-        FileNotFoundError: no such config file; the message lists what was tried.
-        ValueError: no weights, or an unusable file.
+        ConfigError: no such config file, an unusable one, or no weights; the message lists what was tried.
     """
     node = cfg.DISTILL.TEACHER
     path, weights = _locate(node.CONFIG_FILE)
@@ -43,24 +44,24 @@ def teacher_config(cfg: CfgNode) -> CfgNode:
     teacher.defrost()
     teacher.DISTILL.STUDENT_META_ARCHITECTURE = "GeneralizedRCNN"  # the default, should the file not say it
     if "MODEL.WEIGHTS" in node.OPTS:
-        raise ValueError("MODEL.WEIGHTS in DISTILL.TEACHER.OPTS would not be used; set DISTILL.TEACHER.WEIGHTS")
+        raise ConfigError("DISTILL.TEACHER.OPTS", "MODEL.WEIGHTS", "other keys", "set DISTILL.TEACHER.WEIGHTS")
     try:
         teacher.merge_from_file(path)
         teacher.merge_from_list(list(node.OPTS))
     except (KeyError, ValueError, AssertionError, TypeError, OSError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"the teacher's config {path} cannot be read: {error} (keys: DISTILL.TEACHER.CONFIG_FILE, "
-            "DISTILL.TEACHER.OPTS; keys of another project must be added to the config before)"
-        ) from error
+        raise ConfigError(
+            "teacher", f"{path}: {error}", "a config of Detectron2",
+            "DISTILL.TEACHER.OPTS are read after it; keys of another project must be added to the config before",
+        ) from error  # fmt: skip
     if teacher.MODEL.META_ARCHITECTURE == META_ARCHITECTURE:  # a student that was distilled itself
         teacher.MODEL.META_ARCHITECTURE = teacher.DISTILL.STUDENT_META_ARCHITECTURE
     teacher.MODEL.DEVICE = cfg.MODEL.DEVICE
     teacher.MODEL.WEIGHTS = node.WEIGHTS or weights
     if not teacher.MODEL.WEIGHTS:
-        raise ValueError(
-            f"the teacher {node.CONFIG_FILE} has no weights: DISTILL.TEACHER.WEIGHTS is empty and its config is not "
-            f"one of the model zoo. Set it to a file, or to '{RANDOM}' for an untrained teacher"
-        )
+        raise ConfigError(
+            "teacher_weights", "nothing", f"a file for {node.CONFIG_FILE}, which is no config of the model zoo",
+            f"or '{RANDOM}' for an untrained teacher",
+        )  # fmt: skip
     return teacher
 
 
@@ -71,8 +72,7 @@ def build_teacher(cfg: CfgNode) -> tuple[nn.Module, CfgNode]:
         The detector, in eval mode, and its config.
 
     Raises:
-        FileNotFoundError: the config file or the weights cannot be read.
-        ValueError: a tensor of the teacher is missing in the weights or has another shape there.
+        ConfigError: config file or weights cannot be read, or a tensor is missing in them or has another shape there.
     """
     teacher_cfg = teacher_config(cfg)
     if teacher_cfg.MODEL.WEIGHTS == RANDOM:
@@ -89,24 +89,21 @@ def build_teacher(cfg: CfgNode) -> tuple[nn.Module, CfgNode]:
 def _locate(name: str) -> tuple[str, str]:
     """Find a config file; returns its path and, for a zoo config, the address of its weights."""
     if not name:
-        raise ValueError("no teacher is named (key: DISTILL.TEACHER.CONFIG_FILE; a path or a model-zoo name)")
+        raise ConfigError("teacher", "nothing", "a path or a name in the model zoo")
     if name.endswith(".py"):
-        raise ValueError(
-            f"the teacher's config {name} is a LazyConfig; a .yaml is needed (DISTILL.TEACHER.CONFIG_FILE)"
-        )
+        raise ConfigError("teacher", f"{name}, a LazyConfig", "a .yaml; see configs/lazy for LazyConfigs")
     if PathManager.isfile(name):
         return name, ""
-    tried = f"tried {os.path.abspath(name)} and the model zoo (key: DISTILL.TEACHER.CONFIG_FILE)"
+    tried = f"no file {os.path.abspath(name)}, and no such name in the model zoo"
     try:
         from detectron2 import model_zoo  # needs pkg_resources, which setuptools >= 81 lacks
     except ImportError as error:
-        raise FileNotFoundError(
-            f"no teacher config {name}: {tried}; the zoo itself cannot be opened: {error} (needs setuptools < 81)"
-        ) from error
+        hint = f"the model zoo cannot be opened: {error} (it needs setuptools < 81)"
+        raise ConfigError("teacher", tried, "a path or a name in the model zoo", hint) from error
     try:
         path = model_zoo.get_config_file(name)
     except RuntimeError as error:
-        raise FileNotFoundError(f"no teacher config {name}: {tried}") from error
+        raise ConfigError("teacher", tried, "a path or a name in the model zoo") from error
     try:
         return path, model_zoo.get_checkpoint_url(name)
     except RuntimeError:
@@ -124,20 +121,19 @@ class _StrictCheckpointer(DetectionCheckpointer):
 
 
 def _load(detector: nn.Module, weights: str) -> None:
-    key = "(key: DISTILL.TEACHER.WEIGHTS)"
     try:
         path = PathManager.get_local_path(weights)
         found = os.path.isfile(path)
     except OSError as error:  # a download that failed
-        raise FileNotFoundError(f"the teacher's weights {weights} cannot be read: {error} {key}") from error
+        raise ConfigError("teacher_weights", f"{weights}, which cannot be read: {error}", "a readable file") from error
     if not found:
-        raise FileNotFoundError(f"the teacher's weights do not exist: tried {os.path.abspath(path)} {key}")
+        raise ConfigError("teacher_weights", f"no file {os.path.abspath(path)}", "an existing one")
     checkpointer = _StrictCheckpointer(detector)
     try:
         checkpointer.load(weights)
     except Exception as error:  # whatever torch, pickle and Detectron2 make of a file that is no checkpoint
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"the teacher's weights {weights} cannot be loaded: {reason} {key}") from error
+        raise ConfigError("teacher_weights", f"{weights}, which cannot be loaded: {reason}", "a checkpoint") from error
     incompatible = checkpointer.incompatible
     wrong = [
         f"{name}: {there} in the file, {here} in the teacher" for name, there, here in incompatible.incorrect_shapes
@@ -145,8 +141,50 @@ def _load(detector: nn.Module, weights: str) -> None:
     known = {name for name, _, _ in incompatible.incorrect_shapes}
     wrong += [f"{name}: missing in the file" for name in incompatible.missing_keys if name not in known]
     if wrong:
-        raise ValueError(
-            f"the teacher's weights {weights} do not fit its config, {len(wrong)} tensors would stay random {key}:\n  "
-            + "\n  ".join(wrong)
+        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise ConfigError(
+            "teacher_weights",
+            f"{weights}, with which {len(wrong)} tensors would stay random ({'; '.join(wrong[:8])}{more})",
+            "the weights of this teacher",
+            "do they belong to {teacher}?",
         )
     logger.info("teacher loaded: all %d tensors from %s (sha256 %s)", len(detector.state_dict()), weights, sha256(path))
+
+
+def load_teacher(
+    model: str | nn.Module, weights: str = "", *, opts: Sequence[Any] = (), device: str = ""
+) -> nn.Module:
+    """Build a teacher and load all of its weights; for ``acam_kd.distill``, in Python or in a LazyConfig.
+
+    Args:
+        model: a config file, the name of one in the model zoo, or a model that is built already.
+        weights: a checkpoint in any of Detectron2's formats; empty for those of a zoo config, ``"random"`` for none.
+        opts: KEY VALUE pairs that override the config.
+        device: as MODEL.DEVICE; the config's if left out.
+
+    Returns:
+        The teacher, in evaluation mode.
+
+    Raises:
+        ConfigError: config or weights cannot be read, or a tensor is missing in the weights or has another shape.
+    """
+    if isinstance(model, nn.Module):
+        if not weights:
+            raise ConfigError("teacher_weights", "nothing", f"a file, or '{RANDOM}' for an untrained teacher")
+        teacher = model
+        if weights != RANDOM:
+            _load(teacher, weights)
+        return teacher.to(device or "cpu").eval() if device else teacher.eval()
+    from .config import add_distillation_config
+
+    cfg = get_cfg()
+    add_distillation_config(cfg)
+    cfg.DISTILL.TEACHER.CONFIG_FILE, cfg.DISTILL.TEACHER.WEIGHTS = model, weights
+    cfg.DISTILL.TEACHER.OPTS = [*opts]
+    if not device:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    cfg.MODEL.DEVICE = device
+    teacher, teacher_cfg = build_teacher(cfg)
+    if not getattr(teacher, "input_format", None):
+        teacher.input_format = teacher_cfg.INPUT.FORMAT  # type: ignore[assignment]  # a SemanticSegmentor has none
+    return teacher

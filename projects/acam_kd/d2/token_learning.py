@@ -12,14 +12,14 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from ..core import LOGITS
+from ..core import LOGITS, choose_taps
 from ..core.features import Pyramid
 from ..core.methods import levels_read
 from ..core.token_files import build_tokens, save_tokens
 from ..core.token_learning import TokenLearning, learn_tokens
+from .adapter import D2Adapter, logits_module
 from .datasets import check_datasets
 from .sem_seg_data import build_sem_seg_mapper
-from .taps import logits_module, pyramid, read_taps
 from .teacher import build_teacher
 
 __all__ = ["learn"]
@@ -46,9 +46,9 @@ def learn(
         What ``learn_tokens`` logged.
 
     Raises:
-        FileNotFoundError, ValueError: what ``build_teacher`` and ``check_datasets`` refuse, or the method has no
-            tokens or no levels that it can use.
-        FloatingPointError: a loss is not finite.
+        ConfigError: see ``build_teacher`` and ``check_datasets``; or the method has no tokens, or no levels that it can
+            use.
+        RunError: a loss is not finite.
     """
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)
     teacher, teacher_cfg = build_teacher(cfg)
@@ -69,18 +69,19 @@ def learn(
 
 
 def _number(cfg: CfgNode, method: str) -> int:
-    """What the distillation will ask for; ``build_tokens`` says what is wrong with the method."""
+    """Return what the distillation will ask for; ``build_tokens`` says what is wrong with the method."""
     return int(cfg.DISTILL.get(method.upper(), {}).get("NUM_TOKENS", 0))
 
 
 def _levels(cfg: CfgNode, method: str, teacher: nn.Module) -> Pyramid:
-    """The teacher's levels that the method's distillation can use, with the taps that it will have."""
-    taps = read_taps(cfg.DISTILL.TAPS, [method], cfg.DISTILL.STUDENT_META_ARCHITECTURE)
-    return levels_read(method, pyramid(teacher, taps))
+    """Return the teacher's levels that the method's distillation can use, with the taps that it will have."""
+    adapter = D2Adapter(teacher)
+    taps = tuple(cfg.DISTILL.TAPS) or choose_taps([method], adapter.offered, adapter.name)
+    return levels_read(method, adapter.levels(taps))
 
 
 def _data_config(cfg: CfgNode, teacher_cfg: CfgNode) -> CfgNode:
-    """The student's data for the teacher's head: what is read depends on whether that has masks, for one."""
+    """Return the student's data for the teacher's head: what is read depends on whether that has masks, for one."""
     data = teacher_cfg.clone()
     data.defrost()
     data.DATASETS, data.INPUT, data.DATALOADER = cfg.DATASETS.clone(), cfg.INPUT.clone(), cfg.DATALOADER.clone()

@@ -20,39 +20,36 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from ..core import BACKBONE, CLASSES, LOGITS
+from ..core import CLASSES, ConfigError, RunError
 from ..vis.panels import Array, mask_panel
 from .config import META_ARCHITECTURE
-from .taps import backbone_of, divisibility, pyramid
 
 if TYPE_CHECKING:
-    from .meta_arch import DistillationMetaArch
+    from .distillation import D2Distillation
 
 __all__ = ["image_files", "load_for_masks", "load_moment", "masks_of", "put_masks", "read_rgb", "strides_of"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
-def put_masks(model: DistillationMetaArch, batched_inputs: list[dict[str, Any]], image_format: str) -> None:
+def put_masks(distillation: D2Distillation, batched_inputs: list[dict[str, Any]]) -> None:
     """Put the last step's spatial masks of the first image into the event storage, for TensorBoard.
 
     Nothing is put for a method without spatial masks.
 
     Args:
-        model: has made its training step on the batch.
+        distillation: has made its training step on the batch.
         batched_inputs: the batch.
-        image_format: of its images, as in INPUT.FORMAT.
     """
-    assert model.distiller is not None
-    found = {level: kinds["spatial"][0] for level, kinds in model.distiller.masks().items() if "spatial" in kinds}
-    if found:
-        image = convert_image_to_rgb(batched_inputs[0]["image"].permute(1, 2, 0), image_format)
-        masks = {level: mask.float().cpu().numpy() for level, mask in found.items()}
-        panel = mask_panel(image.clip(0, 255).astype(np.uint8), masks, _strides(model))
+    spatial = {level: kinds["spatial"][0] for level, kinds in distillation.masks().items() if "spatial" in kinds}
+    if spatial:
+        image = convert_image_to_rgb(batched_inputs[0]["image"].permute(1, 2, 0), distillation.input_format)
+        masks = {level: mask.float().cpu().numpy() for level, mask in spatial.items()}
+        panel = mask_panel(image.clip(0, 255).astype(np.uint8), masks, _strides(distillation))
         get_event_storage().put_image("distill/spatial masks", panel.transpose(2, 0, 1))
 
 
-def load_for_masks(cfg: CfgNode, weights: str) -> DistillationMetaArch:
+def load_for_masks(cfg: CfgNode, weights: str) -> nn.Module:
     """Build student, teacher and distiller, and load what a run had learnt at one moment.
 
     Args:
@@ -63,33 +60,34 @@ def load_for_masks(cfg: CfgNode, weights: str) -> DistillationMetaArch:
         The model in evaluation mode, for ``masks_of``.
 
     Raises:
-        FileNotFoundError, ValueError: the config is not one of a distillation, or see ``load_moment``.
+        ConfigError: the config is not one of a distillation.
+        RunError: see ``load_moment``.
     """
-    if cfg.MODEL.META_ARCHITECTURE != META_ARCHITECTURE or not cfg.DISTILL.METHOD:
-        raise ValueError(
-            f"there are no masks without a distillation: MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, "
-            f"which must be {META_ARCHITECTURE}, and DISTILL.METHOD {cfg.DISTILL.METHOD!r}, which must not be empty"
-        )
+    if cfg.MODEL.META_ARCHITECTURE != META_ARCHITECTURE:
+        hint = "there are no masks without a distillation"
+        raise ConfigError("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCHITECTURE, hint)
+    if not cfg.DISTILL.METHOD:
+        raise ConfigError("method", "", "a method with masks, as ACAMKD", "there are no masks without a distillation")
     if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
-        raise ValueError(f"masks can be shown on RGB and BGR images only: INPUT.FORMAT is {cfg.INPUT.FORMAT}")
+        raise ConfigError("INPUT.FORMAT", cfg.INPUT.FORMAT, "RGB or BGR, on which masks can be shown")
     checkpoint = _read(weights)
     model = build_model(cfg)
     _load(model, checkpoint, weights)
     return model.eval()
 
 
-def load_moment(model: DistillationMetaArch, weights: str) -> None:
+def load_moment(model: nn.Module, weights: str) -> None:
     """Load another checkpoint of the same run into a model from ``load_for_masks``.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint, holds no distiller, or does not fit the model.
+        ConfigError: there is no such file, or it holds no distiller.
+        RunError: it is no checkpoint, or does not fit the model.
     """
     _load(model, _read(weights), weights)
 
 
-def masks_of(model: DistillationMetaArch, cfg: CfgNode, image: Array) -> dict[str, dict[str, Array]]:
-    """The masks for one image, prepared as Detectron2's DefaultPredictor prepares it.
+def masks_of(model: nn.Module, cfg: CfgNode, image: Array) -> dict[str, dict[str, Array]]:
+    """Return the masks for one image, prepared as Detectron2's DefaultPredictor prepares it.
 
     Args:
         model: from ``load_for_masks``; its mode does not matter and is kept.
@@ -101,32 +99,32 @@ def masks_of(model: DistillationMetaArch, cfg: CfgNode, image: Array) -> dict[st
         padded batch; ``strides_of`` says which pixels of the image a position stands for.
 
     Raises:
-        ValueError: the method makes no masks, or none without the boxes of an image.
+        ConfigError: the method makes no masks, or none without the boxes of an image.
     """
     resized = _resize(cfg, image)
     pixels = resized if cfg.INPUT.FORMAT == "RGB" else resized[:, :, ::-1]
     inputs = {"image": torch.as_tensor(pixels.astype("float32").transpose(2, 0, 1))}
     with torch.no_grad(), inference_context(model):
-        masks = model.observe(_padded(model, _batch(model.student, inputs)))
+        masks = _distillation(model).observe(_padded(model, _batch(model, inputs)))
     if not any(masks.values()):
-        raise ValueError(f"{cfg.DISTILL.METHOD} makes no masks from an image alone (key: DISTILL.METHOD)")
+        raise ConfigError("method", cfg.DISTILL.METHOD, "one that makes masks from an image alone")
     return {
         level: {kind: mask[0].float().cpu().numpy() for kind, mask in kinds.items()} for level, kinds in masks.items()
     }
 
 
-def strides_of(model: DistillationMetaArch, cfg: CfgNode, image: Array) -> dict[str, float]:
-    """Level -> pixels of the image, as it is before resizing, per position of the masks."""
+def strides_of(model: nn.Module, cfg: CfgNode, image: Array) -> dict[str, float]:
+    """Return, by level, pixels of the image, as it is before resizing, per position of the masks."""
     scale = image.shape[0] / _resize(cfg, image).shape[0]
-    return {level: stride * scale for level, stride in _strides(model).items()}
+    return {level: stride * scale for level, stride in _strides(_distillation(model)).items()}
 
 
 def image_files(paths: Sequence[str]) -> list[str]:
-    """The files among the paths, and the images in the folders among them, sorted.
+    """List the files among the paths, and the images in the folders among them, sorted.
 
     Raises:
-        FileNotFoundError: a folder has no images.
-        ValueError: two files have the same name but for folder and suffix, so pictures named after them would too.
+        ConfigError: a folder has no images; or two files have the same name but for folder and suffix, so pictures named
+            after them would too.
     """
     files: list[str] = []
     for path in paths:
@@ -135,12 +133,12 @@ def image_files(paths: Sequence[str]) -> list[str]:
             continue
         inside = sorted(str(file) for file in Path(path).iterdir() if file.suffix.lower() in SUFFIXES)
         if not inside:
-            raise FileNotFoundError(f"no images in {os.path.abspath(path)} (suffixes: {', '.join(SUFFIXES)})")
+            raise ConfigError("images", f"none in {os.path.abspath(path)}", f"files that end in {', '.join(SUFFIXES)}")
         files += inside
     stems = [Path(file).stem for file in files]
     twice = [file for file, stem in zip(files, stems) if stems.count(stem) > 1]
     if twice:
-        raise ValueError(f"two images share a name: {twice[0]}, {twice[1]}")
+        raise ConfigError("images", f"{twice[0]} and {twice[1]}", "names that differ")
     return files
 
 
@@ -148,21 +146,24 @@ def read_rgb(path: str) -> Array:
     """Read an image file as uint8 RGB (H, W, 3), turned as its EXIF entry says.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no image.
+        ConfigError: there is no such file, or it is no image.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"no image {os.path.abspath(path)}")
+        raise ConfigError("images", f"no file {os.path.abspath(path)}", "an existing one")
     try:
         return read_image(path, "RGB")
     except (OSError, ValueError, SyntaxError) as error:
-        raise ValueError(f"{os.path.abspath(path)} cannot be read as an image: {error}") from error
+        raise ConfigError("images", f"{os.path.abspath(path)}: {error}", "a readable image") from error
 
 
-def _strides(model: DistillationMetaArch) -> dict[str, int]:
-    """Of the levels that are maps: what a class head predicts is none."""
-    shapes = pyramid(model.student, (BACKBONE, LOGITS) if LOGITS in model.levels else (BACKBONE,))
-    return {level: shapes[level].stride for level in model.levels if level != CLASSES}
+def _distillation(model: nn.Module) -> D2Distillation:
+    return model.distillation  # type: ignore[return-value]
+
+
+def _strides(distillation: D2Distillation) -> dict[str, int]:
+    """Return the strides of the levels that are maps: those of a class head are none."""
+    shapes = distillation.shapes["student"]
+    return {level: shapes[level].stride for level in distillation.levels if level != CLASSES}
 
 
 def _resize(cfg: CfgNode, image: Array) -> Array:
@@ -170,8 +171,21 @@ def _resize(cfg: CfgNode, image: Array) -> Array:
     return ResizeShortestEdge(*sides).get_transform(image).apply_image(image)
 
 
+def divisibility(backbone: nn.Module, *, padding: bool = False) -> int:
+    """Return the number that the sides of a backbone's batches are multiples of.
+
+    Args:
+        backbone: says what it needs.
+        padding: return what batches are padded to for it.
+    """
+    constraints = getattr(backbone, "padding_constraints", None) or {}
+    spelled = "size_divisibility", "size_divisiblity"  # Detectron2's ViTDet has the second
+    padded = math.lcm(*(int(constraints.get(key, 0)) or 1 for key in spelled)) if padding else 1
+    return padded if padded > 1 else int(getattr(backbone, "size_divisibility", 0) or 1)
+
+
 def _batch(student: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-    """The normalised, padded batch that the student's backbone gets for an input, of any meta-architecture."""
+    """Return the normalised, padded batch that the student's backbone gets for an input, of any meta-architecture."""
     got: list[torch.Tensor] = []
     handle = student.backbone.register_forward_pre_hook(lambda _, args: got.append(args[0]))  # type: ignore[operator, union-attr]
     try:
@@ -181,12 +195,11 @@ def _batch(student: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
     return got[0]
 
 
-def _padded(model: DistillationMetaArch, batch: torch.Tensor) -> torch.Tensor:
-    """The batch, with as much mean colour at its end as the teacher's backbone needs: crops had that size."""
-    assert model.teacher is not None
-    network = model.teacher.network
+def _padded(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    """Return the batch, with as much mean colour at its end as the teacher's backbone needs: crops had that size."""
+    network = _distillation(model).teacher.network
     needed = divisibility(getattr(network, "backbone", network))  # it may be the backbone itself
-    multiple = math.lcm(needed, divisibility(backbone_of(model.student), padding=True))
+    multiple = math.lcm(needed, divisibility(model.backbone, padding=True))  # type: ignore[arg-type]
     height, width = (-side % multiple for side in batch.shape[2:])
     return F.pad(batch, (0, width, 0, height))
 
@@ -194,28 +207,30 @@ def _padded(model: DistillationMetaArch, batch: torch.Tensor) -> torch.Tensor:
 def _read(weights: str) -> dict[str, Any]:
     path = os.path.abspath(weights)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"no checkpoint {path}")
+        raise ConfigError("weights", f"no file {path}", "a checkpoint")
     try:
         checkpoint = torch.load(path, map_location="cpu")
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
-        raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error
+        raise RunError(f"it cannot be read as a checkpoint: {reason}", path, "choose another checkpoint") from error
     if not isinstance(checkpoint, dict) or not {"model", "distiller"} <= checkpoint.keys():
         entries = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        raise ValueError(
-            f"{path} has no entry 'distiller' beside 'model', so its masks are unknown (it has: {entries[:200]}); "
-            "checkpoints of train_net.py have one, those of other trainers after checkpoint_distiller(trainer)"
-        )
+        raise ConfigError(
+            "weights", f"{path} with {entries[:200]}", "a checkpoint with 'distiller' beside 'model'",
+            "those of train_net.py have it, those of other trainers after checkpoint_distiller(trainer)",
+        )  # fmt: skip
     return checkpoint
 
 
-def _load(model: DistillationMetaArch, checkpoint: dict[str, Any], weights: str) -> None:
-    assert model.distiller is not None
+def _load(model: nn.Module, checkpoint: dict[str, Any], weights: str) -> None:
+    path = os.path.abspath(weights)
     try:
         missing, _ = model.load_state_dict(checkpoint["model"], strict=False)
         if missing:
             raise RuntimeError(f"{len(missing)} tensors are missing in it, as {missing[0]}")
-        model.distiller.load_state_dict(checkpoint["distiller"])
+        _distillation(model).load_state_dict(checkpoint["distiller"])
+    except RunError as error:
+        raise RunError(error.what, path, error.remedy) from error
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{os.path.abspath(weights)} does not fit the config: {reason[:300]}") from error
+        raise RunError(f"it does not fit the config: {reason[:300]}", path, "name the config of its run") from error

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torchvision.models import get_model_weights
 
-from ..core import CLASSES, LOGITS, DistillationModel, read_methods
+from ..core import CLASSES, LOGITS, ConfigError, Plan
 from ..data.splits import Split
 from .data import Images, evaluation_loader
 from .distillation import build_distillation, load_weights, parse_options
@@ -16,7 +16,6 @@ from .evaluation import build_evaluator
 from .labels import load_data
 from .models import build_model
 from .run import Card, Settings, read_card
-from .taps import read_taps
 
 __all__ = ["build", "evaluate", "load_model"]
 
@@ -24,14 +23,14 @@ __all__ = ["build", "evaluate", "load_model"]
 def load_model(
     name: str, weights: str, *, num_classes: int | None, size: int | None, role: str, backbone_weights: str = ""
 ) -> tuple[nn.Module, Card | None]:
-    """A model by the folder of a finished run, or by its name; see ``Settings`` for both.
+    """Load a model by the folder of a finished run, or by its name; see ``Settings`` for both.
 
     Returns:
         The model, and what its run's folder says about it.
     """
     if Path(name).is_dir():
         if backbone_weights:
-            raise ValueError(f"{name} has weights; --{role}-backbone-weights are for a name")
+            raise ConfigError(f"{role}_backbone_weights", backbone_weights, f"none: the folder {name} has weights")
         card, path = read_card(name)
         model = build_model(card.name, num_classes=card.num_classes, size=size or card.size)
         load_weights(model, weights or str(path), role=role)
@@ -51,16 +50,19 @@ def load_model(
     return model, None
 
 
-def build(settings: Settings, data: Images) -> DistillationModel:
-    """Student, teacher and method of a run.
+def build(settings: Settings, data: Images) -> nn.Module:
+    """Build the student of a run, and attach the distillation that it asks for.
 
     Args:
         settings: ``resolved``.
         data: to train on.
 
+    Returns:
+        The student, with its distillation attached if there is a method.
+
     Raises:
-        ValueError: what ``load_model`` and ``build_distillation`` refuse, a student that knows other classes than the
-            data has, or a teacher without weights.
+        ConfigError: see ``load_model`` and ``build_distillation``; or the student knows other classes than the data has,
+            or the teacher has no weights.
     """
     methods = parse_options(settings.method, settings.options)
     student, card = load_model(
@@ -72,62 +74,60 @@ def build(settings: Settings, data: Images) -> DistillationModel:
         backbone_weights=settings.student_backbone_weights,
     )
     if card:
-        _check_categories(settings.student, card, data)
+        _check_categories("student", settings.student, card, data)
     if settings.student_name.startswith("deeplabv3") and settings.batch_size // settings.devices < 2:
-        raise ValueError("DeepLabV3 normalises over the batch: 2 images a device are needed at least (--batch-size)")
-    teacher = _teacher(settings, student, data)
-    model = build_distillation(
-        student,
-        teacher,
+        hint = "DeepLabV3 normalises over the batch"
+        raise ConfigError("batch_size", settings.batch_size, "2 images a device at least", hint)
+    teacher, card = _teacher(settings, data)
+    plan = Plan(
         methods=methods,
-        inheritance=settings.inherit,
         levels=settings.levels,
         taps=settings.taps,
+        inherit=settings.inherit,
         period=settings.distill_period,
         teacher_precision=settings.teacher_precision,
         teacher_compile=settings.teacher_compile,
+        channels_last=settings.channels_last,
     )
-    if settings.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model
+    distillation = build_distillation(student, teacher, plan)
+    if distillation is None and settings.channels_last:
+        student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if distillation is not None and card and {LOGITS, CLASSES} & {*distillation.levels}:
+        hint = "predictions need the same classes; distil the backbone's features instead, by {taps}"
+        _check_categories("teacher", settings.teacher, card, data, hint=hint)
+    return student
 
 
-def _teacher(settings: Settings, student: nn.Module, data: Images) -> nn.Module | None:
-    """The teacher that a run needs, with its weights."""
+def _teacher(settings: Settings, data: Images) -> tuple[nn.Module | None, Card | None]:
+    """Return the teacher that a run needs, with its weights, and the card of its run."""
     if not settings.teacher or (not settings.method and settings.inherit == "never"):
-        return None
+        return None, None
     if not settings.teacher_weights and not Path(settings.teacher).is_dir():
-        raise ValueError(
-            f"the teacher {settings.teacher} has no weights: give the folder of a finished run, or a name with "
-            "--teacher-weights FILE or DEFAULT"
-        )
+        raise ConfigError(
+            "teacher", f"{settings.teacher} without weights", "the folder of a finished run, or a name",
+            "with a name give {teacher_weights}: a file or DEFAULT",
+        )  # fmt: skip
     with torch.random.fork_rng(devices=[]):  # what the teacher draws for its start must not move the student
         classes = settings.teacher_classes or data.num_classes
-        teacher, card = load_model(
-            settings.teacher, settings.teacher_weights, num_classes=classes, size=None, role="teacher"
-        )
-    methods = read_methods(settings.method)
-    if card and methods and {LOGITS, CLASSES} & {*read_taps(settings.taps, methods, student, teacher)}:
-        _check_categories(settings.teacher, card, data, hint=", and their predictions need the same (--taps)")
-    return teacher
+        return load_model(settings.teacher, settings.teacher_weights, num_classes=classes, size=None, role="teacher")
 
 
 def _check_classes_of(name: str, weights: str, num_classes: int | None) -> None:
-    """Weights of torchvision know the classes that they were trained on."""
+    """Raise ConfigError for weights of torchvision that were trained on another number of classes."""
     try:
         known = len(getattr(get_model_weights(name), weights).meta["categories"])
     except (ValueError, AttributeError):
         return  # build_model says what is wrong
     if num_classes not in (None, known):
-        raise ValueError(
-            f"{name}'s weights {weights} know {known} classes with the background, the data has {num_classes}: start "
-            "from --student-backbone-weights"
-        )
+        raise ConfigError(
+            "student_weights", f"{weights} of {name} for {known} classes with the background", f"the data's {num_classes}",
+            "start from {student_backbone_weights}",
+        )  # fmt: skip
 
 
-def _check_categories(folder: str, card: Card, data: Images, *, hint: str = "") -> None:
+def _check_categories(role: str, folder: str, card: Card, data: Images, *, hint: str = "") -> None:
     if card.categories != data.categories:
-        raise ValueError(f"{folder} knows the categories {card.categories}, the data has {data.categories}{hint}")
+        raise ConfigError(role, f"{folder} with the categories {card.categories}", f"the data's {data.categories}", hint)
 
 
 def evaluate(
@@ -137,10 +137,12 @@ def evaluate(
     name = read_card(student)[0].name if Path(student).is_dir() else student
     data = load_data(split, name, name="validation data")
     if not weights and not Path(student).is_dir():
-        raise ValueError(f"{student} has no weights (option: --student-weights; or give the folder of a finished run)")
+        raise ConfigError(
+            "student", f"{student} without weights", "the folder of a finished run", "or give {student_weights}"
+        )
     model, card = load_model(student, weights, num_classes=data.num_classes, size=size, role="student")
     if card:
-        _check_categories(student, card, data)
+        _check_categories("student", student, card, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).eval()
     evaluator = build_evaluator(data)

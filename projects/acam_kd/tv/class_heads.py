@@ -1,4 +1,4 @@
-"""Where the class head of a torchvision detector is tapped, and how the teacher's is asked about the same places.
+"""Taps on the class head of a torchvision detector, and the teacher's predictions for the same places.
 
 RetinaNet and FCOS predict for every anchor, R-CNNs for the regions that were sampled for the student. The labels are
 those that the student was trained with. Class 0 is the background; dense heads have a channel for it, which
@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 
-from ..core import CLASSES, IGNORED, FeatureSpec, MethodTap, Predictions
+from ..core import CLASSES, IGNORED, ConfigError, FeatureSpec, MethodTap, ModuleTap, Predictions
 from ..core.features import Features
 
 __all__ = [
     "DenseHead",
     "RegionHead",
     "Regions",
+    "anchors_of",
     "backbone_and_classes",
-    "check_class_heads",
     "class_head",
     "class_spec",
 ]
@@ -45,20 +45,16 @@ class DenseHead:
 
     def __init__(self, detector: nn.Module) -> None:
         head: Any = detector.head
-        self._scores = MethodTap(head.classification_head, "forward")
-        self._loss = MethodTap(head, "compute_loss")
+        self._scores = ModuleTap(head.classification_head, "head.classification_head")
+        self._loss = MethodTap(head, "compute_loss")  # no module's call shows the matches
+        self.taps = [self._scores, self._loss]
 
-    def pop(self) -> Predictions:
-        """(N, K, A, 1) logits, (N, A, 1) labels."""
-        _, logits = self._scores.pop()
-        (targets, _, _, matched), _ = self._loss.pop()
+    def read(self) -> Predictions:
+        """Return (N, K, A, 1) logits, (N, A, 1) labels."""
+        logits = self._scores.read().output
+        targets, _, _, matched = self._loss.read().args
         labels = [_anchor_labels(t["labels"], m, logits.shape[2]) for t, m in zip(targets, matched)]
         return Predictions(_dense(logits), torch.stack(labels)[..., None])
-
-    def clear(self) -> None:
-        """Forget what a failed step left."""
-        self._scores.clear()
-        self._loss.clear()
 
 
 class RegionHead:
@@ -66,25 +62,21 @@ class RegionHead:
 
     def __init__(self, detector: nn.Module) -> None:
         heads: Any = detector.roi_heads
-        self._samples = MethodTap(heads, "select_training_samples")
-        self._pool = MethodTap(heads.box_roi_pool, "forward")
-        self._scores = MethodTap(heads.box_predictor, "forward")
+        self._samples = MethodTap(heads, "select_training_samples")  # no module's call shows the labels
+        self._pool = ModuleTap(heads.box_roi_pool, "roi_heads.box_roi_pool")
+        self._scores = ModuleTap(heads.box_predictor, "roi_heads.box_predictor")
+        self.taps = [self._scores, self._pool, self._samples]
 
-    def pop(self) -> Predictions:
-        """(R, K, 1, 1) logits, (R, 1, 1) labels, and the regions."""
-        _, (_, _, labels, _) = self._samples.pop()
-        (_, boxes, image_sizes), _ = self._pool.pop()
-        _, (scores, _) = self._scores.pop()
+    def read(self) -> Predictions:
+        """Return (R, K, 1, 1) logits, (R, 1, 1) labels, and the regions."""
+        _, _, labels, _ = self._samples.read().output
+        _, boxes, image_sizes = self._pool.read().args
+        scores, _ = self._scores.read().output
         return Predictions(scores[..., None, None], torch.cat(labels)[:, None, None], Regions(boxes, image_sizes))
-
-    def clear(self) -> None:
-        """Forget what a failed step left."""
-        for tap in (self._samples, self._pool, self._scores):
-            tap.clear()
 
 
 def _anchor_labels(labels: Tensor, matched: Tensor, background: int) -> Tensor:
-    """The class of every anchor, (A,), from the class of every box and the box of every anchor."""
+    """Return the class of every anchor, (A,), from the class of every box and the box of every anchor."""
     found = torch.full_like(matched, background)
     foreground = matched >= 0
     found[foreground] = labels[matched[foreground]]
@@ -97,15 +89,15 @@ def _dense(logits: Tensor) -> Tensor:
 
 
 def class_head(student: nn.Module) -> DenseHead | RegionHead:
-    """The reader of a student's class head; ``class_spec`` has checked that there is one."""
+    """Return the reader of a student's class head; ``class_spec`` has checked that there is one."""
     return RegionHead(student) if isinstance(student, FasterRCNN) else DenseHead(student)
 
 
-def class_spec(model: nn.Module) -> FeatureSpec:
-    """The classes that a detector's head predicts.
+def class_spec(model: nn.Module, *, student: bool = True) -> FeatureSpec:
+    """Return the classes that a detector's head predicts.
 
     Raises:
-        ValueError: it has no class head that is supported.
+        ConfigError: it has no class head that is supported.
     """
     if isinstance(model, FasterRCNN):
         predictor: Any = model.roi_heads.box_predictor
@@ -113,29 +105,24 @@ def class_spec(model: nn.Module) -> FeatureSpec:
     if isinstance(model, (FCOS, RetinaNet)):
         head: Any = model.head
         return FeatureSpec(head.classification_head.num_classes, 0, logits=True, sigmoid=True)
-    raise ValueError(
-        f"the class head of {type(model).__name__} cannot be distilled; those of RetinaNet, FCOS, Faster and Mask "
-        "R-CNN can (options: --method, --taps)"
+    raise ConfigError(
+        "student" if student else "teacher",
+        f"the class head of {type(model).__name__}",
+        "that of RetinaNet, FCOS, Faster or Mask R-CNN",
+        "distil the backbone's features instead, by another {method} or {taps}",
     )
 
 
-def check_class_heads(student: nn.Module, teacher: nn.Module) -> None:
-    """Raise ValueError for dense heads whose anchors differ."""
-    anchors = [_anchors(model) for model in (student, teacher) if not isinstance(model, FasterRCNN)]
-    if len(anchors) == 2 and anchors[0] != anchors[1]:
-        raise ValueError(
-            f"the student, {type(student).__name__}, and the teacher, {type(teacher).__name__}, have different "
-            "anchors, so their classes do not correspond (option: --method)"
-        )
-
-
-def _anchors(model: nn.Module) -> Any:
+def anchors_of(model: nn.Module) -> list[Tensor] | None:
+    """Return sizes and aspect ratios of a dense detector's anchors, level by level; None for an R-CNN."""
+    if isinstance(model, FasterRCNN):
+        return None
     generator: Any = model.anchor_generator
-    return generator.sizes, generator.aspect_ratios
+    return [torch.tensor(values, dtype=torch.float32) for values in (*generator.sizes, *generator.aspect_ratios)]
 
 
 def backbone_and_classes(model: nn.Module, batch: Tensor, regions: Regions | None = None) -> Features:
-    """All levels of a detector for a batch; without the class head if an R-CNN is asked about no regions."""
+    """Return all levels of a detector for a batch; without the class head if an R-CNN is asked about no regions."""
     features: dict[str, Tensor] = model.backbone(batch)  # type: ignore[operator]
     network: Any = model
     if not isinstance(model, FasterRCNN):

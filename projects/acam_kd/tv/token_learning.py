@@ -11,18 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import LOGITS
+from ..core import LOGITS, ConfigError, choose_taps
 from ..core.features import Pyramid
 from ..core.methods import levels_read
 from ..core.token_files import build_tokens, save_tokens
 from ..core.token_learning import TokenLearning, learn_tokens
 from ..data.splits import Split
-from ..errors import options_for_keys
+from .adapter import adapt, logits_module
 from .build import load_model
 from .data import Stream, training_loader
 from .labels import load_data
 from .run import read_card
-from .taps import logits_module, pyramid, read_taps, side_of
 
 __all__ = ["TokenSettings", "learn"]
 
@@ -63,14 +62,16 @@ def learn(settings: TokenSettings, output: str | Path) -> list[dict[str, float]]
         What ``learn_tokens`` logged.
 
     Raises:
-        ValueError: there is no finished run, it knows other classes than the data has, or the method has no tokens.
-        FloatingPointError: a loss is not finite.
+        ConfigError: there is no finished run, it knows other classes than the data has, or the method has no tokens.
+        RunError: a loss is not finite.
     """
     torch.manual_seed(settings.seed)
     card = read_card(settings.teacher)[0]
     data = load_data(settings.train_split, card.name, name="training data")
     if card.categories != data.categories:
-        raise ValueError(f"{settings.teacher} knows the categories {card.categories}, the data has {data.categories}")
+        raise ConfigError(
+            "teacher", f"{settings.teacher} with the categories {card.categories}", f"the data's {data.categories}"
+        )
     teacher, _ = load_model(settings.teacher, "", num_classes=None, size=None, role="teacher")
     levels = _levels(settings, teacher)
     tokens = build_tokens(settings.method, levels, settings.num_tokens)
@@ -89,11 +90,12 @@ def learn(settings: TokenSettings, output: str | Path) -> list[dict[str, float]]
     return logged
 
 
-@options_for_keys()
 def _levels(settings: TokenSettings, teacher: nn.Module) -> Pyramid:
-    """The teacher's levels that the method's distillation can use, with the taps that it will have."""
-    levels = pyramid(teacher, side_of(teacher), read_taps(settings.taps, [settings.method], teacher, teacher))
-    return levels_read(settings.method, levels)
+    """Return the teacher's levels that the method's distillation can use, with the taps that it will have."""
+    adapter = adapt(teacher)
+    assert adapter is not None
+    taps = settings.taps or choose_taps([settings.method], adapter.offered, adapter.name)
+    return levels_read(settings.method, adapter.levels(taps))
 
 
 def _batches(loader: Any, device: torch.device) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:

@@ -17,16 +17,17 @@ import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..core import DistillationModel, clip_gradients
-from ..errors import options_for_keys
+from ..core import ConfigError, Distillation, RunError, clip_gradients
+from ..core.losses import non_finite
 from .build import build
 from .data import Images, Stream, evaluation_loader, training_loader
 from .evaluation import build_evaluator
 from .labels import load_data
 from .models import plain
+from .names import option
 from .run import Card, RunFolder, Settings
 
 __all__ = ["Training", "train"]
@@ -37,15 +38,15 @@ LOG_PERIOD = 20
 MAX_GRADIENT_NORM = 35.0
 POWER = 0.9
 """Of the polynomial schedule, as in DeepLab's and torchvision's recipes."""
-Moment = Callable[[DistillationModel, int], None]
-"""Called with the model and the number of steps done."""
+Moment = Callable[[nn.Module, int], None]
+"""Called with the student and the number of steps done."""
 
 
 class Training(lightning.LightningModule):
     """The training step, the schedule and the evaluation of one run.
 
     Args:
-        model: student, teacher and method.
+        model: the student, perhaps with a distillation.
         settings: of the run.
         validation: the images to evaluate on.
         stream: the order of the training images; moved forward when a run is resumed.
@@ -55,7 +56,7 @@ class Training(lightning.LightningModule):
 
     def __init__(
         self,
-        model: DistillationModel,
+        model: nn.Module,
         settings: Settings,
         *,
         validation: Images,
@@ -65,6 +66,8 @@ class Training(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.model, self.settings, self.validation = model, settings, validation
+        attached = getattr(model, "distillation", None)
+        self.__dict__["_distillation"] = attached if isinstance(attached, Distillation) else None
         self.stream, self.folder, self.observers = stream, folder, observers
         self.evaluator = build_evaluator(validation)
         self.evaluated_at, self.found = -1, dict[str, float]()
@@ -74,30 +77,39 @@ class Training(lightning.LightningModule):
     # One step.
 
     def training_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], _: int) -> Tensor:
-        """The sum of the student's and the distiller's losses."""
-        self.model.iteration = self.global_step
-        with options_for_keys():
-            losses = self.model(*batch)
-            self.model.raise_if_not_finite(losses, when=f"iteration {self.global_step}")
-        if self.model.last_of(LOG_PERIOD):
+        """Return the sum of the student's and the distiller's losses."""
+        attached = self._distillation
+        if attached is not None:
+            attached.iteration = self.global_step
+        losses = self.model(*batch)
+        when = f"iteration {self.global_step}"
+        if attached is not None:
+            attached.raise_if_not_finite(losses, when=when)
+        elif terms := non_finite(losses):
+            raise RunError(f"loss is not finite: {', '.join(terms)}", when, "lower {learning_rate}")
+        if self._last_of(LOG_PERIOD):
             self._log_losses(losses)
         return torch.stack([loss.float() for loss in losses.values()]).sum()
+
+    def _last_of(self, iterations: int) -> bool:
+        attached = self._distillation
+        return attached.last_of(iterations) if attached is not None else (self.global_step + 1) % iterations == 0
 
     def _log_losses(self, losses: dict[str, Tensor]) -> None:
         values = {name: float(loss.detach()) for name, loss in losses.items()}
         values = {"loss": sum(values.values()), **values}
-        step, settings = self.global_step + 1, self.settings
+        step, settings, attached = self.global_step + 1, self.settings, self._distillation
         self.folder.log(step, {"seconds": self.time(), **values})
-        self.folder.log(step, {f"distill/{name}": float(value) for name, value in self.model.metrics().items()})
+        if attached is not None:
+            self.folder.log(step, {f"distill/{name}": float(value) for name, value in attached.metrics().items()})
         if isinstance(self.logger, TensorBoardLogger):
             self.logger.log_metrics(values, step)
         parts = "  ".join(f"{name.removeprefix('loss_')} {value:.3g}" for name, value in values.items())
         logger.info("step %d/%d  %s  (%.0f s)", step, settings.iterations, parts, self.time())
-        if self.model.distiller is not None:
-            for place, warning in self.model.distiller.warnings().items():
-                if place not in self._warned:
-                    self._warned.add(place)
-                    logger.warning("%s (option: --set)", warning)
+        for place, warning in ({} if attached is None else attached.warnings(option)).items():
+            if place not in self._warned:
+                self._warned.add(place)
+                logger.warning("%s", warning)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip, and stop before a bad gradient reaches the weights; float16's scaler skips such steps itself."""
@@ -107,7 +119,7 @@ class Training(lightning.LightningModule):
             torch.nn.utils.clip_grad_norm_(self.parameters(), MAX_GRADIENT_NORM)
 
     def configure_optimizers(self) -> Any:
-        """SGD or AdamW; a linear warm-up, then a cosine or a polynomial down to zero."""
+        """Build SGD or AdamW; a linear warm-up, then a cosine or a polynomial down to zero."""
         settings = self.settings
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer: torch.optim.Optimizer
@@ -140,7 +152,7 @@ class Training(lightning.LightningModule):
         self.evaluator.add(self.model(images), targets)
 
     def on_validation_epoch_end(self) -> None:
-        """Metrics of all processes' outputs."""
+        """Evaluate all processes' outputs."""
         shares = [self.evaluator.results]
         if self.trainer.world_size > 1:
             shares = [[] for _ in range(self.trainer.world_size)]
@@ -177,14 +189,19 @@ class Training(lightning.LightningModule):
                 os.replace(part, self.folder.checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning's checkpoint, and the random state of the first process and the time so far."""
+        """Add to Lightning's checkpoint the random state of the first process, what the method has learnt, and the time so far."""
         checkpoint["rng"] = torch.get_rng_state()
         if torch.cuda.is_available():
             checkpoint["rng_cuda"] = torch.cuda.get_rng_state()
         checkpoint["seconds"] = self.time()
+        if self._distillation is not None:
+            checkpoint["distiller"] = self._distillation.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on at the same image, with the same random numbers."""
+        """Resume at the same image, with the same random numbers."""
+        _update(checkpoint)
+        if self._distillation is not None:
+            self._distillation.load_state_dict(checkpoint["distiller"])
         self.stream.start = checkpoint["global_step"]
         self.seconds = checkpoint["seconds"]
         self._rng = checkpoint["rng"], checkpoint.get("rng_cuda")
@@ -198,8 +215,20 @@ class Training(lightning.LightningModule):
                 torch.cuda.set_rng_state(cuda)
 
     def time(self) -> float:
-        """Seconds of training and evaluating so far, those before an interruption included."""
+        """Return seconds of training and evaluating so far, those before an interruption included."""
         return self.seconds + perf_counter() - self._started
+
+
+def _update(checkpoint: dict[str, Any]) -> None:
+    """Turn a checkpoint of version 0.1, where student and distiller were parts of one model, into today's."""
+    state = checkpoint["state_dict"]
+    if "distiller" in checkpoint or not any(name.startswith("model.student.") for name in state):
+        return
+    learnt = {name: value for name, value in state.items() if name.startswith("model.distiller.")}
+    checkpoint["distiller"] = {name.removeprefix("model.distiller."): value for name, value in learnt.items()}
+    checkpoint["state_dict"] = {
+        name.replace("model.student.", "model.", 1): value for name, value in state.items() if name not in learnt
+    }
 
 
 def train(settings: Settings, output: str | Path, *, resume: bool = False, observers: Sequence[Moment] = ()) -> Any:
@@ -215,8 +244,8 @@ def train(settings: Settings, output: str | Path, *, resume: bool = False, obser
         The content of ``result.json``.
 
     Raises:
-        ValueError, KeyError, FileNotFoundError: what the user can mend, in one line.
-        FloatingPointError: a loss or gradient is not finite.
+        ConfigError: something in settings, data or weights does not fit.
+        RunError: a loss or gradient is not finite, or the folder cannot be used.
     """
     folder = RunFolder(output)
     folder.check(settings, resume=resume)
@@ -225,7 +254,7 @@ def train(settings: Settings, output: str | Path, *, resume: bool = False, obser
         return result
     asked, settings = settings, settings.resolved()
     if settings.crop and settings.size:
-        raise ValueError(f"crops would be resized to {settings.size} pixels; choose one of the two (--crop, --size)")
+        raise ConfigError("crop", settings.crop, f"none beside a size of {settings.size}, to which it would be resized", "choose one of {crop} and {size}")
     model_name = settings.student_name
     training = load_data(settings.train_split, model_name, name="training data", crop=settings.crop)
     validation = load_data(settings.val_split, model_name, name="validation data")
@@ -256,21 +285,21 @@ def train(settings: Settings, output: str | Path, *, resume: bool = False, obser
     if not trainer.is_global_zero:
         return None
     card = Card.of(settings, training)
-    return folder.finish(card, plain(model.student), asked, metrics=task.found, seconds=task.time())
+    return folder.finish(card, plain(model), asked, metrics=task.found, seconds=task.time())
 
 
 def _checkpoint(folder: RunFolder) -> Path | None:
     if not folder.checkpoint.is_file():
         return None
     if not zipfile.is_zipfile(folder.checkpoint):  # torch's format
-        raise ValueError(f"{folder.checkpoint} is no checkpoint; without it --resume starts anew")
+        raise RunError("it is no checkpoint", str(folder.checkpoint), "delete it, and {resume} starts anew")
     return folder.checkpoint
 
 
 def _check_classes(training: Images, validation: Images) -> None:
     if training.categories != validation.categories:
-        raise ValueError(
-            f"training data has the categories {training.categories}, validation data {validation.categories}"
+        raise ConfigError(
+            "val_split", f"the categories {validation.categories}", f"those of the training data, {training.categories}"
         )
 
 
@@ -287,7 +316,7 @@ def _trainer(settings: Settings, folder: RunFolder) -> lightning.Trainer:
         return _lightning(settings, folder)
     except (MisconfigurationException, ImportError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"Lightning: {reason} (options: --accelerator, --devices, --precision)") from error
+        raise ConfigError("accelerator", reason, "what Lightning takes", "see {accelerator}, {devices}, {precision}") from error
 
 
 def _lightning(settings: Settings, folder: RunFolder) -> lightning.Trainer:

@@ -1,0 +1,309 @@
+"""Adapters: everything that the assembly asks of one model, and the adapter of any ``nn.Module``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .distillation import Distillation
+from .errors import ConfigError
+from .features import BACKBONE, CLASSES, LOGITS, Features, FeatureSpec, Pyramid
+from .reader import Convert, Reader, as_mapping, first_batch
+from .taps import ModuleTap
+from .targets import Targets
+from .teacher import Extract, Pixels, call, evaluating
+
+__all__ = ["Adapter", "ModuleAdapter"]
+
+
+class Adapter:
+    """What the assembly asks of one model; every engine has a subclass.
+
+    Args:
+        model: the model.
+    """
+
+    offered: tuple[str, ...] = (BACKBONE,)
+    """The taps that the model has, the usual first."""
+    annotations: tuple[str, ...] = ("boxes", "labels")
+    """The annotations that its training inputs may have."""
+    pixels: Pixels | None = None
+    """How it normalises its images; None if that is unknown."""
+    class_names: Sequence[str] = ()
+    """The classes that it predicts, without the background; empty if they are unknown."""
+    box_dimension = 4
+    """Numbers of a box: 5 if boxes are rotated."""
+    distillation: type[Distillation] = Distillation
+    """The engine's own class of an attached distillation."""
+    background = True
+    """A softmax over classes has one more for the background, without a name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @property
+    def name(self) -> str:
+        """Its kind, for messages."""
+        return type(self.model).__name__
+
+    @property
+    def kind(self) -> Any:
+        """Models of equal kinds inherit by default; None for a kind that never does."""
+        return None
+
+    @property
+    def inheriting(self) -> nn.Module:
+        """The module whose tensors are inherited, by name."""
+        return self.model
+
+    @property
+    def trunk(self) -> str:
+        """The prefix of the tensors that are never inherited."""
+        return "backbone."
+
+    def levels(self, taps: Sequence[str], *, side: int = 0, student: bool = False) -> Pyramid:
+        """Return channels and stride of every level that the taps give.
+
+        Args:
+            taps: some of ``offered``.
+            side: of the images by which levels are measured, where they are measured; 0 for the model's own.
+            student: the class head will be tapped, not asked.
+        """
+        raise NotImplementedError
+
+    def side(self) -> int:
+        """Return the side of the images by which the model is measured, 0 if it says its shapes itself."""
+        return 0
+
+    def network(self, taps: Sequence[str]) -> tuple[nn.Module, Extract]:
+        """Return as much of the model as the taps need, and the function that makes features of it and a batch."""
+        raise NotImplementedError
+
+    def reader(self, taps: Sequence[str]) -> Reader:
+        """Put taps on the model, as a student."""
+        raise NotImplementedError
+
+    def anchors(self) -> list[Tensor] | None:
+        """Return the anchors of a dense class head, for comparison; None for a head of regions."""
+        return None
+
+    def targets(self, reader: Reader, *args: Any, **kwargs: Any) -> Targets:
+        """Return what the arguments of the student's forward say of the batch."""
+        return Targets()
+
+
+@dataclass(frozen=True)
+class Path:
+    """The output of a submodule as a map.
+
+    Args:
+        path: of the submodule.
+        level: the level's name.
+        leading: class and register tokens before those of the positions; None for a map that is one already.
+        stride: in pixels of the batch.
+    """
+
+    path: str
+    level: str
+    leading: int | None = None
+    stride: int = 1
+
+    def __call__(self, output: Any, batch: Tensor) -> Mapping[str, Tensor]:
+        """Return the map under its name: (N, K) gets positions, tokens (N, L, C) are folded to (N, C, H, W)."""
+        if isinstance(output, Tensor) and output.dim() == 2:
+            output = output[..., None, None]
+        if self.leading is not None:
+            height, width = (round(side / self.stride) for side in batch.shape[2:])
+            tokens = output[:, self.leading :].transpose(1, 2)
+            if tokens.shape[2] != height * width:
+                raise ConfigError(
+                    "levels", f"{tokens.shape[2]} tokens at {self.path}", f"{height} x {width} for {batch.shape[2]} x "
+                    f"{batch.shape[3]} pixels", "sides must be multiples of the size of a patch",
+                )  # fmt: skip
+            output = tokens.unflatten(2, (height, width))
+        return {self.level: output}
+
+
+class Paths:
+    """Runs a network once and returns the maps of its tapped submodules."""
+
+    def __init__(self, parts: Sequence[Path]) -> None:
+        self.parts = list(parts)
+
+    def __call__(self, network: nn.Module, batch: Tensor) -> Features:
+        """Return the maps for a batch."""
+        features: dict[str, Tensor] = {}
+        taps = [(ModuleTap(network.get_submodule(part.path), part.path), part) for part in self.parts]
+        try:
+            for tap, _ in taps:
+                tap.arm()
+            network(batch)
+            for tap, part in taps:
+                features.update(part(tap.read().output, batch))
+        finally:
+            for tap, _ in taps:
+                tap.remove()
+        return features
+
+
+def backbone_features(network: nn.Module, batch: Tensor) -> Features:
+    """Return what the backbone of a whole model makes of a batch."""
+    return network.backbone(batch)  # type: ignore[operator, no-any-return]
+
+
+class ModuleAdapter(Adapter):
+    """Any module: its levels by the paths of submodules, or a ``backbone`` that returns maps by name.
+
+    A level called ``logits`` or ``classes`` is what the model predicts: (N, K), or (N, K, H, W) of a segmentation model.
+
+    Args:
+        model: called with a batch (N, C, H, W) first among its arguments.
+        levels: level name -> path of a submodule; None for the outputs of ``model.backbone``.
+        example_inputs: a batch, or the arguments of the model, by which channels and strides are measured; noise of
+            1 x 3 x 224 x 224 if left out.
+        role: ``"student"`` or ``"teacher"``, for messages.
+
+    Raises:
+        ConfigError: a path does not exist, or gives no map, or the example does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        levels: Mapping[str, str] | None = None,
+        *,
+        example_inputs: Any = None,
+        role: str = "student",
+    ) -> None:
+        super().__init__(model)
+        self.role = role
+        self._example = example_inputs
+        self._parts = self._measured_parts(levels) if levels is not None else []
+        if levels is None and not isinstance(getattr(model, "backbone", None), nn.Module):
+            paths = [path for path, _ in model.named_children()]
+            raise ConfigError(
+                f"{role}_levels", "nothing", "level name -> path of a submodule",
+                f"{self.name} is of no known kind and has no backbone; its parts are {', '.join(paths[:12])}",
+            )  # fmt: skip
+        taps = {spec.tap for spec in self._shapes.values()} if levels is not None else {BACKBONE}
+        self.offered = tuple(tap for tap in (BACKBONE, LOGITS, CLASSES) if tap in taps)
+
+    def levels(self, taps: Sequence[str], *, side: int = 0, student: bool = False) -> Pyramid:
+        """Return the measured levels."""
+        if not self._parts:
+            self._shapes = self._measured_backbone()
+        return {level: spec for level, spec in self._shapes.items() if spec.tap in taps}
+
+    def network(self, taps: Sequence[str]) -> tuple[nn.Module, Extract]:
+        """Return the model, or its backbone alone."""
+        if self._parts:
+            return self.model, Paths([p for p in self._parts if self._shapes[p.level].tap in taps])
+        return self.model.backbone, call  # type: ignore[return-value]
+
+    def reader(self, taps: Sequence[str]) -> Reader:
+        """Put a tap on every submodule."""
+        if not self._parts:
+            tap = ModuleTap(self.model.backbone, "backbone")  # type: ignore[arg-type]
+            return Reader([(tap, as_mapping)], batch_from=tap)
+        used = [part for part in self._parts if self._shapes[part.level].tap in taps]
+        parts: list[tuple[Any, Convert]] = [
+            (ModuleTap(self.model.get_submodule(part.path), part.path), part) for part in used
+        ]
+        return Reader(parts)
+
+    def _measured_parts(self, levels: Mapping[str, str]) -> list[Path]:
+        """Run the example once; the shape of every output says channels, stride and leading tokens."""
+        taps: dict[str, ModuleTap] = {}
+        modules = dict(self.model.named_modules())
+        for level, path in levels.items():
+            if path not in modules or not path:
+                close = [name for name in modules if name and name.split(".")[0] == path.split(".")[0]][:8]
+                known = close or [name for name, _ in self.model.named_children()]
+                raise ConfigError(f"{self.role}_levels", f"{level}: {path}", f"a submodule, as {', '.join(known)}")
+            taps[level] = ModuleTap(modules[path], path)
+        try:
+            for tap in taps.values():
+                tap.arm()
+            batch = self._run_example(self.model)
+            calls = {level: tap.read() for level, tap in taps.items()}
+        finally:
+            for tap in taps.values():
+                tap.remove()
+        self._shapes: dict[str, FeatureSpec] = {}
+        parts = []
+        for level, recorded in calls.items():
+            part, spec = self._measure(level, levels[level], recorded.output, batch)
+            parts.append(part)
+            self._shapes[level] = spec
+        return parts
+
+    def _measure(self, level: str, path: str, output: Any, batch: Tensor) -> tuple[Path, FeatureSpec]:
+        logits = level in (LOGITS, CLASSES)
+        height, width = batch.shape[2:]
+        if isinstance(output, Tensor) and output.dim() == 4:
+            stride = round(height / output.shape[2])
+            return Path(path, level, None, stride), FeatureSpec(output.shape[1], stride, logits=logits)
+        if isinstance(output, Tensor) and output.dim() == 2:
+            return Path(path, level), FeatureSpec(output.shape[1], 0, logits=True)
+        if isinstance(output, Tensor) and output.dim() == 3:
+            folded = _folded(output.shape[1], height, width)
+            if folded:
+                leading, patch = folded
+                return Path(path, level, leading, patch), FeatureSpec(output.shape[2], patch, logits=logits)
+        shape = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise ConfigError(
+            f"{self.role}_levels", f"{level}: {path}, which gives {shape}", "a map (N, C, H, W), tokens (N, L, C) or (N, K)",
+            "name a submodule below it, or another one",
+        )  # fmt: skip
+
+    def _measured_backbone(self) -> dict[str, FeatureSpec]:
+        backbone: nn.Module = self.model.backbone  # type: ignore[assignment]
+        tap = ModuleTap(backbone, "backbone")
+        tap.arm()
+        try:
+            batch = self._run_example(backbone)
+            maps = as_mapping(tap.read().output, batch)
+        finally:
+            tap.remove()
+        return {name: FeatureSpec(x.shape[1], round(batch.shape[2] / x.shape[2])) for name, x in maps.items()}
+
+    @torch.no_grad()
+    def _run_example(self, network: nn.Module) -> Tensor:
+        """Run a network on the example, in evaluation mode, and return the batch of images in it."""
+        example = self._example
+        if example is None:
+            noise = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+            like = next((p for p in network.parameters() if p.is_floating_point()), noise)
+            example = noise.to(like.device, like.dtype)
+        args, kwargs = (), {}
+        if isinstance(example, Mapping):
+            kwargs = dict(example)
+        else:
+            args = tuple(example) if isinstance(example, (tuple, list)) else (example,)
+        batch = first_batch([*args, *kwargs.values()])
+        if batch is None:
+            raise ConfigError("example_inputs", type(example).__name__, "a batch (N, C, H, W) among the arguments")
+        try:
+            with evaluating(network), torch.random.fork_rng(devices=[]):
+                network(*args, **kwargs)
+        except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, KeyError, IndexError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConfigError(
+                "example_inputs", f"{tuple(batch.shape)}, on which the {self.role}, a {self.name}, fails: {reason[:160]}",
+                "inputs that it takes",
+            ) from error  # fmt: skip
+        return batch
+
+
+def _folded(tokens: int, height: int, width: int) -> tuple[int, int] | None:
+    """Return leading tokens and the side of a patch for L tokens of an image, if L without them is H/p x W/p."""
+    for leading in range(min(tokens, 33)):
+        patch = math.sqrt(height * width / (tokens - leading))
+        if patch == round(patch) and height % round(patch) == 0 and width % round(patch) == 0:
+            return leading, round(patch)
+    return None

@@ -1,0 +1,261 @@
+"""The assembly: from two adapters and a plan to a distillation, attached to the student. It is written once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from .adapter import Adapter
+from .distillation import NAME, Distillation
+from .distiller import Distiller
+from .errors import ConfigError
+from .features import CLASSES, LOGITS, TAPS, Pyramid, describe, match_levels
+from .inheritance import inherit
+from .methods import build_distiller, check_taps_used, choose_taps
+from .targets import Targets
+from .teacher import FrozenTeacher, PixelTransform
+
+__all__ = ["INHERIT", "Plan", "assemble"]
+
+INHERIT = ("auto", "always", "never")
+
+logger = logging.getLogger("acam_kd")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of a distillation.
+
+    Args:
+        methods: name -> arguments of its constructor, or a ready ``Distiller``; empty for inheritance alone.
+        levels: the student's levels to distil; empty for all whose stride the teacher has too.
+        taps: some of ``TAPS``; empty for what each method can use first.
+        inherit: whether the student's neck and head start from the teacher's: ``"always"``, ``"never"``, or
+            ``"auto"``, if both are detectors of one kind.
+        period: see ``Distillation``.
+        teacher_precision, teacher_compile: see ``FrozenTeacher``.
+        channels_last: the memory format of student, teacher and method.
+    """
+
+    methods: Mapping[str, Mapping[str, Any]] | Distiller = field(default_factory=dict)
+    levels: Sequence[str] = ()
+    taps: Sequence[str] = ()
+    inherit: str = "never"
+    period: int = 1
+    teacher_precision: str = ""
+    teacher_compile: bool = False
+    channels_last: bool = False
+
+
+def assemble(
+    student: Adapter,
+    teacher: Adapter | None,
+    plan: Plan,
+    *,
+    targets: Callable[..., Targets] | None = None,
+    kind: type[Distillation] = Distillation,
+    **engine: Any,
+) -> Distillation | None:
+    """Check everything that can be checked now, let the student inherit, build the method and attach it.
+
+    Args:
+        student, teacher: the two models, their weights loaded.
+        plan: what is asked.
+        targets: the arguments of the student's forward -> ``Targets``; the adapter's, if left out.
+        kind: the engine's own class, and ``engine`` its further arguments.
+
+    Returns:
+        The distillation, attached; None if the plan has no method.
+
+    Raises:
+        ConfigError: student, teacher and plan do not fit each other.
+    """
+    _check_plan(student, teacher, plan)
+    if teacher is not None:
+        _inherit(student, teacher, plan.inherit)
+    if teacher is None or not plan.methods:
+        return None
+    names = list(plan.methods) if isinstance(plan.methods, Mapping) else []
+    taps = _taps(student, teacher, plan, names)
+    shapes = _shapes(student, teacher, taps)
+    pairs = _pairs(student, teacher, plan, shapes)
+    shapes = {
+        "student": {s: shapes["student"][s] for s in pairs},
+        "teacher": {t: shapes["teacher"][t] for t in pairs.values()},
+    }
+    method = _method(plan, shapes["student"], {s: shapes["teacher"][t] for s, t in pairs.items()})
+    _check_annotations(student, method)
+    if any(shapes["student"][level].logits for level in method.levels):
+        _check_class_names(student, teacher, shapes["student"])
+    if CLASSES in method.levels:
+        _check_class_heads(student, teacher)
+    pixels = None
+    if student.pixels is not None and teacher.pixels is not None:
+        pixels = PixelTransform(student.pixels, teacher.pixels)
+    network, extract = teacher.network(taps)
+    frozen = FrozenTeacher(network, pixels, extract, precision=plan.teacher_precision, compiled=plan.teacher_compile)
+    like = next(student.model.parameters(), None)
+    if like is not None:
+        method.to(like.device)
+    reader = student.reader(taps)
+    built = kind(
+        student=student.model,
+        teacher=frozen,
+        method=method,
+        levels={s: pairs[s] for s in method.levels},
+        shapes=shapes,
+        reader=reader,
+        student_side=student.network(taps),
+        read_targets=targets or partial(student.targets, reader),
+        period=plan.period,
+        **engine,
+    )
+    if plan.channels_last:
+        for model in (student.model, network):
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    logger.info("distilling with %s on %s", _title(plan), ", ".join(f"{s} <- {pairs[s]}" for s in method.levels))
+    return built
+
+
+def _title(plan: Plan) -> str:
+    return " + ".join(plan.methods) if isinstance(plan.methods, Mapping) else type(plan.methods).__name__
+
+
+def _check_plan(student: Adapter, teacher: Adapter | None, plan: Plan) -> None:
+    if plan.inherit not in INHERIT:
+        raise ConfigError("inherit", plan.inherit, f"one of {', '.join(INHERIT)}")
+    if plan.period < 1:
+        raise ConfigError("period", plan.period, ">= 1")
+    unknown = [tap for tap in plan.taps if tap not in TAPS]
+    if unknown or isinstance(plan.taps, str):
+        raise ConfigError("taps", plan.taps if isinstance(plan.taps, str) else unknown[0], f"a list of {', '.join(TAPS)}")
+    if teacher is None and (plan.methods or plan.inherit == "always"):
+        raise ConfigError("teacher", "none", "a model to learn from", "or no {method} and {inherit} 'never'")
+    model = student.model
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise ConfigError("student", type(model).__name__, "an nn.Module in Python", "attach before scripting")
+    for wrapper in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "OptimizedModule"):
+        if any(cls.__name__ == wrapper for cls in type(model).__mro__):
+            raise ConfigError("student", wrapper, "the model inside of it", "attach the distillation, then wrap")
+    if teacher is not None and teacher.model is model:
+        raise ConfigError("teacher", "the student itself", "another model, as copy.deepcopy(student)")
+    if not plan.methods:
+        return
+    if isinstance(getattr(model, NAME, None), Distillation):
+        raise ConfigError(
+            "student", "one that has a distillation", "one without",
+            "several methods are one call, as method='PKD+KD'; or student.distillation.remove() first",
+        )  # fmt: skip
+    if hasattr(model, NAME):
+        raise ConfigError("student", f"an attribute {NAME} of its own", "none", "rename it: that name is needed")
+
+
+def _inherit(student: Adapter, teacher: Adapter, how: str) -> None:
+    if how == "always" or (how == "auto" and student.kind is not None and student.kind == teacher.kind):
+        logger.info("%s", inherit(student.inheriting, teacher.inheriting, exclude=[student.trunk]))
+    elif how == "auto":
+        logger.info("nothing is inherited: the student is %s, the teacher %s", student.kind, teacher.kind)
+
+
+def _taps(student: Adapter, teacher: Adapter, plan: Plan, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the taps asked for; none stands for what each method can use first."""
+    taps = tuple(plan.taps)
+    if not taps and not names:
+        assert isinstance(plan.methods, Distiller)
+        taps = tuple(tap for tap in student.offered if any(tap in part.reads for part in plan.methods.parts()))
+    taps = taps or choose_taps(names, student.offered, student.name)
+    for role, model in (("student", student), ("teacher", teacher)):
+        missing = [tap for tap in taps if tap not in model.offered]
+        if missing:
+            raise ConfigError(
+                "taps", " and ".join(missing), f"{' or '.join(model.offered)} of the {role}, a {model.name}",
+                f"{LOGITS} is the map of a segmentation model, {CLASSES} the class head of a detector; see {{method}}",
+            )  # fmt: skip
+    check_taps_used(taps, names)
+    return taps
+
+
+def _shapes(student: Adapter, teacher: Adapter, taps: Sequence[str]) -> dict[str, Pyramid]:
+    side = student.side() or teacher.side()
+    shapes = {"student": student.levels(taps, side=side, student=True)}
+    try:
+        return {**shapes, "teacher": teacher.levels(taps, side=side)}
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError("teacher", f"a failure on {side} x {side} pixels: {reason}", "one that takes the student's images") from error
+
+
+def _pairs(student: Adapter, teacher: Adapter, plan: Plan, shapes: Mapping[str, Pyramid]) -> dict[str, str]:
+    levels = [level for level in plan.levels if not (level in (LOGITS, CLASSES) and level in shapes["student"])]
+    if plan.levels and not levels:  # predictions alone
+        shapes = {"student": {s: x for s, x in shapes["student"].items() if s in plan.levels}, "teacher": shapes["teacher"]}
+    pairs = match_levels(shapes["student"], shapes["teacher"], levels)
+    alone = [level for level in shapes["student"] if level not in pairs]
+    if alone and not levels:
+        logger.warning(
+            "not every level of the student has a partner of its stride, so %s will not be distilled. student: %s; "
+            "teacher: %s", ", ".join(alone), describe(shapes["student"]), describe(shapes["teacher"]),
+        )  # fmt: skip
+    return pairs
+
+
+def _method(plan: Plan, student: Pyramid, teacher: Pyramid) -> Distiller:
+    if isinstance(plan.methods, Mapping):
+        return build_distiller(plan.methods, student, teacher)
+    unknown = [level for level in plan.methods.levels if level not in student]
+    if unknown:
+        raise ConfigError("method", f"level {unknown[0]}", f"levels among {', '.join(student)}")
+    return plan.methods
+
+
+def _check_annotations(student: Adapter, method: Distiller) -> None:
+    for part in method.parts():
+        missing = [need for need in part.needs if need not in student.annotations]
+        if missing and not (missing == ["labels"] and all(level == CLASSES for level in part.levels)):
+            raise ConfigError(
+                "method", type(part).__name__, f"one that needs no {' and '.join(missing)}",
+                f"a {student.name} is trained without any",
+            )  # fmt: skip
+
+
+def _check_class_names(student: Adapter, teacher: Adapter, predicted: Pyramid) -> None:
+    """Compare the classes, in their order, as far as the names are known.
+
+    More or fewer names than classes are predicted are those of other data than the model's.
+    """
+    for spec in predicted.values():
+        if not spec.logits:
+            continue
+        background = spec.tap == CLASSES and not spec.sigmoid and student.background
+        known = all(len(x.class_names) == spec.channels - background for x in (student, teacher))
+        if known and list(student.class_names) != list(teacher.class_names):
+            raise ConfigError(
+                "teacher", f"the classes {', '.join(teacher.class_names)}", f"the student's {', '.join(student.class_names)}",
+                "predictions of other classes do not correspond; see {method} and {taps}",
+            )  # fmt: skip
+
+
+def _check_class_heads(student: Adapter, teacher: Adapter) -> None:
+    anchors = student.anchors(), teacher.anchors()
+    names = f"a {teacher.name}", f"like the student's, a {student.name}'s"
+    if (anchors[0] is None) != (anchors[1] is None):
+        raise ConfigError("teacher", f"{names[0]}, which predicts {'regions' if anchors[1] is None else 'anchors'}", f"a class head {names[1]}", "see {method}")
+    if type(student) is not type(teacher):
+        raise ConfigError("teacher", f"{names[0]} of another framework", "class heads of one framework", "see {method}")
+    if student.box_dimension != teacher.box_dimension:
+        raise ConfigError("teacher", f"boxes of {teacher.box_dimension} numbers", f"the student's {student.box_dimension}", "rotated and axis-aligned regions do not correspond")
+    if anchors[0] is not None and anchors[1] is not None and not _same(*anchors):
+        raise ConfigError("teacher", f"{names[0]} with other anchors", f"anchors {names[1]}", "classes of other anchors do not correspond; see {method}")
+
+
+def _same(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> bool:
+    """Compare anchors up to the rounding of a config file."""
+    if len(a) != len(b):
+        return False
+    return all(x.shape == y.shape and (x.is_meta or torch.allclose(x.cpu(), y.cpu(), rtol=0, atol=0.1)) for x, y in zip(a, b))

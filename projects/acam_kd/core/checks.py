@@ -1,0 +1,142 @@
+"""Checks of what only a training step shows, so that nothing that was asked for is dropped in silence."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from .distiller import Distiller
+from .errors import ConfigError
+from .features import CLASSES, Features, Pyramid
+from .targets import Targets
+
+__all__ = ["OptimizerWatch", "check_gradients", "check_pair", "check_targets", "frozen_levels"]
+
+
+def check_pair(student: Features, teacher: Features, levels: Mapping[str, str], shapes: Mapping[str, Pyramid]) -> None:
+    """Check the maps of one batch against each other and against the declared channels.
+
+    Args:
+        student, teacher: maps under the student's level names.
+        levels: student's level name -> teacher's level name.
+        shapes: ``"student"`` and ``"teacher"`` -> level -> the declared shape.
+
+    Raises:
+        ConfigError: names the level and a remedy.
+    """
+    for level, of_teacher in levels.items():
+        s, t = student[level], teacher[level]
+        for role, name, features in (("student", level, s), ("teacher", of_teacher, t)):
+            declared = shapes[role][level].channels
+            if features.shape[1] != declared:
+                raise ConfigError(
+                    role, f"{features.shape[1]} channels at level {name}", f"the {declared} that it declares",
+                    "its output_shape and its maps differ",
+                )  # fmt: skip
+        if s.shape[0] != t.shape[0]:
+            raise ConfigError(
+                "student", f"{s.shape[0]} maps at level {level}", f"{t.shape[0]}, one for each image of the batch",
+                f"leave {level} out of {{levels}}, or tap a part that sees each image once",
+            )  # fmt: skip
+        if s.shape[2:] != t.shape[2:]:
+            sizes = [" x ".join(map(str, x.shape[2:])) for x in (t, s)]
+            if level == CLASSES:
+                hint = "the two heads must predict for the same anchors; see {method}"
+            else:
+                hint = f"its strides are not what it claims, or the batch is padded otherwise than it needs; leave {level} out of {{levels}}, or choose a teacher whose backbone is like the student's"
+            raise ConfigError("teacher", f"{sizes[0]} positions at level {of_teacher}", f"the {sizes[1]} of the student's {level}", hint)
+
+
+def frozen_levels(student: Features, method: Distiller) -> list[str]:
+    """List the levels that carry no gradient to the student, and raise if a method has no other.
+
+    Raises:
+        ConfigError: nothing of one method would reach the student.
+    """
+    for part in method.parts():
+        if not any(student[level].requires_grad for level in part.levels):
+            raise ConfigError(
+                "student", f"no gradient at {', '.join(part.levels)}", f"one, for {type(part).__name__} to train",
+                "is that part frozen, under no_grad, or checkpointed with use_reentrant=True (use False)? Else choose "
+                "other {levels}",
+            )  # fmt: skip
+    return [level for level in method.levels if not student[level].requires_grad]
+
+
+def check_gradients(part: Distiller, student: Features, losses: Mapping[str, Tensor]) -> None:
+    """Check that a method's losses depend on the student; called in the first step only.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    inputs = [student[level] for level in part.levels if student[level].requires_grad]
+    total = [loss for loss in losses.values() if loss.requires_grad]
+    name = type(part).__name__
+    gradients: Iterable[Tensor | None] = ()
+    if total and inputs:
+        gradients = torch.autograd.grad(torch.stack([x.float() for x in total]).sum(), inputs, retain_graph=True, allow_unused=True)
+    if all(gradient is None for gradient in gradients):
+        raise ConfigError("method", f"{name}, none of whose losses depends on the student", "a loss with a gradient into the student", "does it detach the student's features?")
+
+
+def check_targets(method: Distiller, targets: Targets) -> None:
+    """Check that the annotations are there that methods need.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    for part in method.parts():
+        name = type(part).__name__
+        hint = f"{name} needs them: give {{targets}}, or choose a method that needs none, such as MGD or PKD"
+        if "boxes" in part.needs and (targets.boxes is None or targets.image_sizes is None):
+            raise ConfigError("targets", "no boxes", "the boxes of every image in training", hint)
+        if "boxes" in part.needs and targets.boxes is not None and targets.boxes.shape[-1] != 4:
+            raise ConfigError("targets", f"boxes of {targets.boxes.shape[-1]} numbers", "axis-aligned boxes of 4: x0, y0, x1, y1", hint)
+        missing = [level for level in part.levels if level not in targets.labels]
+        if "labels" in part.needs and missing:
+            raise ConfigError("targets", f"no labels for {', '.join(missing)}", "a label for every position", hint)
+
+
+class OptimizerWatch:
+    """Looks, at the steps of all optimizers, whether one that trains the student has the method's parameters.
+
+    It goes by membership, not by movement, so a warm-up at learning rate 0 and accumulation are no reason to warn.
+
+    Args:
+        student: has the parameters that are trained.
+        method: its own parameters should be too.
+    """
+
+    def __init__(self, student: nn.Module, method: nn.Module) -> None:
+        theirs = {id(p) for p in method.parameters() if p.requires_grad}
+        self._method = theirs
+        self._student = {id(p) for p in student.parameters() if p.requires_grad} - theirs
+        self.trained = not theirs
+        self.steps = 0
+        this = weakref.ref(self)
+
+        def look(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            watch = this()
+            if watch is not None:
+                watch._look(optimizer)
+
+        self._handle = register_optimizer_step_pre_hook(look)
+
+    def _look(self, optimizer: torch.optim.Optimizer) -> None:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self.trained = self.trained or bool(held & self._method)
+        self.steps += bool(held & self._student)
+
+    @property
+    def forgotten(self) -> bool:
+        """Two steps have trained the student, and no optimizer holds the method's parameters."""
+        return not self.trained and self.steps >= 2
+
+    def remove(self) -> None:
+        """Stop looking."""
+        self._handle.remove()

@@ -1,0 +1,490 @@
+"""Distillation, attached to a student: the step from the student's forward to the method's losses."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import math
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .checks import OptimizerWatch, check_gradients, check_pair, check_targets, frozen_levels
+from .class_head import Predictions
+from .distiller import Distiller, method_arguments
+from .errors import ConfigError, Names, RunError, names_of, rendered
+from .features import CLASSES, LOGITS, Features, Pyramid
+from .losses import losses_of, non_finite, with_unused
+from .reader import Reader, Step
+from .taps import leave_to_python, restore_autocast
+from .targets import Targets
+from .teacher import Extract, FrozenTeacher, evaluating
+
+__all__ = ["NAME", "Distillation"]
+
+NAME = "distillation"
+"""The student's attribute."""
+
+logger = logging.getLogger("acam_kd")
+
+ReadTargets = Callable[..., Targets]
+"""The arguments of the student's forward -> what is known of the batch."""
+
+
+class Distillation(nn.Module):
+    """A method and its frozen teacher, attached to a student as ``student.distillation``.
+
+    In training the student's own forward runs; then a hook gives the batch to the teacher, both models' features to the
+    method, and adds its losses to what the student returned. In evaluation, under ``no_grad`` and in a nested call
+    nothing happens. ``state_dict()`` of the student has no key of this module, and loading forgives that; what the
+    method has learnt is ``student.distillation.state_dict()``.
+
+    A student returns a dict of 0-d losses, a tuple that begins with one, or one 0-d loss: the losses are added. Any
+    other output is left as it is, and the losses wait in ``losses`` for the training loop to add.
+
+    Args:
+        student: attached to at once.
+        teacher: called on the student's batch.
+        method: its levels are named as the student's.
+        levels: student's level name -> teacher's level name.
+        shapes: ``"student"`` and ``"teacher"`` -> level -> its declared shape.
+        reader: the student's taps.
+        student_side: as much of the student as ``observe`` needs, and the function that makes features of it.
+        read_targets: called if the method needs annotations.
+        period: only steps whose ``iteration`` is a multiple of this are distilled. In the others the method's
+            parameters get gradients of zero. No weight makes up for it: the pull is 1 / ``period`` of what it was.
+
+    Raises:
+        ConfigError: the student cannot take an attachment, or ``period`` is below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        teacher: FrozenTeacher,
+        method: Distiller,
+        levels: Mapping[str, str],
+        shapes: Mapping[str, Pyramid],
+        reader: Reader,
+        student_side: tuple[nn.Module, Extract],
+        read_targets: ReadTargets | None = None,
+        period: int = 1,
+    ) -> None:
+        super().__init__()
+        if period < 1:
+            raise ConfigError("period", period, ">= 1")
+        self.method, self.teacher, self.period = method, teacher, period
+        self.levels, self.shapes = dict(levels), dict(shapes)
+        self._reader, self._read_targets = reader, read_targets
+        self.__dict__["_student"], self.__dict__["_side"] = student, student_side  # no submodules: a cycle otherwise
+        self._iteration, self._counting = -1, True
+        self._warned: set[str] = set()
+        self._seen_losses = False
+        self._watch: OptimizerWatch | None = None
+        self._forget_step()
+        self._attach(student)
+
+    # Attaching.
+
+    def _attach(self, student: nn.Module) -> None:
+        self._handles = [
+            student.register_forward_pre_hook(self._before, with_kwargs=True),
+            student.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+        ]
+        student.add_module(NAME, self)
+        self.train(student.training)
+
+    def remove(self) -> None:
+        """Take everything off the student again: hooks, taps and the method's parameters.
+
+        Weights that were trained or inherited stay.
+        """
+        self._reader.remove()
+        for handle in self._handles:
+            handle.remove()
+        if self._watch is not None:
+            self._watch.remove()
+        if self._student._modules.get(NAME) is self:
+            del self._student._modules[NAME]
+
+    def forward(self, x: Any) -> Any:
+        """Return the input: a student that calls its children one after the other calls this one too."""
+        return x
+
+    # One training forward of the student: _before, the taps, _after.
+
+    @leave_to_python
+    def _before(self, student: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if student is not self._student:
+            raise ConfigError("student", "a copy of it that shares its hooks", "DistributedDataParallel or deepcopy", "nn.DataParallel and copy.copy do not carry a distillation")
+        if self._calls and _running(self._calls[0]):
+            self._calls.append(sys._getframe(1))
+            self._reader.pause(True)
+            return
+        self._calls = [sys._getframe(1)]
+        self._handled = sys.exc_info()[1]
+        self._reader.disarm()
+        self._active = student.training and torch.is_grad_enabled()
+        if not self._active:
+            return
+        self._check_read()
+        self._begin()
+        self._step = None
+        self._losses, self._finite, self._ratio = {}, {}, None
+        if self.distils:
+            self._reader.arm()
+
+    @leave_to_python
+    def _after(self, student: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if not self._calls:
+            return None
+        self._calls.pop()
+        if self._calls:  # a nested call ends
+            self._reader.pause(not (self._active and self.distils))
+            return None
+        active, self._active = self._active, False
+        error = sys.exc_info()[1]
+        failed = error is not None and error is not self._handled
+        self._handled = None
+        if failed or not active:
+            self._reader.disarm()
+            return None
+        if not self.distils:
+            return self._merged(output, None)
+        try:
+            step = self._reader.read(args, kwargs)
+            self._reader.pause(True)
+            losses = self._distil(step, args, kwargs)
+        finally:
+            self._reader.disarm()
+        merged = self._merged(output, losses)
+        self._end(args, kwargs, output if merged is None else merged)
+        return merged
+
+    def _begin(self) -> None:
+        """Count the step; an engine that keeps the iteration itself sets it here."""
+        if self._counting:
+            self._iteration += 1
+        if self._watch is None and any(p.requires_grad for p in self.method.parameters()):
+            self._watch = OptimizerWatch(self._student, self.method)
+        elif self._watch is not None and self._watch.forgotten:
+            self._warn(
+                "optimizer", "the method's parameters are in no optimizer that trains the student: they stay at their "
+                "random start. Build the optimizer from student.parameters(), or add student.distillation.parameters()",
+            )  # fmt: skip
+            self._watch.remove()
+
+    def _end(self, args: Any, kwargs: Any, output: Any) -> None:
+        """Look at the step that was just distilled: for engines, which log and check."""
+
+    def _distil(self, step: Step, args: Any, kwargs: Any) -> dict[str, Tensor]:
+        """Run teacher and method on a recorded step."""
+        with restore_autocast(step.call):
+            regions = () if step.predictions is None else (step.predictions.regions,)
+            of_teacher = self._asked(step.batch, *regions)
+            student, teacher = self._paired(step.features, of_teacher, self.levels)
+            if frozen := frozen_levels(student, self.method):
+                self._warn("frozen", f"no gradient reaches the student at {', '.join(frozen)}: leave these levels out")
+            if self.teacher.precision:
+                self._finite = {s: x.isfinite().all() for s, x in teacher.items()}
+            targets = self._targets(student, step.predictions, args, kwargs)
+            check_targets(self.method, targets)
+            handles = [] if "gradients" in self._warned else [p.register_forward_hook(_check) for p in self.method.parts()]
+            try:
+                losses = dict(self.method(student, teacher, targets))
+            finally:
+                for handle in handles:
+                    handle.remove()
+            self._warned.add("gradients")
+        return losses
+
+    def _asked(self, batch: Tensor, *regions: Any) -> Features:
+        """Ask the teacher, and name the batch if the teacher cannot take it."""
+        try:
+            return self.teacher(batch, *regions)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or "teacher" in self._warned:
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConfigError(
+                "teacher", f"a failure on the student's batch {tuple(batch.shape)}: {reason[:200]}", "a teacher that takes it",
+                "does it need other padding (sides that are multiples of 32, say) or other channels? Choose a teacher "
+                "whose backbone is like the student's, or images, or crops, of such sides",
+            ) from error  # fmt: skip
+        finally:
+            self._warned.add("teacher")
+
+    def _paired(
+        self, student: Features, teacher: Features, levels: Mapping[str, str]
+    ) -> tuple[Features, Features]:
+        teacher = dict(teacher)
+        if LOGITS in levels:
+            name = levels[LOGITS]
+            teacher[name] = _resized(teacher[name], student[LOGITS])
+        of_student = {s: student[s] for s in levels}
+        of_teacher = {s: teacher[t] for s, t in levels.items()}
+        check_pair(of_student, of_teacher, levels, self.shapes)
+        if self.teacher.precision:
+            of_teacher = {s: x.to(of_student[s].dtype) for s, x in of_teacher.items()}
+        return of_student, of_teacher
+
+    def _targets(self, student: Features, predictions: Predictions | None, args: Any, kwargs: Any) -> Targets:
+        """Read what the method needs to know; the labels of pixels at the size of the student's logits."""
+        needed = self._read_targets is not None and self.method.needs
+        targets = self._read_targets(*args, **kwargs) if needed else Targets()  # type: ignore[misc]
+        labels = dict(targets.labels)
+        if LOGITS in student and LOGITS in labels:
+            labels[LOGITS] = _labels_at(labels[LOGITS], student[LOGITS])
+        else:  # of a map that is not distilled
+            labels.pop(LOGITS, None)
+        if predictions is not None and predictions.labels is not None:
+            labels[CLASSES] = predictions.labels
+        return dataclasses.replace(targets, labels=labels)
+
+    # What the student returns.
+
+    def _merged(self, output: Any, losses: dict[str, Tensor] | None) -> Any:
+        """Add the losses to the student's output, or, without any, gradients of zero for the method's parameters.
+
+        Returns:
+            The output with the losses, or None to leave it untouched, and the losses waiting.
+        """
+        first = output[0] if isinstance(output, tuple) and output else output
+        if _is_loss(first) and first is output:
+            terms = with_unused({"loss": output}, self.method) if losses is None else {"loss": output, **losses}
+            self._keep(losses, output)
+            return torch.stack([x.reshape(()).to(output.dtype) for x in terms.values()]).sum()
+        if not (isinstance(first, Mapping) and first and all(map(_is_loss, first.values()))):
+            unused = {} if losses is not None else with_unused({"loss_unused": self._zero()}, self.method)
+            self._losses, self._waiting = {**(losses or {}), **unused}, True
+            return None
+        if clash := sorted(set(first) & set(losses or ())):
+            raise ConfigError("method", f"losses that the student has too: {', '.join(clash)}", "names of its own")
+        merged = with_unused(first, self.method) if losses is None else {**first, **losses}
+        if type(first) is not dict:
+            typed = copy.copy(first)
+            typed.update(merged)  # type: ignore[attr-defined]
+            merged = typed  # type: ignore[assignment]
+        self._keep(losses, torch.stack([_value(x) for x in first.values()]).sum())
+        if first is output:
+            return merged
+        fields = (merged, *output[1:])
+        return type(output)(*fields) if hasattr(output, "_fields") else type(output)(fields)
+
+    def _keep(self, losses: Mapping[str, Tensor] | None, task: Tensor) -> None:
+        """Keep the values of losses that the output carries, and their ratio to the task's."""
+        self._losses, self._waiting = {name: x.detach() for name, x in (losses or {}).items()}, False
+        if losses:
+            self._ratio = torch.stack([_value(x) for x in losses.values()]).sum() / _value(task)
+
+    def _zero(self) -> Tensor:
+        parameter = next(self.parameters(), None)
+        return torch.zeros((), device=parameter.device if parameter is not None else None)
+
+    @property
+    def losses(self) -> dict[str, Tensor]:
+        """The losses of the last distilled step.
+
+        They have a graph, to be added to one's own loss, where the student's output could not carry them.
+        """
+        self._waiting, self._seen_losses = False, True
+        return dict(self._losses)
+
+    def _check_read(self) -> None:
+        if self._waiting and not self._seen_losses:
+            raise ConfigError(
+                "student", "an output that cannot carry the losses of the last step, which nobody used",
+                "a dict of losses, or a training loop that adds them",
+                "write: loss = criterion(student(images), labels) + sum(student.distillation.losses.values())",
+            )  # fmt: skip
+
+    # Steps.
+
+    @property
+    def iteration(self) -> int:
+        """The current step, from 0; the number of earlier training forwards, unless an engine sets it."""
+        return max(self._iteration, 0)
+
+    @iteration.setter
+    def iteration(self, value: int) -> None:
+        self._iteration, self._counting = value, False
+
+    @property
+    def distils(self) -> bool:
+        """Whether the current step is distilled."""
+        return self.iteration % self.period == 0
+
+    def last_of(self, iterations: int) -> bool:
+        """Say whether this is the last distilled one of so many iterations: the one to log."""
+        return self.distils and self.iteration // iterations != (self.iteration + self.period) // iterations
+
+    def first_of(self, iterations: int) -> bool:
+        """Say whether this is the first distilled one of so many iterations."""
+        return self.distils and self.iteration // iterations != (self.iteration - self.period) // iterations
+
+    # What it measured.
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Return the method's metrics of the last distilled step, and the ratio of its losses to the task's.
+
+        The ratio, ``distillation_to_task``, is left out where the task's loss is 0.
+        """
+        finite = self._ratio is not None and bool(self._ratio.isfinite())
+        ratio = {"distillation_to_task": self._ratio} if finite and self._ratio is not None else {}
+        return {**ratio, **self.method.metrics()}
+
+    def masks(self) -> dict[str, dict[str, Tensor]]:
+        """Return the method's masks of the last distilled step; see ``Distiller.masks``."""
+        return self.method.masks()
+
+    def warnings(self, names: Names = str) -> dict[str, str]:
+        """Return what goes wrong by the last step: method and place -> a sentence with the argument to change.
+
+        Args:
+            names: how a front end calls an argument, as ``ACAMKD.standardize``.
+        """
+        texts: dict[str, str] = {}
+        for part in self.method.parts():
+            method = type(part).__name__
+            theirs = names_of(method, method_arguments(type(part)), names)
+            texts.update({f"{method}/{place}": rendered(text, theirs) for place, text in part.warnings().items()})
+        return texts
+
+    def _warn(self, place: str, text: str) -> None:
+        if place not in self._warned:
+            self._warned.add(place)
+            logger.warning(text)
+
+    @torch.no_grad()
+    def observe(self, batch: Tensor) -> dict[str, dict[str, Tensor]]:
+        """Return the method's masks for a batch, in evaluation mode; nothing is trained, every mode is restored.
+
+        Args:
+            batch: (N, C, H, W), normalised and padded as the student's backbone gets it.
+
+        Returns:
+            As ``Distiller.masks``; empty for a method without masks, or with none that need no annotations.
+        """
+        network, extract = self._side
+        with evaluating(self._student):
+            features = extract(network, batch)
+            levels = {s: t for s, t in self.levels.items() if s in features}
+            student, teacher = self._paired(features, self.teacher(batch), levels)
+            for part in self.method.parts():
+                if not part.needs and all(level in student for level in part.levels):
+                    part(student, teacher)
+                    if masks := part.masks():
+                        return masks
+        return {}
+
+    def raise_if_not_finite(self, losses: Any, when: str) -> None:
+        """Stop before a non-finite loss reaches the weights; or, where its precision was chosen, a teacher's feature.
+
+        Args:
+            losses: the student's output in training; one without losses is not looked at.
+            when: said in the message, as "iteration 7".
+
+        Raises:
+            RunError: names the losses that are not finite, and the levels where they are not.
+        """
+        finite = torch.stack([*self._finite.values()]).tolist() if self._finite else []  # the device is asked once
+        if broken := [level for level, ok in zip(self._finite, finite) if not ok]:
+            raise RunError(
+                f"the teacher's features, made in {self.teacher.precision}, are not finite: {', '.join(broken)}", when,
+                "float16, be it the student's, ends at 65504; see {teacher_precision}",
+            )  # fmt: skip
+        terms = non_finite(losses_of(losses))
+        if terms:
+            places = [name for name, value in self.metrics().items() if not math.isfinite(value)]
+            where = f" (not finite there: {', '.join(places)})" if places else ""
+            raise RunError(f"loss is not finite: {', '.join(terms)}{where}", when, "lower the learning rate or the method's weight")
+
+    # State: the method's alone, and none of it in the student's.
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """Return what the method has learnt; as a part of the student, nothing."""
+        if destination is not None or args:
+            return destination if destination is not None else args[0]
+        return self.method.state_dict(prefix=prefix, keep_vars=keep_vars)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what a method has learnt.
+
+        Raises:
+            RunError: it is the state of another method, or of other levels or channels.
+        """
+        try:
+            return self.method.load_state_dict(state_dict, strict=strict, assign=assign)
+        except RuntimeError as error:
+            known, given = self.method.state_dict().keys(), state_dict.keys()
+            odd = [*(f"{k} is missing" for k in known - given), *(f"{k} is unknown" for k in given - known)]
+            reason = ", ".join(sorted(odd)[:2]) or " ".join(str(error).split())[:200]
+            raise RunError(
+                f"what the checkpoint's method has learnt does not fit {type(self.method).__name__} on "
+                f"{', '.join(self.method.levels)}: {reason}", "resuming",
+                "resume with the same {method}, options and {levels}, or start a new run from the student's weights",
+            ) from error  # fmt: skip
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """As a part of the student: the method's tensors are in no file, so its present ones stand in."""
+        for name, value in self.method.state_dict(prefix=f"{prefix}method.", keep_vars=True).items():
+            state_dict.setdefault(name, value)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _forget_step(self) -> None:
+        self._calls: list[Any] = []
+        self._handled: BaseException | None = None
+        self._active, self._waiting = False, False
+        self._losses: dict[str, Tensor] = {}
+        self._finite: dict[str, Tensor] = {}
+        self._ratio: Tensor | None = None
+        self._step: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles have no tensors of a step, and look at optimizers of their own."""
+        forgotten = {"_calls": [], "_handled": None, "_active": False, "_waiting": False, "_watch": None}
+        return {**self.__dict__, **forgotten, "_losses": {}, "_finite": {}, "_ratio": None, "_step": None}
+
+
+def _check(part: Distiller, args: tuple[Any, ...], losses: Mapping[str, Tensor]) -> None:
+    check_gradients(part, args[0], losses)
+
+
+def _running(frame: Any) -> bool:
+    """Say whether a frame is on the stack: a call that failed where no hook saw it is not."""
+    current: Any = sys._getframe(1)
+    while current is not None and current is not frame:
+        current = current.f_back
+    return current is not None
+
+
+def _is_loss(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.dim() == 0
+
+
+def _value(x: Tensor) -> Tensor:
+    return x.detach().float().reshape(())
+
+
+def _resized(logits: Tensor, like: Tensor) -> Tensor:
+    """(N, K, H, W) with the height and width of ``like``: output strides may differ."""
+    if logits.shape[2:] == like.shape[2:]:
+        return logits
+    return F.interpolate(logits, like.shape[2:], mode="bilinear", align_corners=True)
+
+
+def _labels_at(labels: Tensor, logits: Tensor) -> Tensor:
+    """(N, H', W') labels for the positions of (N, K, H, W) logits: those nearest to the cells' centres.
+
+    Where a head is scaled up with corners aligned, as Detectron2's are here, its outermost positions lie on the border
+    itself: up to half a cell from there.
+    """
+    if labels.shape[1:] == logits.shape[2:]:
+        return labels
+    return F.interpolate(labels[:, None].float(), logits.shape[2:], mode="nearest-exact")[:, 0].long()

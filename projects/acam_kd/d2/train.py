@@ -1,0 +1,155 @@
+"""Training and evaluation with Detectron2's DefaultTrainer, as ``train_net.py`` runs them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import build_detection_train_loader
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, hooks, launch
+from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.utils import comm
+from torch import nn
+from torch.multiprocessing.spawn import ProcessExitedException
+
+from ..core.errors import ConfigError, one_line_errors
+from .checkpoint import checkpoint_distiller, guard_gradients
+from .config import add_distillation_config, check_student, exported_student_config, student_config
+from .datasets import add_dataset_options, check_datasets, register_datasets
+from .evaluation import build_evaluator
+from .names import key
+from .sem_seg_data import build_sem_seg_mapper
+from .solver import build_lr_scheduler
+
+__all__ = ["Trainer", "evaluate", "main", "parser", "run", "setup"]
+
+PROGRAM = "train_net.py"
+
+
+class Trainer(DefaultTrainer):
+    """DefaultTrainer that keeps the method in its checkpoints, and bad gradients out of them."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__(cfg)
+        checkpoint_distiller(self)
+        if cfg.TEST.AUG.ENABLED:
+            self.register_hooks([hooks.EvalHook(0, lambda: self.test_with_tta(cfg, self.model))])
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Build Detectron2's, with clipping over the whole model."""
+        optimizer = super().build_optimizer(cfg, model)
+        guard_gradients(optimizer, model, cfg.DISTILL.MAX_GRADIENT_NORM)
+        return optimizer
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        """Build Detectron2's, or the polynomial one of semantic segmentation."""
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Build Detectron2's, with the augmentations of semantic segmentation for students of that kind."""
+        dense = student_config(cfg).MODEL.META_ARCHITECTURE == "SemanticSegmentor"
+        return build_detection_train_loader(cfg, mapper=build_sem_seg_mapper(cfg) if dense else None)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
+        """Build the evaluators for a dataset, by its metadata."""
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        return build_evaluator(dataset_name, folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)
+
+    @classmethod
+    def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Evaluate with test-time augmentation, which Detectron2 has for R-CNNs."""
+        model = getattr(model, "module", model)
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(student_config(cfg), model), evaluators)
+        return {f"{name}_TTA": value for name, value in results.items()}
+
+
+@contextmanager
+def _config_errors() -> Iterator[None]:
+    """Raise yacs's errors for unknown keys and wrong types, a KeyError or an AssertionError, as ConfigError."""
+    try:
+        yield
+    except (KeyError, ValueError, AssertionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError("--config-file, or KEY VALUE pairs", error.args[0] if error.args else "", "known keys") from error
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Build and check the config, register its datasets, write it and the student's own to the output folder.
+
+    Raises:
+        ConfigError: a key, a value or a dataset is wrong.
+    """
+    cfg = get_cfg()
+    add_distillation_config(cfg)
+    with _config_errors():
+        cfg.merge_from_file(args.config_file)
+        cfg.merge_from_list(args.opts)
+    cfg.DATASETS.COCO_FORMAT = [*cfg.DATASETS.COCO_FORMAT, *args.dataset]
+    cfg.DATASETS.SEM_SEG = [*cfg.DATASETS.SEM_SEG, *args.sem_seg_dataset]
+    cfg.freeze()
+    student = student_config(cfg)
+    register_datasets(cfg, training=not args.eval_only)
+    check_datasets(student, training=not args.eval_only)
+    check_student(student, resume=args.resume)
+    default_setup(cfg, args)
+    if comm.is_main_process():
+        with open(os.path.join(cfg.OUTPUT_DIR, "student_config.yaml"), "w") as file:
+            file.write(exported_student_config(cfg).dump())
+    return cfg
+
+
+def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
+    """Evaluate the student's weights; no teacher is needed."""
+    model = Trainer.build_model(student_config(cfg))
+    DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_tta(cfg, model))
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return dict(results)
+
+
+def main(args: argparse.Namespace) -> Any:
+    """Train or evaluate; every process runs this."""
+    with one_line_errors(PROGRAM, key):
+        cfg = setup(args)
+        if args.eval_only:
+            return evaluate(cfg, args.resume)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return Detectron2's options and those that register datasets."""
+    built: argparse.ArgumentParser = default_argument_parser()
+    add_dataset_options(built)
+    return built
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Run the command, in as many processes as it asks for."""
+    args = parser().parse_args(arguments)
+    try:
+        launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
+    except ProcessExitedException as error:
+        raise (error if error.signal_name else SystemExit(error.exit_code)) from None  # the process has said why
+
+
+if __name__ == "__main__":
+    run()
