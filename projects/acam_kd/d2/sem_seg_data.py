@@ -162,12 +162,20 @@ class SemSegMapper:
                 f"label {path} of {width} x {height}",
                 allowed=f"the size of its image, {columns} x {rows}",
             )
-        check_values(np.bincount(label.reshape(-1), minlength=256), path, self.num_classes, self.ignored)
+        self._check_values(label, path)
         both = T.AugInput(image, sem_seg=label)
         self.augmentations(both)
         sample["image"] = torch.from_numpy(np.ascontiguousarray(both.image.transpose(2, 0, 1)))
         sample["sem_seg"] = torch.from_numpy(both.sem_seg.astype(np.int64, order="C"))
         return sample
+
+    def _check_values(self, label: Array, path: str) -> None:
+        """Refuse a label with other values than the head's classes and the ignored one."""
+        try:
+            check_values(np.bincount(label.reshape(-1), minlength=256), path, self.num_classes, self.ignored)
+        except ConfigError as error:
+            hint = "correct the label, or set MODEL.SEM_SEG_HEAD.NUM_CLASSES and IGNORE_VALUE as the dataset has them"
+            raise ConfigError("DATASETS.TRAIN", f"{error.argument} {error.value}", error.allowed, hint) from error
 
 
 def build_sem_seg_mapper(cfg: CfgNode) -> SemSegMapper:
