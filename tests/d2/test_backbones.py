@@ -11,6 +11,7 @@ from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
 from torch import nn
 
+from acam_kd.core.errors import ConfigError
 from acam_kd.d2 import add_segmentation_config
 
 NARROW_RESNET = [
@@ -204,22 +205,28 @@ def test_torchvisions_imagenet_file_arrives_whole(tmp_path, norm, place):
     assert {k for k in here if k.startswith(f"{place}.features")} == {f"{place}.{k}" for k in wanted}
 
 
+STAGES = "some of stem, res2, res3, res4, res5"
+
+
 @pytest.mark.parametrize(
-    ("name", "opts", "message"),
+    ("name", "opts", "value", "allowed"),
     [
-        ("build_mobilenetv2_backbone", ["MODEL.MOBILENETV2.OUTPUT_STRIDE", 4], r"MOBILENETV2.OUTPUT_STRIDE .*32, 16, 8"),
-        ("build_mobilenetv2_backbone", ["MODEL.MOBILENETV2.NORM", "GN"], r"MOBILENETV2.NORM .*FrozenBN.*'GN'"),
-        ("build_mobilenetv2_backbone", ["MODEL.MOBILENETV2.WIDTH_MULT", 0.0], r"MOBILENETV2.WIDTH_MULT .*0.0"),
-        ("build_mobilenetv2_backbone", ["MODEL.MOBILENETV2.OUT_FEATURES", ["p2"]], r"MOBILENETV2.OUT_FEATURES .*'p2'"),
-        ("build_mobilenetv2_backbone", ["MODEL.PIXEL_MEAN", [0.0]], "3 channels, not 1"),
-        ("build_dilated_resnet_backbone", ["MODEL.RESNETS.DEPTH", 20], "RESNETS.DEPTH .*18, 34, 50, 101, 152, not 20"),
-        ("build_dilated_resnet_backbone", ["MODEL.RESNETS.RES4_DILATION", 2], "RES5_DILATION must be .*not 2 and 1"),
-        ("build_dilated_resnet_backbone", ["MODEL.RESNETS.STEM_TYPE", "deep"], "RESNETS.STEM_TYPE .*'deep'"),
-        ("build_dilated_resnet_backbone", ["MODEL.RESNETS.OUT_FEATURES", ["res6"]], "RESNETS.OUT_FEATURES .*'res6'"),
-        ("build_dilated_resnet_backbone", ["MODEL.RESNETS.DEFORM_ON_PER_STAGE", [True] * 4], "DEFORM_ON_PER_STAGE"),
-        ("build_dilated_resnet_backbone", ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.NUM_GROUPS", 2], "NUM_GROUPS .*2"),
+        ("mobilenetv2", ["MODEL.MOBILENETV2.OUTPUT_STRIDE", 4], 4, "one of 32, 16, 8"),
+        ("mobilenetv2", ["MODEL.MOBILENETV2.NORM", "GN"], "GN", "one of FrozenBN, BN, SyncBN, naiveSyncBN"),
+        ("mobilenetv2", ["MODEL.MOBILENETV2.WIDTH_MULT", 0.0], 0.0, "> 0"),
+        ("mobilenetv2", ["MODEL.MOBILENETV2.OUT_FEATURES", ["p2"]], ["p2"], STAGES),
+        ("mobilenetv2", ["MODEL.PIXEL_MEAN", [0.0]], "[0.0], which is 1 channels", "3 channels, the images of MobileNetV2"),
+        ("dilated_resnet", ["MODEL.RESNETS.DEPTH", 20], 20, "one of 18, 34, 50, 101, 152"),
+        ("dilated_resnet", ["MODEL.RESNETS.RES4_DILATION", 2], "2 with MODEL.RESNETS.RES5_DILATION 1",
+         "1 with 1 (output stride 32), 1 with 2 (16) or 2 with 4 (8)"),
+        ("dilated_resnet", ["MODEL.RESNETS.STEM_TYPE", "deep"], "deep", "one of basic, deeplab"),
+        ("dilated_resnet", ["MODEL.RESNETS.OUT_FEATURES", ["res6"]], ["res6"], STAGES),
+        ("dilated_resnet", ["MODEL.RESNETS.DEFORM_ON_PER_STAGE", [True] * 4], [True] * 4,
+         "False for every stage of build_dilated_resnet_backbone"),
+        ("dilated_resnet", ["MODEL.RESNETS.NUM_GROUPS", 2, "MODEL.RESNETS.DEPTH", 18], 2, "1 for depth 18"),
     ],
 )  # fmt: skip
-def test_wrong_values_are_named_with_their_key(name, opts, message):
-    with torch.device("meta"), pytest.raises(ValueError, match=message):
-        build_backbone(config(name, *opts))
+def test_wrong_values_are_named_with_their_key(name, opts, value, allowed):
+    with torch.device("meta"), pytest.raises(ConfigError) as error:
+        build_backbone(config(f"build_{name}_backbone", *opts))
+    assert (error.value.argument, error.value.value, error.value.allowed) == (opts[0], value, allowed)

@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
 
+from acam_kd.core.errors import ConfigError
 from acam_kd.d2 import build_evaluator, check_datasets, register_sem_seg_datasets, sem_seg_datasets
 from acam_kd.data import shapes
 
@@ -71,54 +72,69 @@ def test_a_registered_dataset_is_detectron2s(folders, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("sky\nroad\ncar\n\n")
     register_sem_seg_datasets([[*folders[:3], str(names)]])  # the same again is no error
-    with pytest.raises(ValueError, match="there is a dataset called 'mine' already.*DATASETS.SEM_SEG"):
+    with pytest.raises(ConfigError) as error:
         register_sem_seg_datasets([[*folders[:3], "sky,road,tram"]])
+    assert (error.value.argument, error.value.value) == ("DATASETS.SEM_SEG", "dataset mine, a name that is taken")
 
 
 @pytest.mark.parametrize(
-    ("number", "value", "message"),
+    ("number", "value", "found", "allowed"),
     [
-        (3, "sky,,car", "found 3: 'sky', '', 'car'"),
-        (3, "sky,car,sky", "different names"),
-        (3, "names.txt", "dataset mine: no file of class names .*/names.txt"),
-        (3, "sky,road", "2.png has the values 2; allowed are 0 to 1 for the 2 classes|0.png has the values 2"),
-        (3, ["sky", "road", "car"], "a dataset is .name, image folder, label folder, classes., found"),
-        (2, "gone", "dataset mine: no folder .*/gone"),
+        (3, "sky,,car", "dataset mine: classes 3 ('sky', '', 'car')", "different names"),
+        (3, "sky,car,sky", "dataset mine: classes 3 ('sky', 'car', 'sky')", "different names"),
+        (3, "names.txt", "/names.txt", "names"),
+        (3, "sky,road", ".png with the values 2", "0 to 1 for the 2 classes"),
+        (2, "gone", "/gone", "a folder"),
     ],
 )
-def test_entries_that_cannot_be(folders, number, value, message):
+def test_entries_that_cannot_be(folders, number, value, found, allowed):
     folders[number] = value
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+    with pytest.raises(ConfigError) as error:
         register_sem_seg_datasets([folders])
-    assert str(error.value).endswith("(key: DATASETS.SEM_SEG, or --sem-seg-dataset)") and "\n" not in str(error.value)
+    assert error.value.argument == "DATASETS.SEM_SEG" and error.value.value.startswith("dataset mine: ")
+    assert found in error.value.value and allowed in error.value.allowed and "\n" not in str(error.value)
     assert "mine" not in DatasetCatalog.list()
+
+
+@pytest.mark.parametrize(
+    "change", [lambda entry: [*entry[:3], ["sky", "road"]], lambda entry: entry[:3], lambda _: "mine"]
+)
+def test_malformed_entries_are_shown(folders, change):
+    entry = change(folders)
+    with pytest.raises(ConfigError) as error:
+        register_sem_seg_datasets([entry])
+    assert (error.value.argument, error.value.value) == ("DATASETS.SEM_SEG", entry)
+    assert "[name, image folder, label folder, classes]" in error.value.allowed
 
 
 def test_only_one_process_looks_into_the_labels(folders, tmp_path):
     Image.fromarray(np.full((48, 64), 9, np.uint8)).save(tmp_path / "labels/1.png")
     register_sem_seg_datasets([folders], check=False)
     assert len(DatasetCatalog.get("mine")) == 3
-    with pytest.raises(ValueError, match="1.png has the values 9"):
+    with pytest.raises(ConfigError) as error:
         register_sem_seg_datasets([folders])
+    assert "1.png with the values 9" in error.value.value
 
 
 def test_the_head_has_to_fit_the_dataset(folders):
     register_sem_seg_datasets([folders])
     cfg = segmentor("DATASETS.TRAIN", ("mine",))
-    with pytest.raises(
-        ValueError, match=r"mine has 3 classes \(sky, road, car\), but MODEL.SEM_SEG_HEAD.NUM_CLASSES is 7"
-    ):
+    with pytest.raises(ConfigError) as error:
         check_datasets(cfg, training=True)
+    assert (error.value.argument, error.value.value) == ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 7)
+    assert error.value.allowed == "3, the classes of dataset mine: sky, road, car"
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.DATASETS.TEST = 3, ("mine",)
     check_datasets(cfg, training=True)
     cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 0
-    with pytest.raises(ValueError, match="mine ignores label 255, but MODEL.SEM_SEG_HEAD.IGNORE_VALUE is 0"):
+    with pytest.raises(ConfigError) as error:
         check_datasets(cfg, training=True)
+    assert (error.value.argument, error.value.value) == ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 0)
+    assert error.value.allowed == "255, the ignored label of dataset mine"
     cfg.DATASETS.TEST = ("acam_shapes_val",)
-    with pytest.raises(
-        ValueError, match="acam_shapes_val is not for semantic segmentation: its metadata has no stuff_classes"
-    ):
+    with pytest.raises(ConfigError) as error:
         check_datasets(cfg, training=False)
+    assert error.value.argument == "DATASETS.TEST" and "labels of semantic segmentation" in error.value.allowed
+    assert error.value.value == "dataset acam_shapes_val without stuff_classes in its metadata"
 
 
 def test_the_drawn_shapes_end_in_a_mean_iou(drawn, tmp_path):
@@ -159,9 +175,12 @@ def test_own_folders_on_the_command_line(folders, tmp_path):
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        ([], "train_net.py: dataset mine: "),
-        (["INPUT.CROP.ENABLED", True], "train_net.py: INPUT.CROP.TYPE is 'relative_range'"),
-        (["SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR", "SOLVER.BASE_LR_END", 1.0], "train_net.py: SOLVER.BASE_LR_END"),
+        ([], "DATASETS.SEM_SEG: found dataset mine: label "),
+        (["INPUT.CROP.ENABLED", True], "INPUT.CROP.TYPE: found relative_range, expected absolute"),
+        (
+            ["SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR", "SOLVER.BASE_LR_END", 1.0],
+            "SOLVER.BASE_LR_END: found 1.0, expected 0 to SOLVER.BASE_LR",
+        ),
     ],
 )
 def test_bad_input_is_one_line(folders, tmp_path, opts, message):
@@ -172,7 +191,7 @@ def test_bad_input_is_one_line(folders, tmp_path, opts, message):
     command = ["--config-file", save_config(cfg, tmp_path / "run.yaml"), "--sem-seg-dataset", *folders]
     with pytest.raises(SystemExit) as stop:
         train_net.main(train_net.parser().parse_args(command))
-    assert str(stop.value).startswith(message) and "\n" not in str(stop.value)
+    assert str(stop.value).startswith(f"train_net.py: {message}") and "\n" not in str(stop.value)
 
 
 def test_help_names_the_option(capsys):

@@ -7,6 +7,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.solver import build_lr_scheduler as stock
 
+from acam_kd.core.errors import ConfigError
 from acam_kd.d2 import build_lr_scheduler
 
 
@@ -53,19 +54,23 @@ def test_iterations_after_the_last_keep_the_floor():
 
 
 @pytest.mark.parametrize(
-    ("solver", "message"),
+    ("solver", "argument", "value", "said"),
     [
+        ({"BASE_LR": 0.01, "BASE_LR_END": 0.1}, "SOLVER.BASE_LR_END", 0.1, "expected 0 to SOLVER.BASE_LR, 0.01"),
+        ({"BASE_LR_END": -0.1}, "SOLVER.BASE_LR_END", -0.1, "expected 0 to SOLVER.BASE_LR"),
+        ({"BASE_LR": 0.0, "BASE_LR_END": 0.0}, "SOLVER.BASE_LR_END", 0.0, "SOLVER.BASE_LR, 0.0, which is above 0"),
         (
-            {"BASE_LR": 0.01, "BASE_LR_END": 0.1},
-            "SOLVER.BASE_LR_END is 0.1; it has to be from 0 to SOLVER.BASE_LR, 0.01",
+            {"POLY_LR_CONSTANT_ENDING": 0.01},
+            "SOLVER.POLY_LR_CONSTANT_ENDING",
+            0.01,
+            "expected 0; set the learning rate at the end by SOLVER.BASE_LR_END",
         ),
-        ({"BASE_LR_END": -0.1}, "SOLVER.BASE_LR_END is -0.1"),
-        ({"POLY_LR_CONSTANT_ENDING": 0.01}, "SOLVER.POLY_LR_CONSTANT_ENDING is 0.01.*SOLVER.BASE_LR_END"),
     ],
 )
-def test_what_cannot_be(solver, message):
-    with pytest.raises(ValueError, match=message):
+def test_values_that_are_refused(solver, argument, value, said):
+    with pytest.raises(ConfigError) as error:
         rates(config(**solver))
+    assert error.value.argument == argument and error.value.value == value and said in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["WarmupMultiStepLR", "WarmupCosineLR"])

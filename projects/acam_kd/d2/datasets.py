@@ -1,4 +1,4 @@
-"""Own datasets without writing Python, and a look at all datasets before a run starts."""
+"""Own datasets without writing Python, and a check of all datasets before a run starts."""
 
 from __future__ import annotations
 
@@ -14,23 +14,34 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.utils import comm
 
+from ..core.errors import ConfigError
 from ..data.coco import check_coco
 from ..data.shapes import CLASSES, SPLITS, make_shapes
-from .sem_seg_datasets import register_sem_seg_datasets
+from .keypoints import check_keypoints, keypoint_metadata
+from .sem_seg_datasets import errors_of_dataset, register_sem_seg_datasets
 
 __all__ = ["add_dataset_options", "check_datasets", "register_coco_datasets", "register_datasets"]
 
-KEY = "(key: DATASETS.COCO_FORMAT, or --dataset)"
+KEY = "DATASETS.COCO_FORMAT"
+TRAIN, TEST = "DATASETS.TRAIN", "DATASETS.TEST"
 PLACES = ("json_file", "image_root", "dirname", "image_dir", "gt_dir", "sem_seg_root", "panoptic_root", "panoptic_json")
-"""Where the metadata of Detectron2's own datasets says that their files are."""
+"""The fields of the metadata in which Detectron2's own datasets name their files and folders."""
 NUM_CLASSES = {
-    "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
-    "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
-    "PanopticFPN": "MODEL.ROI_HEADS.NUM_CLASSES",
+    "RetinaNet": {"thing_classes": "MODEL.RETINANET.NUM_CLASSES"},
+    "GeneralizedRCNN": {"thing_classes": "MODEL.ROI_HEADS.NUM_CLASSES"},
+    "TensorMask": {"thing_classes": "MODEL.TENSOR_MASK.NUM_CLASSES"},
+    "PanopticFPN": {
+        "thing_classes": "MODEL.ROI_HEADS.NUM_CLASSES",
+        "stuff_classes": "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+    },
+    "PanopticDeepLab": {"stuff_classes": "MODEL.SEM_SEG_HEAD.NUM_CLASSES"},
+    "SemanticSegmentor": {"stuff_classes": "MODEL.SEM_SEG_HEAD.NUM_CLASSES"},
 }
-"""Where the known heads are told the number of classes."""
+"""Meta-architecture -> field of the metadata -> the key with the number of its classes, in Detectron2's own models."""
+SEMANTIC = ("sem_seg", "coco_panoptic_seg", "cityscapes_sem_seg", "cityscapes_panoptic_seg", "ade20k_panoptic_seg")
+"""The ``evaluator_type`` of datasets whose evaluation reads labels of semantic segmentation."""
 DRAWN = "acam_shapes_"
-"""Begins the names of the datasets whose files need not be there yet."""
+"""The beginning of the names of datasets whose files need not be there yet."""
 
 
 def add_dataset_options(parser: argparse.ArgumentParser) -> None:
@@ -55,10 +66,10 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
 
 
 def register_datasets(cfg: CfgNode, *, training: bool) -> None:
-    """Register the own datasets of a config that a run uses; the others may well be broken.
+    """Register the own datasets of a config that a run uses. The others are not read, so they may be broken.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`register_coco_datasets` and :func:`register_sem_seg_datasets`.
+        ConfigError: see :func:`register_coco_datasets` and :func:`register_sem_seg_datasets`.
     """
     names = (*cfg.DATASETS.TEST, *(cfg.DATASETS.TRAIN if training else ()))
 
@@ -70,98 +81,124 @@ def register_datasets(cfg: CfgNode, *, training: bool) -> None:
 
 
 def register_coco_datasets(datasets: Sequence[Sequence[str]]) -> None:
-    """Register COCO-format datasets with Detectron2, after looking into their files.
+    """Register COCO-format datasets with Detectron2, after a check of their files.
+
+    The categories' keypoints, their pairs of left and right and their skeleton become metadata too. Pairs are read
+    from ``keypoint_flip_map`` or ``flip_map`` of the category, as lists of two names. Without these, two names are a
+    pair if they differ only by left and right.
 
     Args:
         datasets: ``[name, json file, image folder]`` each.
 
     Raises:
-        FileNotFoundError: the json or the folder does not exist, or an image of the json does not.
-        ValueError: an entry is malformed, its name is taken, or the json is not what pycocotools needs.
+        ConfigError: an entry is malformed, its name is taken, a file does not exist, or the json is not what
+            pycocotools needs.
     """
     for entry in datasets:
         if isinstance(entry, str) or len(entry) != 3:
-            raise ValueError(f"a dataset is [name, json file, image folder], found {entry!r} {KEY}")
+            raise ConfigError(KEY, entry, allowed="[name, json file, image folder] for each dataset")
         name, json_file, image_root = (os.path.expanduser(str(value)) for value in entry)
-        content = check_coco(json_file, image_root, name=f"dataset {name}", hint=KEY)
+        with errors_of_dataset(name, KEY):
+            content = check_coco(json_file, image_root, name=f"dataset {name}")
         zero = [number for number, annotation in enumerate(content["annotations"]) if annotation["id"] == 0]
         if zero:
-            raise ValueError(
-                f"dataset {name}: {json_file}: annotations[{zero[0]}]: id is 0, which COCO evaluation takes for "
-                "'no match'; start at 1"
+            raise ConfigError(
+                KEY,
+                f"dataset {name}: {json_file}: annotations[{zero[0]}] with id 0",
+                allowed="ids from 1, since COCO evaluation takes 0 for 'no match'",
             )
         if name in DatasetCatalog.list():
             known = MetadataCatalog.get(name)
             if (known.get("json_file"), known.get("image_root")) != (json_file, image_root):
-                raise ValueError(f"there is a dataset called {name!r} already; choose another name {KEY}")
+                raise ConfigError(KEY, f"dataset {name}, a name that is taken", allowed="a new name for other files")
             continue
-        register_coco_instances(name, {}, json_file, image_root)
+        register_coco_instances(name, keypoint_metadata(content), json_file, image_root)
         by_id = sorted(content["categories"], key=lambda category: category["id"])  # Detectron2's order
         MetadataCatalog.get(name).thing_classes = [category["name"] for category in by_id]
 
 
 def check_datasets(cfg: CfgNode, *, training: bool) -> None:
-    """Look whether the datasets of a student's config are there and have as many classes as its head.
+    """Check that the datasets of a student's config exist and fit its heads.
 
-    Without this Detectron2 fails deep inside, after the model was built, and partly only on an index.
+    Without this check Detectron2 fails later and deep inside, after the model was built. Some numbers of classes fail
+    only at an index, and keypoints partly only in the evaluation at the end.
 
     Raises:
-        FileNotFoundError: a file or folder of a registered dataset does not exist.
-        ValueError: a name is unknown, nothing is named to train on, or the numbers of classes differ.
+        ConfigError: a name is unknown, no dataset is named, a file or folder does not exist, the numbers of classes
+            differ, or the keypoints do not fit (see ``check_keypoints``).
     """
     if training and not cfg.DATASETS.TRAIN:
-        raise ValueError("there is nothing to train on (key: DATASETS.TRAIN)")
+        raise ConfigError(TRAIN, cfg.DATASETS.TRAIN, allowed="at least one dataset to train on")
     if not training and not cfg.DATASETS.TEST:
-        raise ValueError("there is nothing to evaluate (key: DATASETS.TEST)")
-    key = NUM_CLASSES.get(cfg.MODEL.META_ARCHITECTURE, "")
-    for name in (*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST):
-        if name not in DatasetCatalog.list():
-            raise ValueError(
-                f"unknown dataset {name!r} (keys: DATASETS.TRAIN, DATASETS.TEST); register it with --dataset or "
-                "--sem-seg-dataset"
-            )
-        metadata = MetadataCatalog.get(name)
-        for place in PLACES:
-            path = metadata.get(place, None)
-            if path and "://" not in path and not os.path.exists(path) and not name.startswith(DRAWN):
-                raise FileNotFoundError(
-                    f"dataset {name}: no {os.path.abspath(path)} (Detectron2 looks for its datasets below "
-                    "$DETECTRON2_DATASETS)"
-                )
-        classes = metadata.get("thing_classes", None)
-        if key and classes is not None and len(classes) != attrgetter(key)(cfg):
-            shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-            raise ValueError(
-                f"dataset {name} has {len(classes)} classes ({shown}), but {key} is {attrgetter(key)(cfg)}"
-            )
-        if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
-            _check_sem_seg(cfg.MODEL.SEM_SEG_HEAD, name)
+        raise ConfigError(TEST, cfg.DATASETS.TEST, allowed="at least one dataset to evaluate")
+    for use, names in ((TRAIN, cfg.DATASETS.TRAIN if training else ()), (TEST, cfg.DATASETS.TEST)):
+        for name in names:
+            _check_files(use, name)
+            _check_classes(cfg, use, name)
+    check_keypoints(cfg, training=training)
 
 
-def _check_sem_seg(head: CfgNode, name: str) -> None:
-    """Raise ValueError if a dataset's labels are not what a head of semantic segmentation is trained for."""
+def _check_files(use: str, name: str) -> None:
+    """Refuse a dataset that is unknown, or whose files do not exist."""
+    if name not in DatasetCatalog.list():
+        raise ConfigError(
+            use,
+            name,
+            allowed="a registered dataset",
+            hint="register it with --dataset or --sem-seg-dataset, or in DATASETS.COCO_FORMAT or DATASETS.SEM_SEG",
+        )
     metadata = MetadataCatalog.get(name)
-    classes, ignored = metadata.get("stuff_classes", None), metadata.get("ignore_label", None)
-    if classes is None or ignored is None:
-        missing = "stuff_classes" if classes is None else "ignore_label"
-        raise ValueError(
-            f"dataset {name} is not for semantic segmentation: its metadata has no {missing} (keys: DATASETS.TRAIN, "
-            "DATASETS.TEST)"
+    for place in PLACES:
+        path = metadata.get(place, None)
+        if path and "://" not in path and not os.path.exists(path) and not name.startswith(DRAWN):
+            raise ConfigError(
+                use,
+                f"dataset {name}: no {os.path.abspath(path)}",
+                allowed="an existing file or folder",
+                hint="Detectron2 looks for its datasets below $DETECTRON2_DATASETS",
+            )
+
+
+def _check_classes(cfg: CfgNode, use: str, name: str) -> None:
+    """Refuse a dataset with another number of classes than the heads'."""
+    for field, key in NUM_CLASSES.get(cfg.MODEL.META_ARCHITECTURE, {}).items():
+        if field == "stuff_classes" and not _reads_labels(cfg, use, name):
+            continue
+        classes = MetadataCatalog.get(name).get(field, None)
+        if classes is not None and len(classes) != attrgetter(key)(cfg):
+            shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+            allowed = f"{len(classes)}, the classes of dataset {name}: {shown}"
+            raise ConfigError(key, attrgetter(key)(cfg), allowed=allowed)
+        if field == "stuff_classes":
+            _check_labels(cfg, use, name)
+
+
+def _reads_labels(cfg: CfgNode, use: str, name: str) -> bool:
+    """Return True if the labels of semantic segmentation of a dataset are read, in training or by its evaluator."""
+    evaluated = MetadataCatalog.get(name).get("evaluator_type", None) in SEMANTIC
+    return use == TRAIN or evaluated or cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
+
+
+def _check_labels(cfg: CfgNode, use: str, name: str) -> None:
+    """Refuse a dataset whose labels are not those of a head of semantic segmentation."""
+    metadata = MetadataCatalog.get(name)
+    fields = {field: metadata.get(field, None) for field in ("stuff_classes", "ignore_label")}
+    optional = "ignore_label" if (cfg.MODEL.META_ARCHITECTURE, use) == ("PanopticFPN", TRAIN) else ""
+    missing = [field for field, value in fields.items() if value is None and field != optional]
+    if missing:
+        raise ConfigError(
+            use,
+            f"dataset {name} without {missing[0]} in its metadata",
+            allowed=f"a dataset with labels of semantic segmentation, for {cfg.MODEL.META_ARCHITECTURE}",
         )
-    if len(classes) != head.NUM_CLASSES:
-        shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-        raise ValueError(
-            f"dataset {name} has {len(classes)} classes ({shown}), but MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
-            f"{head.NUM_CLASSES}"
-        )
-    if ignored != head.IGNORE_VALUE:
-        raise ValueError(
-            f"dataset {name} ignores label {ignored}, but MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {head.IGNORE_VALUE}"
-        )
+    ignored, head = fields["ignore_label"], cfg.MODEL.SEM_SEG_HEAD
+    if ignored not in (None, head.IGNORE_VALUE):
+        allowed = f"{ignored}, the ignored label of dataset {name}"
+        raise ConfigError("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", head.IGNORE_VALUE, allowed=allowed)
 
 
 def _register_shapes() -> None:
-    """Register ``acam_shapes_train`` and ``_val``, drawn below $DETECTRON2_DATASETS when first asked for."""
+    """Register ``acam_shapes_train`` and ``_val``; their first use draws them below $DETECTRON2_DATASETS."""
     folder = Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))) / "shapes_160_0"
     for split in SPLITS:
         name = f"{DRAWN}{split}"

@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al., CVPR 2018) as a Detectron2 backbone: plain, dilated, or under an FPN."""
+"""MobileNetV2 (Sandler et al., CVPR 2018) as a Detectron2 backbone, which can be plain, dilated or under an FPN."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2 as TorchvisionMobileNetV2
 
+from ..core.errors import ConfigError
+
 __all__ = ["MobileNetV2"]
 
-# The block that each output comes from, and the blocks that end where the image has shrunk by two once more.
 LAST_BLOCK = {"stem": 1, "res2": 3, "res3": 6, "res4": 13, "res5": 17}
+"""The block that gives each output."""
 STRIDED_BLOCKS = (2, 4, 7, 14)
+"""The blocks with stride 2."""
 NORMS = ("FrozenBN", "BN", "SyncBN", "naiveSyncBN")
 OUTPUT_STRIDES = (32, 16, 8)
 
 
 class MobileNetV2(Backbone):
-    """torchvision's MobileNetV2 up to the last 320 channels, its outputs named like those of Detectron2's ResNets.
+    """torchvision's MobileNetV2 up to its 320 channels, with outputs named like those of Detectron2's ResNets.
 
     ========  ========  ======  =======
     output    block     stride  channels (at width 1)
@@ -38,16 +41,17 @@ class MobileNetV2(Backbone):
     "mobilenet_v2.pth?matching_heuristics=True"``. The 1x1 convolution to 1280 channels is left out.
 
     Args:
-        width_mult: multiplies all channels, which are then rounded to multiples of 8.
-        out_features: names of the outputs; blocks behind the last of them are left out, since parameters that no
+        width_mult: the factor of all channels, which are then rounded to multiples of 8.
+        out_features: the names of the outputs. Blocks behind the last of them are left out, since parameters that no
             output needs would stop distributed training.
-        norm: "FrozenBN", "BN", "SyncBN" or "naiveSyncBN". (torchvision's blocks know only norms that a number of
-            channels makes, and group norm does not divide 24 or 40 channels.)
-        output_stride: 32; or 16 or 8, where dilation takes the place of the last strides (see ``_dilate``).
-        freeze_at: as in Detectron2's ResNets: 1 freezes the stem, 2 res2 too, and so on; 0 nothing.
+        norm: "FrozenBN", "BN", "SyncBN" or "naiveSyncBN". torchvision's blocks build a norm from a number of channels
+            alone, and the groups of group norm do not divide 24 or 40 channels.
+        output_stride: 32, 16 or 8. With 16 and 8, dilation takes the place of the last strides (see ``_dilate``).
+        freeze_at: the number of frozen stages, as in Detectron2's ResNets: 0 freezes nothing, 1 the stem, 2 res2 too,
+            and so on.
 
     Raises:
-        ValueError: an argument that is not one of these.
+        ConfigError: an argument has another value.
     """
 
     @configurable
@@ -73,9 +77,13 @@ class MobileNetV2(Backbone):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
-        """The arguments, from MODEL.MOBILENETV2 and MODEL.BACKBONE.FREEZE_AT."""
+        """Return the arguments, from MODEL.MOBILENETV2 and MODEL.BACKBONE.FREEZE_AT."""
         if input_shape.channels != 3:
-            raise ValueError(f"MobileNetV2 takes images of 3 channels, not {input_shape.channels} (MODEL.PIXEL_MEAN)")
+            raise ConfigError(
+                "MODEL.PIXEL_MEAN",
+                f"{list(cfg.MODEL.PIXEL_MEAN)}, which is {input_shape.channels} channels",
+                allowed="3 channels, the images of MobileNetV2",
+            )
         node = cfg.MODEL.MOBILENETV2
         return {
             "width_mult": node.WIDTH_MULT,
@@ -87,7 +95,10 @@ class MobileNetV2(Backbone):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """Whole cells of the coarsest output, so that logits scaled up by its stride cover the image exactly."""
+        """The stride of the coarsest output as size divisibility, see ``Backbone.padding_constraints``.
+
+        Logits that are scaled up by this stride then cover the image exactly.
+        """
         return {"size_divisibility": max(self._out_feature_strides.values())}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -101,7 +112,7 @@ class MobileNetV2(Backbone):
         return outputs
 
     def _freeze(self, freeze_at: int) -> None:
-        """No gradients, and batch norm frozen; a norm that is frozen already stays as it is."""
+        """Freeze the parameters and the batch norms of the first stages; a frozen norm stays as it is."""
         frozen = [block for _, block in list(LAST_BLOCK.items())[: max(freeze_at, 0)]]
         for block in self.features[: max(frozen, default=-1) + 1]:
             block.requires_grad_(False)
@@ -109,25 +120,28 @@ class MobileNetV2(Backbone):
 
 
 def _check(width_mult: float, out_features: Sequence[str], norm: str, output_stride: int) -> None:
+    """Raise ConfigError for an argument of ``MobileNetV2`` that cannot be built."""
     node = "MODEL.MOBILENETV2"
     if not width_mult > 0:
-        raise ValueError(f"{node}.WIDTH_MULT must be above 0, not {width_mult}")
+        raise ConfigError(f"{node}.WIDTH_MULT", width_mult, allowed="> 0")
     if not out_features or not set(out_features) <= set(LAST_BLOCK):
-        raise ValueError(f"{node}.OUT_FEATURES must be some of {', '.join(LAST_BLOCK)}, not {list(out_features)}")
+        raise ConfigError(f"{node}.OUT_FEATURES", list(out_features), allowed=f"some of {', '.join(LAST_BLOCK)}")
     if norm not in NORMS:
-        raise ValueError(f"{node}.NORM must be one of {', '.join(NORMS)}, not {norm!r}")
+        raise ConfigError(f"{node}.NORM", norm, allowed=f"one of {', '.join(NORMS)}")
     if output_stride not in OUTPUT_STRIDES:
-        raise ValueError(f"{node}.OUTPUT_STRIDE must be one of {OUTPUT_STRIDES}, not {output_stride}")
+        raise ConfigError(
+            f"{node}.OUTPUT_STRIDE", output_stride, allowed=f"one of {', '.join(map(str, OUTPUT_STRIDES))}"
+        )
 
 
 def _dilate(blocks: nn.Sequential, output_stride: int) -> list[int]:
     """Replace strides beyond ``output_stride`` by dilation, in the 3x3 depthwise convolutions.
 
-    A convolution that loses its stride keeps the dilation reached before it, all later ones have twice as much.
-    So every kernel touches the very pixels that it did, and the map is the strided one with the cells between
-    filled in. The rule of CIRKD and MasKD for Cityscapes, and DeepLab's (Chen et al., 2017).
+    A convolution that loses its stride keeps the dilation reached before it. All later ones have twice as much. So
+    every kernel touches the same pixels as in the strided net, and the map is the strided one with the cells between
+    filled in. CIRKD and MasKD follow this rule for Cityscapes; it is DeepLab's (Chen et al., 2017).
 
-    Names, shapes and residuals stay, those of a former stride-2 block (none) too.
+    Names, shapes and residual connections are unchanged. A former stride-2 block still has no residual connection.
 
     Returns:
         The stride of each block's output with respect to the image.
@@ -147,19 +161,19 @@ def _dilate(blocks: nn.Sequential, output_stride: int) -> list[int]:
 
 @BACKBONE_REGISTRY.register()
 def build_mobilenetv2_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> MobileNetV2:
-    """MobileNetV2 alone, for a segmentation head."""
+    """Build MobileNetV2 alone, for a segmentation head."""
     return MobileNetV2(cfg, input_shape)
 
 
 @BACKBONE_REGISTRY.register()
 def build_mobilenetv2_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """MobileNetV2 under the FPN of Faster R-CNN, as Detectron2's ``build_resnet_fpn_backbone``."""
+    """Build MobileNetV2 under the FPN of Faster R-CNN, as Detectron2's ``build_resnet_fpn_backbone``."""
     return _fpn(cfg, MobileNetV2(cfg, input_shape), LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_mobilenetv2_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """MobileNetV2 under the FPN of RetinaNet, as Detectron2's ``build_retinanet_resnet_fpn_backbone``."""
+    """Build MobileNetV2 under the FPN of RetinaNet, as Detectron2's ``build_retinanet_resnet_fpn_backbone``."""
     bottom_up = MobileNetV2(cfg, input_shape)
     channels = bottom_up.output_shape()["res5"].channels
     return _fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))

@@ -1,4 +1,4 @@
-"""Dilated ResNets of every depth for segmentation, in Detectron2's own blocks and with its names."""
+"""Dilated ResNets of every depth for segmentation, made of Detectron2's own blocks and with its names."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 from detectron2.projects.deeplab.resnet import DeepLabStem
 
+from ..core.errors import ConfigError
+
 __all__ = ["DilatedBasicBlock", "DilatedResNet", "build_dilated_resnet_backbone"]
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -18,13 +20,13 @@ STEMS = {"basic": BasicStem, "deeplab": DeepLabStem}
 
 
 class DilatedBasicBlock(BasicBlock):
-    """Detectron2's BasicBlock, which knows no dilation, with one for each of its two convolutions.
+    """Detectron2's BasicBlock with a dilation for each of its two convolutions.
 
-    Neither names nor parameters change, so checkpoints of the plain block fit.
+    BasicBlock itself has no dilation. Names and parameters are unchanged, so checkpoints of the plain block fit.
 
     Args:
-        in_channels, out_channels, stride, norm: of BasicBlock.
-        dilation: of the first and of the second convolution.
+        in_channels, out_channels, stride, norm: the arguments of BasicBlock.
+        dilation: the dilations of the first and of the second convolution.
     """
 
     def __init__(
@@ -36,38 +38,43 @@ class DilatedBasicBlock(BasicBlock):
 
 
 class DilatedResNet(ResNet):
-    """Detectron2's ResNet for images that are padded to whole cells of its coarsest output.
+    """Detectron2's ResNet with images that are padded to whole cells of its coarsest output.
 
-    So logits that are scaled up by its stride cover the image exactly.
+    Logits that are scaled up by the stride of that output then cover the image exactly.
     """
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """See ``Backbone.padding_constraints``."""
+        """The stride of the coarsest output as size divisibility, see ``Backbone.padding_constraints``."""
         return {"size_divisibility": max(self._out_feature_strides[name] for name in self._out_features)}
 
 
 @BACKBONE_REGISTRY.register()
 def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DilatedResNet:
-    """A ResNet of depth 18, 34, 50, 101 or 152 with output stride 32, 16 or 8, as CIRKD and MasKD use them.
+    """Build a ResNet of depth 18, 34, 50, 101 or 152 with output stride 32, 16 or 8, as CIRKD and MasKD use them.
 
-    The keys are those of MODEL.RESNETS and of Detectron2's DeepLab project. RES4_DILATION and RES5_DILATION are
-    1 and 1 (stride 32), 1 and 2 (stride 16) or 2 and 4 (stride 8). STEM_TYPE is "basic", or "deeplab" for three
-    3x3 convolutions, where the literature has STEM_OUT_CHANNELS 128. RES2_OUT_CHANNELS is 64 for depths 18 and
-    34, 256 for the others; any other value makes a net of another width. STRIDE_IN_1X1 is False in the literature.
+    The keys are those of MODEL.RESNETS and of Detectron2's DeepLab project:
 
-    In a stage that lost its stride the convolution that had it keeps the dilation reached before, all later ones
-    have the stage's. So every kernel touches the very pixels that it did, and the map is the strided one with
-    the cells between filled in. ``build_resnet_deeplab_backbone`` of Detectron2 differs: it has no depths 18 and
-    34, dilates the first block in full, and multiplies the dilations of res5 by RES5_MULTI_GRID, which has no
-    effect here.
+    - RES4_DILATION and RES5_DILATION are 1 and 1 (stride 32), 1 and 2 (stride 16) or 2 and 4 (stride 8).
+    - STEM_TYPE is "basic", or "deeplab" for three 3x3 convolutions. With "deeplab" the literature has
+      STEM_OUT_CHANNELS 128.
+    - RES2_OUT_CHANNELS is 64 for depths 18 and 34, and 256 for the others. Any other value makes a net of another
+      width.
+    - STRIDE_IN_1X1 is False in the literature.
+
+    In a stage without its former stride, the convolution that had it keeps the dilation reached before. All later
+    convolutions have the stage's dilation. So every kernel touches the same pixels as in the strided net, and the map
+    is the strided one with the cells between filled in.
+
+    ``build_resnet_deeplab_backbone`` of Detectron2 differs. It has no depths 18 and 34, dilates the first block in
+    full, and multiplies the dilations of res5 by RES5_MULTI_GRID. That key has no effect here.
 
     Args:
         cfg: the config, after ``add_segmentation_config``.
-        input_shape: of the images; its channels are used.
+        input_shape: the shape of the images; only its channels are used.
 
     Raises:
-        ValueError: a key has a value that cannot be built.
+        ConfigError: a key has a value that cannot be built.
     """
     node = cfg.MODEL.RESNETS
     _check(node)
@@ -81,7 +88,7 @@ def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Dilat
 
 
 def _stage(node: CfgNode, index: int, in_channels: int, before: int, dilation: int) -> list[CNNBlockBase]:
-    """The blocks of stage ``res{index + 2}``, behind a stage whose dilation is ``before``."""
+    """Build the blocks of stage ``res{index + 2}``, behind a stage whose dilation is ``before``."""
     number = BLOCKS[node.DEPTH][index]
     kind: dict[str, Any]
     if node.DEPTH < 50:
@@ -90,7 +97,7 @@ def _stage(node: CfgNode, index: int, in_channels: int, before: int, dilation: i
     else:
         kind = {"block_class": BottleneckBlock, "num_groups": node.NUM_GROUPS, "stride_in_1x1": node.STRIDE_IN_1X1}
         kind["bottleneck_channels"] = node.NUM_GROUPS * node.WIDTH_PER_GROUP * 2**index
-        # With its stride in the first 1x1 the block's 3x3 already came after it.
+        # A stride in the first 1x1 comes before the block's 3x3, which then has the dilation of the stage.
         kind["dilation_per_block"] = [dilation if node.STRIDE_IN_1X1 else before] + [dilation] * (number - 1)
     return ResNet.make_stage(
         num_blocks=number,
@@ -103,20 +110,26 @@ def _stage(node: CfgNode, index: int, in_channels: int, before: int, dilation: i
 
 
 def _check(node: CfgNode) -> None:
+    """Raise ConfigError for a value of MODEL.RESNETS that cannot be built."""
     key = "MODEL.RESNETS"
     if node.DEPTH not in BLOCKS:
-        raise ValueError(f"{key}.DEPTH must be one of {', '.join(map(str, BLOCKS))}, not {node.DEPTH}")
+        raise ConfigError(f"{key}.DEPTH", node.DEPTH, allowed=f"one of {', '.join(map(str, BLOCKS))}")
     if node.STEM_TYPE not in STEMS:
-        raise ValueError(f"{key}.STEM_TYPE must be one of {', '.join(STEMS)}, not {node.STEM_TYPE!r}")
+        raise ConfigError(f"{key}.STEM_TYPE", node.STEM_TYPE, allowed=f"one of {', '.join(STEMS)}")
     if (node.RES4_DILATION, node.RES5_DILATION) not in DILATIONS:
-        raise ValueError(
-            f"{key}.RES4_DILATION and {key}.RES5_DILATION must be 1 and 1 (output stride 32), 1 and 2 (16) or "
-            f"2 and 4 (8), not {node.RES4_DILATION} and {node.RES5_DILATION}"
+        raise ConfigError(
+            f"{key}.RES4_DILATION",
+            f"{node.RES4_DILATION} with {key}.RES5_DILATION {node.RES5_DILATION}",
+            allowed="1 with 1 (output stride 32), 1 with 2 (16) or 2 with 4 (8)",
         )
     names = ("stem", "res2", "res3", "res4", "res5")
     if not node.OUT_FEATURES or not set(node.OUT_FEATURES) <= set(names):
-        raise ValueError(f"{key}.OUT_FEATURES must be some of {', '.join(names)}, not {node.OUT_FEATURES}")
+        raise ConfigError(f"{key}.OUT_FEATURES", node.OUT_FEATURES, allowed=f"some of {', '.join(names)}")
     if any(node.DEFORM_ON_PER_STAGE):
-        raise ValueError(f"{key}.DEFORM_ON_PER_STAGE must be False for build_dilated_resnet_backbone")
+        raise ConfigError(
+            f"{key}.DEFORM_ON_PER_STAGE",
+            node.DEFORM_ON_PER_STAGE,
+            allowed="False for every stage of build_dilated_resnet_backbone",
+        )
     if node.DEPTH < 50 and node.NUM_GROUPS != 1:
-        raise ValueError(f"{key}.NUM_GROUPS must be 1 for depth {node.DEPTH}, not {node.NUM_GROUPS}")
+        raise ConfigError(f"{key}.NUM_GROUPS", node.NUM_GROUPS, allowed=f"1 for depth {node.DEPTH}")

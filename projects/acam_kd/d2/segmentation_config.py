@@ -1,4 +1,4 @@
-"""The config keys of the segmentation networks: Detectron2's own DeepLab project's, and those of ours."""
+"""The config keys of the segmentation networks, both of Detectron2's own DeepLab project and of ours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["add_missing_keys", "add_segmentation_config"]
 
 
 def add_missing_keys(target: CfgNode, source: CfgNode) -> None:
-    """Copy what ``source`` has and ``target`` has not."""
+    """Copy to ``target`` each key of ``source`` that it lacks, with its value."""
     for key, value in source.items():
         if key not in target:
             target[key] = value.clone() if isinstance(value, CfgNode) else value
@@ -18,10 +18,10 @@ def add_missing_keys(target: CfgNode, source: CfgNode) -> None:
 
 
 def add_segmentation_config(cfg: CfgNode) -> None:
-    """Add the keys, with their defaults, to a Detectron2 config; a key that is there already keeps its value.
+    """Add the keys of the segmentation networks, with their defaults, to a Detectron2 config.
 
-    Detectron2's own DeepLab backbone and heads are registered and configured by this too, so that they can be
-    student or teacher beside ours.
+    A key that is there already keeps its value. The call also registers and configures the backbone and the heads of
+    Detectron2's DeepLab project, so that they can be student or teacher beside ours.
     """
     ours = get_cfg()
     add_deeplab_config(ours)
@@ -29,14 +29,14 @@ def add_segmentation_config(cfg: CfgNode) -> None:
     ours.MODEL.MOBILENETV2 = CfgNode()
     # Multiplies every layer's channels, which are then rounded to multiples of 8.
     ours.MODEL.MOBILENETV2.WIDTH_MULT = 1.0
-    # Of "stem", "res2", "res3", "res4", "res5"; blocks behind the last of them are left out.
+    # Some of "stem", "res2", "res3", "res4", "res5"; blocks behind the last of them are left out.
     ours.MODEL.MOBILENETV2.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    # "FrozenBN", "BN", "SyncBN" or "naiveSyncBN". How many stages are frozen: MODEL.BACKBONE.FREEZE_AT.
+    # "FrozenBN", "BN", "SyncBN" or "naiveSyncBN". MODEL.BACKBONE.FREEZE_AT is the number of frozen stages.
     ours.MODEL.MOBILENETV2.NORM = "FrozenBN"
-    # 32, or 16 or 8, where dilation takes the place of the last strides.
+    # 32, 16 or 8. With 16 and 8, dilation takes the place of the last strides.
     ours.MODEL.MOBILENETV2.OUTPUT_STRIDE = 32
 
-    # The feature that ASPPHead and PSPHead put an auxiliary classifier on in training; empty for none.
+    # The feature of the auxiliary classifier that ASPPHead and PSPHead have in training; empty for none.
     ours.MODEL.SEM_SEG_HEAD.AUX_IN_FEATURE = ""
     ours.MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT = 0.4
     add_missing_keys(cfg, ours)

@@ -1,4 +1,4 @@
-"""The training data of semantic segmentation: random scale, crop and flip, and what makes a batch of it."""
+"""The training data of semantic segmentation: random scale, crop and flip, and the mapper that makes samples."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T  # noqa: N812
 
+from ..core.errors import ConfigError
 from ..data.labels import check_values, read_label
 
 __all__ = ["SemSegMapper", "build_sem_seg_mapper", "sem_seg_augmentations"]
@@ -22,16 +23,16 @@ Array = np.ndarray[Any, Any]
 
 
 class PadTransform(T.Transform):
-    """Fill up at the right and at the bottom, the image with a colour, the label with the value that is ignored.
+    """Padding at the right and at the bottom: a colour in the image, the ignored value in the label.
 
-    fvcore's, which FixedSizeCrop uses, knows one grey value for all channels. Detectron2 normalises in the model, so
-    the colour that becomes 0 there has to be put in here, rounded to the image's whole grey levels.
+    fvcore's PadTransform, which FixedSizeCrop uses, has one grey value for all channels. Detectron2 normalises in the
+    model. So the padding has the colour that becomes 0 there, rounded to the image's whole grey levels.
 
     Args:
-        height: rows to add.
-        width: columns to add.
+        height: the number of rows to add.
+        width: the number of columns to add.
         colour: one value per channel, in the image's order.
-        ignored: the label's value.
+        ignored: the value of the label's padding.
     """
 
     def __init__(self, height: int, width: int, colour: Sequence[float], ignored: int) -> None:
@@ -39,7 +40,7 @@ class PadTransform(T.Transform):
         self.height, self.width, self.colour, self.ignored = height, width, colour, ignored
 
     def apply_image(self, img: Array) -> Array:
-        """(H, W, C) -> (H + height, W + width, C)."""
+        """Pad an image: (H, W, C) -> (H + height, W + width, C)."""
         rounded = np.rint(self.colour) if np.issubdtype(img.dtype, np.integer) else np.asarray(self.colour)
         shape = (img.shape[0] + self.height, img.shape[1] + self.width, img.shape[2])
         padded = np.broadcast_to(rounded.astype(img.dtype), shape).copy()
@@ -47,55 +48,62 @@ class PadTransform(T.Transform):
         return padded
 
     def apply_segmentation(self, segmentation: Array) -> Array:
-        """(H, W) -> (H + height, W + width)."""
+        """Pad a label: (H, W) -> (H + height, W + width)."""
         return np.pad(segmentation, ((0, self.height), (0, self.width)), constant_values=self.ignored)
 
     def apply_coords(self, coords: Array) -> Array:
-        """What is added at the right and at the bottom moves no point."""
+        """Return the coordinates unchanged, since padding at the right and at the bottom moves no point."""
         return coords
 
 
 class PadTo(T.Augmentation):
-    """Pad what is smaller than (height, width) to it; see PadTransform."""
+    """The augmentation that pads smaller images to (height, width); see ``PadTransform``."""
 
     def __init__(self, height: int, width: int, colour: Sequence[float], ignored: int) -> None:
         super().__init__()
         self._init(locals())
 
     def get_transform(self, image: Array) -> T.Transform:
-        """The padding of one image (H, W, C)."""
+        """Return the padding of one image (H, W, C)."""
         height, width = (max(0, wanted - size) for wanted, size in zip((self.height, self.width), image.shape))
         return PadTransform(height, width, self.colour, self.ignored) if height or width else T.NoOpTransform()
 
 
 def sem_seg_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """Random scale, then a random crop, padded where the image is smaller, then a random flip.
+    """Build the augmentations: a random scale, then a random crop, then a random flip.
 
     - Scale: INPUT.MIN_SIZE_TRAIN, MIN_SIZE_TRAIN_SAMPLING and MAX_SIZE_TRAIN, as in detection. Factors of 0.5 to 2
       for images of 1024 x 2048 are "range" of (512, 2048), with a maximum of at least 4096. 0 is no scaling.
-    - Crop: (height, width) in pixels is INPUT.CROP.SIZE, if INPUT.CROP.ENABLED and with TYPE "absolute".
-      INPUT.CROP.SINGLE_CATEGORY_MAX_AREA below 1 looks for a crop that no class fills beyond that part.
+    - Crop: INPUT.CROP.SIZE is (height, width) in pixels, if INPUT.CROP.ENABLED is True and TYPE is "absolute".
+      A smaller image is padded. With INPUT.CROP.SINGLE_CATEGORY_MAX_AREA below 1, up to 10 crops are drawn until no
+      class fills more than that part.
     - Flip: INPUT.RANDOM_FLIP.
 
     Raises:
-        ValueError: a crop that is not one of fixed size in pixels, or a range of scales without two ends.
+        ConfigError: the crop has no fixed size in pixels, or a range of scales does not have two ends.
     """
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(cfg.INPUT.MIN_SIZE_TRAIN) != 2:
-        raise ValueError(
-            f"INPUT.MIN_SIZE_TRAIN is {cfg.INPUT.MIN_SIZE_TRAIN}; INPUT.MIN_SIZE_TRAIN_SAMPLING 'range' needs two sizes"
+        raise ConfigError(
+            "INPUT.MIN_SIZE_TRAIN",
+            cfg.INPUT.MIN_SIZE_TRAIN,
+            allowed="two sizes",
+            hint="INPUT.MIN_SIZE_TRAIN_SAMPLING is range, which needs its two ends",
         )
     scale, *flip = utils.build_augmentation(cfg, is_train=True)
     return [scale, *_crop(cfg), *flip]
 
 
 def _crop(cfg: CfgNode) -> list[T.Augmentation]:
+    """Build the random crop and the padding behind it; see ``sem_seg_augmentations``."""
     crop, ignored = cfg.INPUT.CROP, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
     if not crop.ENABLED:
         return []
     if crop.TYPE != "absolute":
-        raise ValueError(f"INPUT.CROP.TYPE is {crop.TYPE!r}; semantic segmentation crops a fixed size: 'absolute'")
+        raise ConfigError(
+            "INPUT.CROP.TYPE", crop.TYPE, allowed="absolute, since semantic segmentation crops a fixed size"
+        )
     if len(crop.SIZE) != 2 or not all(size >= 1 and size == int(size) for size in crop.SIZE):
-        raise ValueError(f"INPUT.CROP.SIZE is {crop.SIZE}; height and width in pixels are needed")
+        raise ConfigError("INPUT.CROP.SIZE", crop.SIZE, allowed="height and width in pixels")
     height, width = map(int, crop.SIZE)
     area = crop.get("SINGLE_CATEGORY_MAX_AREA", 1.0)
     return [
@@ -105,17 +113,17 @@ def _crop(cfg: CfgNode) -> list[T.Augmentation]:
 
 
 class SemSegMapper:
-    """Makes training samples of Detectron2's dataset dicts.
+    """The mapper from Detectron2's dataset dicts to training samples.
 
-    Detectron2's DatasetMapper reads labels as grey images, and so turns the class numbers of palette PNGs (as of
-    PASCAL VOC) into greys of the palette's colours; labels that do not fit pass it too, and fail on a GPU as an
+    Detectron2's DatasetMapper reads labels as grey images. It turns the class numbers of palette PNGs, as of PASCAL
+    VOC, into greys of the palette's colours. It also lets labels pass that do not fit; on a GPU they fail as an
     assertion of a kernel.
 
     Args:
-        augmentations: applied to image and label together.
-        image_format: of the image, e.g. "BGR".
-        num_classes: labels are 0 to below this, or ``ignored``.
-        ignored: see there.
+        augmentations: transforms of image and label together.
+        image_format: the order of the image's channels, e.g. "BGR".
+        num_classes: labels are from 0 to below this number, or ``ignored``.
+        ignored: the label of pixels that do not count.
     """
 
     def __init__(
@@ -128,37 +136,53 @@ class SemSegMapper:
         """Read one image and its label, and augment both.
 
         Args:
-            dataset_dict: with ``file_name`` and ``sem_seg_file_name``.
+            dataset_dict: an entry with ``file_name`` and ``sem_seg_file_name``.
 
         Returns:
-            The dict with ``image``, (C, H, W), and ``sem_seg``, (H, W) int64.
+            A copy of the dict with ``image``, (C, H, W), and ``sem_seg``, (H, W) int64.
 
         Raises:
-            ValueError: there is no label, it differs in size from the image, or has values that are no classes.
+            ConfigError: there is no label, it differs in size from the image, or it has values that are no classes.
         """
         sample = copy.deepcopy(dataset_dict)
         if "sem_seg_file_name" not in sample:
-            raise ValueError(f"image {sample['file_name']} has no label of semantic segmentation (key: DATASETS.TRAIN)")
+            raise ConfigError(
+                "DATASETS.TRAIN",
+                f"image {sample['file_name']} without a label",
+                allowed="labels of semantic segmentation",
+            )
         path = sample.pop("sem_seg_file_name")
         image = utils.read_image(sample["file_name"], format=self.image_format)
         utils.check_image_size(sample, image)
         label = read_label(path)
         if label.shape != image.shape[:2]:
             (height, width), (rows, columns) = label.shape, image.shape[:2]
-            raise ValueError(f"label {path} is {width} x {height}, its image {columns} x {rows}")
-        check_values(np.bincount(label.reshape(-1), minlength=256), path, self.num_classes, self.ignored)
+            raise ConfigError(
+                "DATASETS.TRAIN",
+                f"label {path} of {width} x {height}",
+                allowed=f"the size of its image, {columns} x {rows}",
+            )
+        self._check_values(label, path)
         both = T.AugInput(image, sem_seg=label)
         self.augmentations(both)
         sample["image"] = torch.from_numpy(np.ascontiguousarray(both.image.transpose(2, 0, 1)))
         sample["sem_seg"] = torch.from_numpy(both.sem_seg.astype(np.int64, order="C"))
         return sample
 
+    def _check_values(self, label: Array, path: str) -> None:
+        """Refuse a label with other values than the head's classes and the ignored one."""
+        try:
+            check_values(np.bincount(label.reshape(-1), minlength=256), path, self.num_classes, self.ignored)
+        except ConfigError as error:
+            hint = "correct the label, or set MODEL.SEM_SEG_HEAD.NUM_CLASSES and IGNORE_VALUE as the dataset has them"
+            raise ConfigError("DATASETS.TRAIN", f"{error.argument} {error.value}", error.allowed, hint) from error
+
 
 def build_sem_seg_mapper(cfg: CfgNode) -> SemSegMapper:
-    """Build what ``build_detection_train_loader(cfg, mapper=...)`` needs to train a SemanticSegmentor.
+    """Build the mapper of ``build_detection_train_loader(cfg, mapper=...)`` for training a SemanticSegmentor.
 
     Raises:
-        ValueError: see :func:`sem_seg_augmentations`.
+        ConfigError: see :func:`sem_seg_augmentations`.
     """
     augmentations = sem_seg_augmentations(cfg)
     logger.info(f"augmentations in training: {augmentations}")

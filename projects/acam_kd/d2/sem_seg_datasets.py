@@ -1,62 +1,73 @@
-"""Semantic segmentation datasets without writing Python: a folder of images, one of label PNGs, and class names."""
+"""Own datasets of semantic segmentation without writing Python: folders of images and label PNGs, and class names."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..core.errors import ConfigError
 from ..data.labels import IGNORED, check_labels, find_pairs, image_size, read_class_names
 from ..data.shapes import CLASSES, SPLITS, make_shapes
 
-__all__ = ["register_sem_seg_datasets"]
+__all__ = ["errors_of_dataset", "register_sem_seg_datasets"]
 
-KEY = "(key: DATASETS.SEM_SEG, or --sem-seg-dataset)"
+KEY = "DATASETS.SEM_SEG"
+
+
+@contextmanager
+def errors_of_dataset(name: str, key: str) -> Iterator[None]:
+    """Raise the errors of a dataset's readers anew, with the config key that names its files as the argument.
+
+    Raises:
+        ConfigError: instead of such an error.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        value = error.value if error.argument == "dataset" else f"dataset {name}: {error.argument} {error.value}"
+        raise ConfigError(key, value, error.allowed, error.hint) from error
 
 
 def register_sem_seg_datasets(datasets: Sequence[Sequence[str]], *, check: bool = True) -> None:
-    """Register datasets of images and label PNGs with Detectron2, after looking into their files.
+    """Register datasets of images and label PNGs with Detectron2, after a check of their files.
 
     Args:
-        datasets: ``[name, image folder, label folder, classes]`` each; the classes are names with commas between
-            them, or a text file with one name per line, in the order of the labels' numbers. 255 is ignored.
-        check: read every label, which takes a second for 400 small ones; one process of several is enough.
+        datasets: ``[name, image folder, label folder, classes]`` each. The classes are names with commas between them,
+            or a text file with one name per line, in the order of the labels' numbers. 255 is ignored.
+        check: read every label, which takes a second for 400 small ones. One process of several is enough.
 
     Raises:
-        FileNotFoundError: a folder or the file of classes does not exist, or an image has no label.
-        ValueError: an entry is malformed, its name is taken, or a label does not fit its image or the classes.
+        ConfigError: an entry is malformed, its name is taken, a folder or the file of classes does not exist, an image
+            has no label, or a label does not fit its image or the classes.
     """
     for entry in datasets:
         if isinstance(entry, str) or len(entry) != 4 or not all(isinstance(value, str) for value in entry):
-            raise ValueError(f"a dataset is [name, image folder, label folder, classes], found {entry!r} {KEY}")
+            allowed = "[name, image folder, label folder, classes] for each dataset, all of them texts"
+            raise ConfigError(KEY, entry, allowed=allowed)
         name = entry[0]
         images, labels = map(os.path.expanduser, entry[1:3])
         described = f"dataset {name}"
-        classes = _class_names(described, entry[3])
-        pairs = find_pairs(images, labels, name=described, hint=KEY)
-        if check:
-            check_labels(pairs, classes, name=described, hint=KEY)
+        with errors_of_dataset(name, KEY):
+            classes = read_class_names(entry[3])
+            pairs = find_pairs(images, labels, name=described)
+            if check:
+                check_labels(pairs, classes, name=described)
         if name in DatasetCatalog.list():
             known = MetadataCatalog.get(name)
             places = [known.get(key, None) for key in ("image_root", "sem_seg_root", "stuff_classes")]
             if places != [images, labels, classes]:
-                raise ValueError(f"there is a dataset called {name!r} already; choose another name {KEY}")
+                raise ConfigError(KEY, f"{described}, a name that is taken", allowed="a new name for other files")
             continue
         _register(name, images, labels, classes)
 
 
-def _class_names(described: str, classes: str) -> list[str]:
-    try:
-        return read_class_names(classes, hint=KEY)
-    except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"{described}: {error}") from error
-
-
 def _register(name: str, images: str, labels: str, classes: Sequence[str], root: Path | None = None) -> None:
-    """Register one dataset; with ``root`` it is the drawn shapes, made below there when first asked for."""
+    """Register one dataset. With ``root`` it is the drawn shapes, which are made below there at their first use."""
 
     def load() -> list[dict[str, Any]]:
         if root:
@@ -78,7 +89,7 @@ def _register(name: str, images: str, labels: str, classes: Sequence[str], root:
 
 
 def _register_shapes() -> None:
-    """Register ``acam_shapes_train_sem_seg`` and ``_val_sem_seg``: what is drawn for detection, with its labels."""
+    """Register ``acam_shapes_train_sem_seg`` and ``_val_sem_seg``: the shapes drawn for detection, with labels."""
     root = Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
     for split in SPLITS:
         images = str(root / "shapes_160_0" / split)

@@ -1,7 +1,7 @@
-"""DeepLabV3's and PSPNet's heads for ``SemanticSegmentor``, as the distillation literature builds them.
+"""The heads of DeepLabV3 and PSPNet for ``SemanticSegmentor``, as the distillation literature builds them.
 
-Detectron2 has a DeepLabV3 head of its own, but with another pooling branch, other dropout and another loss than the
-networks whose results are published for Cityscapes (CIRKD, MasKD and those they compare with).
+Detectron2 has a DeepLabV3 head of its own. Its pooling branch, dropout and loss differ from those of the networks whose
+results are published for Cityscapes (CIRKD, MasKD and the methods that they compare with).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from detectron2.utils import comm
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 
+from ..core.errors import ConfigError
+
 __all__ = ["ASPPHead", "ContextHead", "PSPHead", "segmentation_loss"]
 
 BINS = (1, 2, 3, 6)
@@ -25,15 +27,15 @@ NODE = "MODEL.SEM_SEG_HEAD"
 
 
 def segmentation_loss(logits: Tensor, targets: Tensor, ignore_value: int) -> Tensor:
-    """Mean cross-entropy over the counted pixels, in float32.
+    """Compute the mean cross-entropy over the pixels that count, in float32.
 
     Args:
-        logits: (N, K, h, w); scaled up to the labels bilinearly, corners on corners.
+        logits: (N, K, h, w); they are scaled up to the labels bilinearly, with aligned corners.
         targets: labels (N, H, W), int64.
-        ignore_value: the label that does not count.
+        ignore_value: the label of pixels that do not count.
 
     Returns:
-        0-d; 0 with a graph, not NaN, if no pixel counts.
+        0-d. If no pixel counts, it is 0 with a graph, not NaN.
     """
     logits = F.interpolate(logits.float(), size=targets.shape[-2:], mode="bilinear", align_corners=True)
     total = F.cross_entropy(logits, targets, ignore_index=ignore_value, reduction="sum")
@@ -41,25 +43,26 @@ def segmentation_loss(logits: Tensor, targets: Tensor, ignore_value: int) -> Ten
 
 
 class ContextHead(nn.Module):
-    """What the two heads share: context, one 3x3 convolution, the predictor; and an auxiliary classifier.
+    """The base of the two heads: context, one 3x3 convolution, the predictor, and an auxiliary classifier.
 
-    ``predictor`` is the 1x1 convolution whose output are the logits, before any scaling.
+    ``predictor`` is the 1x1 convolution whose outputs are the logits, before any scaling.
 
     Args:
-        input_shape: of the backbone's outputs, by name.
-        in_features: the one feature that is read.
+        input_shape: the shapes of the backbone's outputs, by name.
+        in_features: the name of the one feature that the head reads.
         context: a module of that feature; its output has ``context_channels`` channels.
+        context_channels: see ``context``.
         num_classes: K.
         conv_dims: channels of the 3x3 convolution.
         norm: a norm of Detectron2's ``get_norm``.
-        ignore_value: the label that does not count.
-        loss_weight: of the whole loss.
-        aux_in_feature: the feature of the auxiliary classifier (a 3x3 convolution to a quarter of the channels and
-            a predictor), which only training computes; empty for none.
-        aux_loss_weight: of its loss, besides ``loss_weight``.
+        ignore_value: the label of pixels that do not count.
+        loss_weight: the weight of the whole loss.
+        aux_in_feature: the feature of the auxiliary classifier; empty for none. The classifier is a 3x3 convolution to
+            a quarter of the channels and a predictor. Only training computes it.
+        aux_loss_weight: the weight of its loss, multiplied by ``loss_weight``.
 
     Raises:
-        ValueError: a feature that the backbone does not give, or not exactly one of them.
+        ConfigError: the backbone does not give a feature, or not exactly one is named.
     """
 
     def __init__(
@@ -93,7 +96,7 @@ class ContextHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
-        """The arguments that the heads share."""
+        """Return the arguments that the heads share."""
         node = cfg.MODEL.SEM_SEG_HEAD
         return {
             "input_shape": input_shape,
@@ -110,7 +113,7 @@ class ContextHead(nn.Module):
     def forward(
         self, features: Mapping[str, Tensor], targets: Tensor | None = None
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """As Detectron2 calls it.
+        """Compute the losses or the logits, with the signature of Detectron2's heads.
 
         Args:
             features: the backbone's outputs, each (N, C, H / stride, W / stride).
@@ -120,7 +123,7 @@ class ContextHead(nn.Module):
             In training None and the losses; else the logits (N, K, H, W) and an empty dict.
 
         Raises:
-            ValueError: no labels in training; or one image alone, see ``_pooled``.
+            ConfigError: training has no labels, or a single image (see ``_pooled``).
         """
         logits = self.layers(features)
         if self.training:
@@ -128,13 +131,21 @@ class ContextHead(nn.Module):
         return F.interpolate(logits, scale_factor=self.common_stride, mode="bilinear", align_corners=True), {}
 
     def layers(self, features: Mapping[str, Tensor]) -> Tensor:
-        """The logits (N, K, h, w) at the feature's own size."""
+        """Compute the logits (N, K, h, w) at the feature's own size."""
         return self.predictor(self.dropout(self.fuse(self.context(features[self.in_features[0]]))))
 
     def losses(self, logits: Tensor, features: Mapping[str, Tensor], targets: Tensor | None) -> dict[str, Tensor]:
-        """The loss of the logits and, with an auxiliary classifier, of its own."""
+        """Compute the loss of the logits, and the auxiliary classifier's own loss if there is one.
+
+        Raises:
+            ConfigError: there are no labels.
+        """
         if targets is None:
-            raise ValueError("training needs labels: no `sem_seg` in the inputs (DATASETS.TRAIN)")
+            raise ConfigError(
+                "DATASETS.TRAIN",
+                "inputs without sem_seg",
+                allowed="labels of semantic segmentation, which training needs",
+            )
         losses = {"loss_sem_seg": self.loss_weight * segmentation_loss(logits, targets, self.ignore_value)}
         if self.auxiliary is not None:
             loss = segmentation_loss(self.auxiliary(features[self.aux_in_feature]), targets, self.ignore_value)
@@ -148,8 +159,12 @@ class ASPPHead(ContextHead):
 
     Args:
         input_shape, in_features, conv_dims, norm: see ``ContextHead``; all branches have ``conv_dims`` channels.
-        dilations: of the three 3x3 branches; 12, 24, 36 for features of stride 8, 6, 12, 18 for 16.
-        common: the rest of ``ContextHead``.
+        dilations: the dilations of the three 3x3 branches: 12, 24 and 36 for features of stride 8, or 6, 12 and 18
+            for stride 16.
+        common: the other arguments of ``ContextHead``.
+
+    Raises:
+        ConfigError: there are not three dilations, or see ``ContextHead``.
     """
 
     @configurable
@@ -169,7 +184,7 @@ class ASPPHead(ContextHead):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
-        """The arguments, from MODEL.SEM_SEG_HEAD."""
+        """Return the arguments, from MODEL.SEM_SEG_HEAD."""
         return super().from_config(cfg, input_shape) | {"dilations": cfg.MODEL.SEM_SEG_HEAD.ASPP_DILATIONS}
 
 
@@ -179,7 +194,7 @@ class PSPHead(ContextHead):
 
     Args:
         input_shape, in_features, norm: see ``ContextHead``.
-        common: the rest of it.
+        common: the other arguments of ``ContextHead``.
     """
 
     @configurable
@@ -193,12 +208,12 @@ class PSPHead(ContextHead):
 
 
 class _ASPP(nn.Module):
-    """A 1x1, three dilated 3x3 and the mean of the image, concatenated and projected."""
+    """A 1x1 branch, three dilated 3x3 branches and the mean of the image, concatenated and projected."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: str, dilations: Sequence[int]) -> None:
         super().__init__()
         if len(dilations) != 3:
-            raise ValueError(f"{NODE}.ASPP_DILATIONS must be three numbers, not {list(dilations)}")
+            raise ConfigError(f"{NODE}.ASPP_DILATIONS", list(dilations), allowed="three numbers")
         branches = [_conv(in_channels, out_channels, 1, norm)]
         branches += [_conv(in_channels, out_channels, 3, norm, dilation) for dilation in dilations]
         self.branches = nn.ModuleList(branches)
@@ -213,7 +228,7 @@ class _ASPP(nn.Module):
 
 
 class _PyramidPooling(nn.Module):
-    """The feature, and its means over 1, 4, 9 and 36 parts of the image."""
+    """The feature together with its means over 1, 4, 9 and 36 parts of the image."""
 
     def __init__(self, channels: int, norm: str) -> None:
         super().__init__()
@@ -224,30 +239,37 @@ class _PyramidPooling(nn.Module):
 
 
 def _pooled(conv: nn.Module, x: Tensor, bins: int) -> Tensor:
-    """``conv`` of the means over ``bins`` x ``bins`` parts of ``x``, scaled up to its size again.
+    """Apply ``conv`` to the means over ``bins`` x ``bins`` parts of ``x``, and scale the result up to its size.
 
     Raises:
-        ValueError: batch norm in training has a single value per channel, of which there is no variance.
+        ConfigError: batch norm in training has a single value per channel, which has no variance.
     """
     norm = conv.norm
     synchronised = type(norm) is not nn.BatchNorm2d and comm.get_world_size() > 1
     single = bins == 1 and x.shape[0] == 1 and isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training
     if single and not synchronised:
-        raise ValueError(
-            f"batch norm behind global pooling needs at least 2 images per process, there is 1: raise "
-            f"SOLVER.IMS_PER_BATCH, or set {NODE}.NORM to GN or FrozenBN, or to SyncBN with several processes"
+        raise ConfigError(
+            "SOLVER.IMS_PER_BATCH",
+            "1 image per process",
+            allowed="at least 2 images per process, for batch norm behind global pooling",
+            hint=f"raise it, or set {NODE}.NORM to GN or FrozenBN, or to SyncBN with several processes",
         )
     return F.interpolate(conv(F.adaptive_avg_pool2d(x, bins)), size=x.shape[-2:], mode="bilinear", align_corners=True)
 
 
 def _channels(input_shape: Mapping[str, ShapeSpec], names: Sequence[str], key: str = "IN_FEATURES") -> int:
+    """Return the number of channels of the one named feature.
+
+    Raises:
+        ConfigError: not exactly one feature is named, or the backbone does not give it.
+    """
     if len(names) != 1 or names[0] not in input_shape:
-        raise ValueError(f"{NODE}.{key} must be one of {', '.join(input_shape)}, not {', '.join(names) or 'empty'}")
+        raise ConfigError(f"{NODE}.{key}", ", ".join(names), allowed=f"one of {', '.join(input_shape)}")
     return input_shape[names[0]].channels
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int, norm: str, dilation: int = 1) -> Conv2d:
-    """Convolution that keeps the size, norm, ReLU; weights from N(0, 2 / (kernel^2 out_channels))."""
+    """Build a size-preserving convolution, a norm and a ReLU; weights are from N(0, 2 / (kernel^2 out_channels))."""
     conv = Conv2d(
         in_channels,
         out_channels,
@@ -263,6 +285,7 @@ def _conv(in_channels: int, out_channels: int, kernel: int, norm: str, dilation:
 
 
 def _predictor(in_channels: int, num_classes: int) -> Conv2d:
+    """Build the 1x1 convolution that predicts the logits."""
     predictor = Conv2d(in_channels, num_classes, kernel_size=1)
     c2_msra_fill(predictor)
     return predictor

@@ -1,4 +1,4 @@
-"""Learning rates: Detectron2's schedules, and the polynomial decay of semantic segmentation with a floor."""
+"""Learning-rate schedules: Detectron2's, and the polynomial decay of semantic segmentation with a floor."""
 
 from __future__ import annotations
 
@@ -10,49 +10,54 @@ from detectron2.solver.lr_scheduler import WarmupParamScheduler
 from fvcore.common.param_scheduler import ParamScheduler
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..core.errors import ConfigError
+
 __all__ = ["PolynomialDecay", "build_lr_scheduler"]
 
 
 class PolynomialDecay(ParamScheduler):
-    """From 1 down to a floor, as ``floor + (1 - floor) (1 - where)^power``; fvcore's own goes down to 0 only.
+    """The decay from 1 down to a floor, ``floor + (1 - floor) (1 - where)^power``.
 
-    The schedule of DeepLab (Chen et al., "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous
-    Convolution, and Fully Connected CRFs", section 4.1), with the floor that mmsegmentation's recipes give it.
+    It is the schedule of DeepLab (Chen et al., "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets,
+    Atrous Convolution, and Fully Connected CRFs", section 4.1). The floor is from mmsegmentation's recipes; fvcore's
+    own polynomial decay ends at 0.
 
     Args:
-        power: 1 is a straight line.
-        floor: what is left at the end, as a fraction of the beginning.
+        power: the exponent; 1 gives a straight line.
+        floor: the factor at the end, as a fraction of that at the beginning.
     """
 
     def __init__(self, *, power: float, floor: float) -> None:
         self.power, self.floor = power, floor
 
     def __call__(self, where: float) -> float:
-        """The factor at ``where``, from 0 (the beginning) to 1 (the end)."""
+        """Return the factor at ``where``, which runs from 0 (the beginning) to 1 (the end)."""
         return self.floor + (1 - self.floor) * max(0.0, 1 - where) ** self.power
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
     """Build the schedule that SOLVER.LR_SCHEDULER_NAME names.
 
-    "WarmupPolyLR" is, after the warm-up of Detectron2's SOLVER.WARMUP_* keys, ``end + (base - end) (1 - it / max)^p``
-    with SOLVER.BASE_LR_END, BASE_LR, MAX_ITER and POLY_LR_POWER (0.9 where the key does not exist). Every other name
-    is Detectron2's.
+    "WarmupPolyLR" begins with the warm-up of Detectron2's SOLVER.WARMUP_* keys. After it the learning rate is
+    ``end + (base - end) (1 - it / max)^p``, with SOLVER.BASE_LR_END, BASE_LR, MAX_ITER and POLY_LR_POWER. The power
+    is 0.9 where its key does not exist. Every other name is one of Detectron2's.
 
     Raises:
-        ValueError: SOLVER.BASE_LR_END is not between 0 and SOLVER.BASE_LR, or POLY_LR_CONSTANT_ENDING is set.
+        ConfigError: SOLVER.BASE_LR_END is not between 0 and SOLVER.BASE_LR, or POLY_LR_CONSTANT_ENDING is set.
     """
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
         return build_detectron2_lr_scheduler(cfg, optimizer)
     if solver.get("POLY_LR_CONSTANT_ENDING", 0.0):
-        raise ValueError(
-            f"SOLVER.POLY_LR_CONSTANT_ENDING is {solver.POLY_LR_CONSTANT_ENDING}, but only 0 is supported; the "
-            "learning rate to end with is SOLVER.BASE_LR_END"
+        raise ConfigError(
+            "SOLVER.POLY_LR_CONSTANT_ENDING",
+            solver.POLY_LR_CONSTANT_ENDING,
+            allowed="0",
+            hint="set the learning rate at the end by SOLVER.BASE_LR_END",
         )
     if not 0 <= solver.BASE_LR_END <= solver.BASE_LR or not solver.BASE_LR:
-        raise ValueError(
-            f"SOLVER.BASE_LR_END is {solver.BASE_LR_END}; it has to be from 0 to SOLVER.BASE_LR, {solver.BASE_LR}"
+        raise ConfigError(
+            "SOLVER.BASE_LR_END", solver.BASE_LR_END, allowed=f"0 to SOLVER.BASE_LR, {solver.BASE_LR}, which is above 0"
         )
     decay = WarmupParamScheduler(
         PolynomialDecay(power=solver.get("POLY_LR_POWER", 0.9), floor=solver.BASE_LR_END / solver.BASE_LR),
