@@ -1,4 +1,4 @@
-"""The demo, whole and in a few steps: table, report, and that it goes on where it stopped."""
+"""The demo, whole and in a few steps: table, report, and resuming where it stopped."""
 
 from __future__ import annotations
 

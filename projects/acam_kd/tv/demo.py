@@ -30,7 +30,7 @@ DESCRIPTION = (
 
 
 def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watched: Sequence[str]) -> None:
-    """See ``demo.Engine``."""
+    """Train and evaluate one model; see ``demo.Engine``."""
     val = find_split(data, "val")
     is_teacher = plan.role == "teacher"
     iterations = TEACHER_ITERATIONS if is_teacher else ITERATIONS
@@ -58,7 +58,7 @@ def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watch
 
 
 def _observer(folder: Path, images: Sequence[Path]) -> Callable[[DistillationModel, int], None]:
-    """Keeps the masks for some images at every moment that it is called."""
+    """Make an observer that keeps the masks of some images each time that it is called."""
 
     def observe(model: DistillationModel, step: int) -> None:
         if model.distiller is None:
