@@ -36,7 +36,7 @@ def record(row, seed, ap, **more):
 
 
 def panel(**more):
-    """The three rows with torchvision of docs/segmentation.md."""
+    """Return the three rows with torchvision of docs/segmentation.md."""
     values = {
         "student alone": (39.50, 34.93, 38.59),
         "mimicking": (44.88, 35.67, 42.05),
@@ -226,7 +226,7 @@ def test_a_plan_that_cannot_be_read_is_one_line(tmp_path, content):
 
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
-    """Writes a plan of two rows whose runs are the stub's."""
+    """Return a function that writes a plan of two rows, whose runs are the stub's."""
     monkeypatch.setitem(compare.COMMANDS, "torchvision", STUB)
 
     def write(**change):
@@ -246,7 +246,7 @@ def plan(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(tmp_path):
-    """Runs the tool; returns its status and its records."""
+    """Return a function that runs the tool and returns its status and its records."""
 
     def call(plan, *more):
         before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]

@@ -13,7 +13,7 @@ from acam_kd.files import sha256, write_atomically
 
 @pytest.fixture
 def umask():
-    """Sets the umask; the old one comes back."""
+    """Return the function that sets the umask, and restore the old umask afterwards."""
     before = os.umask(0o022)
     yield os.umask
     os.umask(before)

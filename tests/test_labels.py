@@ -24,7 +24,7 @@ def write(path, pixels, **options):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Two good pairs, one of them a level deeper, of 4 x 6 pixels."""
+    """Make two good pairs, one of them a level deeper, of 4 x 6 pixels."""
     for number, stem in enumerate(("a", "city/b.c")):
         label = np.full((4, 6), number)
         label[0, :2] = 2, 255
@@ -42,7 +42,7 @@ def check(folders, classes=CLASSES):
 
 
 def value_of(error):
-    """The value of an error about the dataset; its message is one line."""
+    """Return the value of an error about the dataset, whose message has to be one line."""
     assert error.value.argument == "dataset" and "\n" not in str(error.value)
     name, _, value = error.value.value.partition(": ")
     assert name == "mine"

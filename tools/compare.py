@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run the rows of a comparison for several seeds; write its records, its tables and a plot.
+"""The runs of a comparison, several seeds of each row, with their records, tables and a plot.
 
     python tools/compare.py --plan configs/compare/shapes_detection.yaml --seeds 0 1 2 --output output/compare
 

@@ -24,7 +24,7 @@ CLASSES = "background,disc,barred disc,triangle,barred triangle,square,barred sq
 
 @pytest.fixture(scope="module")
 def folder(data, tmp_path_factory):
-    """The drawn shapes with the labels that were drawn."""
+    """Lay out the drawn shapes and their label images as a dataset of labels."""
     root = tmp_path_factory.mktemp("labelled")
     for split in ("train", "val"):
         shutil.copytree(data / split, root / split / "images")
@@ -34,7 +34,7 @@ def folder(data, tmp_path_factory):
 
 @pytest.fixture
 def own(folder, tmp_path):
-    """A copy to break."""
+    """Copy the dataset, so that a test can break it."""
     shutil.copytree(folder, tmp_path / "own")
     return tmp_path / "own"
 

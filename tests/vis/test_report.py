@@ -21,7 +21,7 @@ VOID = {"meta", "link", "img", "br"}
 
 
 class Page(HTMLParser):
-    """All elements and texts, and whether the tags are balanced."""
+    """The elements and texts of a page, whose tags have to be balanced."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

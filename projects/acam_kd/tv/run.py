@@ -39,7 +39,7 @@ ANYTIME = (
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides a run.
+    """The settings that decide a run.
 
     Args:
         train_split, val_split: the files to train on and to evaluate on.
