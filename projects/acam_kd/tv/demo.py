@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torchvision.io import decode_image
+from torch import Tensor
 
 from ..core import DistillationModel
 from ..data.coco import find_split
 from ..demo import Plan, keep_masks
+from .data import read_image
 from .distillation import normalized_batch
 from .run import Settings
 from .taps import pyramid, side_of
@@ -67,7 +68,7 @@ def _observer(folder: Path, images: Sequence[Path]) -> Callable[[DistillationMod
         device = next(student.parameters()).device
         levels = pyramid(student, side_of(student))
         for number, path in enumerate(images):
-            image = decode_image(str(path)).to(device, torch.float32) / 255
+            image = read_image(str(path), name="demo").as_subclass(Tensor).to(device, torch.float32) / 255
             batch, parts = normalized_batch(student, [image])
             masks = {
                 level: {kind: mask[0].float().cpu() for kind, mask in kinds.items()}

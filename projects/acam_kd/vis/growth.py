@@ -76,7 +76,8 @@ def plot(records: Sequence[Record]) -> bytes:
                 label = name if power is None else f"{name}: positions^{power:.2f}"
                 axes.plot(positions, costs, "o-", color=colour, markersize=4, label=label)
         for axes, title in zip(both, ("forward and backward, seconds", "extra memory at the peak, GiB")):
-            axes.set(xscale="log", yscale="log", xlabel="positions")
+            costs_are_positive = not axes.lines or any((np.asarray(line.get_ydata()) > 0).any() for line in axes.lines)
+            axes.set(xscale="log", yscale="log" if costs_are_positive else "linear", xlabel="positions")
             axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
             if axes.lines:
                 axes.legend(fontsize=8, frameon=False)
