@@ -54,7 +54,7 @@ def two_steps(model: torch.nn.Module, *inputs) -> dict:
     for step in range(2):
         torch.manual_seed(step)
         found = model(*inputs)
-        losses.append({name: float(value) for name, value in found.items()})
+        losses.append({name: float(value.detach()) for name, value in found.items()})
         optimizer.zero_grad()
         sum(found.values()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)

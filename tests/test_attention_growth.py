@@ -1,4 +1,4 @@
-"""tools/attention_growth.py: points that are measured once, the exponent, and processes of their own."""
+"""tools/attention_growth.py: points that are measured once, the exponent, and new processes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from acam_kd.bench.growth import Point, measured
 from acam_kd.bench.memory import OUT_OF_MEMORY, STATUS, _send, in_own_process, is_out_of_memory, peak_memory
+from acam_kd.core.errors import RunError
 from acam_kd.vis.growth import FIT_FROM, exponent, plot, series_of, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,7 +22,7 @@ spec.loader.exec_module(tool)
 
 @pytest.fixture
 def here(monkeypatch):
-    """Points are measured in this process, on few channels; counted."""
+    """Measure points in this process, on few channels, and list them."""
     seen = []
 
     def measure(function, point, repeats):
@@ -123,5 +124,6 @@ def test_a_large_parent_does_not_hide_what_its_child_needs():
 
 
 def test_a_process_that_fails():
-    with pytest.raises(RuntimeError, match="eval failed in its process, with exit code 1"):
+    with pytest.raises(RunError) as error:
         in_own_process(eval, "{}['nothing']")
+    assert error.value.what == "eval failed in its process, with exit code 1"

@@ -1,4 +1,4 @@
-"""The comparison: statistics, table, and a tool that survives being killed. The runs are a stub's, but for tv and d2."""
+"""The comparison: statistics, table, and a tool that survives being killed. The runs are made by a stub."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from acam_kd import compare
+from acam_kd.core.errors import ConfigError, RunError
 from acam_kd.vis.comparison import Panel, check_equal, differences, half_width, plot, section, t_quantile
 
 STUB = [sys.executable, str(Path(__file__).parent / "compare_stub.py")]
@@ -35,7 +36,7 @@ def record(row, seed, ap, **more):
 
 
 def panel(**more):
-    """The three rows with torchvision of docs/segmentation.md."""
+    """Return the three rows with torchvision of docs/segmentation.md."""
     values = {
         "student alone": (39.50, 34.93, 38.59),
         "mimicking": (44.88, 35.67, 42.05),
@@ -48,7 +49,7 @@ def panel(**more):
 
 
 def test_a_run_without_a_value_stays_in_the_table():
-    """COCO's AP is none where nothing was detected."""
+    """COCO has no AP where nothing was detected."""
     records = [record(row, seed, 10.0 + seed) for row in ("student alone", "mimicking", "ACAM-KD") for seed in (0, 1)]
     records[-1] = record("ACAM-KD", 1, math.nan)
     text = section(panel(records=records))
@@ -59,8 +60,11 @@ def test_a_run_without_a_value_stays_in_the_table():
 
 def test_runs_on_other_devices_are_no_comparison():
     records = [record("student alone", 0, 1.0), {**record("mimicking", 0, 2.0), "device": "H200"}]
-    with pytest.raises(ValueError, match="different devices: .*H200 .mimicking, seed 0"):
+    with pytest.raises(ConfigError) as error:
         section(panel(records=records))
+    assert error.value.argument == "records"
+    assert error.value.value.startswith("different devices in shapes: ")
+    assert error.value.value.endswith("H200 (mimicking, seed 0)")
 
 
 # Statistics.
@@ -68,7 +72,7 @@ def test_runs_on_other_devices_are_no_comparison():
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 7, 15, 30])
 def test_quantiles_by_integrating_the_density(degrees):
-    """Half of 95% lies between 0 and the quantile; with t = sqrt(n) tan(a), where the density is cos^(n-1)."""
+    """Half of 95% lies between 0 and the quantile. For t = sqrt(n) tan(a) the density is cos^(n-1)."""
     angle = np.arctan(t_quantile(degrees) / np.sqrt(degrees))
 
     def integral(end):
@@ -86,7 +90,7 @@ def test_quantiles_fall_to_the_normal_ones():
 
 
 def test_interval_by_hand():
-    """Deviation of 1, 2, 3 is 1; 4.3027 / sqrt(3)."""
+    """The deviation of 1, 2, 3 is 1, so the result is 4.3027 / sqrt(3)."""
     assert half_width([1.0, 2.0, 3.0]) == pytest.approx(2.48416, abs=1e-4)
     assert half_width([5.0]) is None and half_width([]) is None
 
@@ -142,13 +146,14 @@ def test_ratio_teacher_and_failures_are_shown():
 
 def test_unequal_runs_get_no_table():
     records = [*panel().records, record("mimicking", 3, 1.0, iterations=200)]
-    message = (
-        r"shapes cannot be compared: different iterations: 100 \(student alone, seed 0\), 200 \(mimicking, seed 3\)"
-    )
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError) as error:
         section(panel(records=records))
-    with pytest.raises(ValueError, match="different versions of torch: 2 .*, 3 "):
+    assert error.value.argument == "records"
+    different = "different iterations in shapes: 100 (student alone, seed 0), 200 (mimicking, seed 3)"
+    assert error.value.value == different and error.value.allowed == "the same for all runs that are compared"
+    with pytest.raises(ConfigError) as error:
         check_equal(panel(records=[*panel().records, record("mimicking", 3, 1.0, versions={"torch": "3"})]))
+    assert error.value.value.startswith("different versions of torch in shapes: 2 ") and ", 3 " in error.value.value
 
 
 def test_plot_is_a_picture_also_of_nothing():
@@ -179,24 +184,41 @@ def test_the_plans_of_this_repository(path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"engine": "keras"}, "engine must be one of torchvision, detectron2, not 'keras'"),
-        ({"row": {}}, "'row' is unknown, missing or empty; known: engine, run, metrics"),
-        ({"rows": {}}, "'rows' is unknown, missing or empty"),
-        ({"rows": {"a b": [], "A-b": []}}, "two rows would share a folder: teacher, a b, A-b"),
-        ({"rows": {"Teacher": []}}, "two rows would share a folder"),
-        ({"mimicking": "m"}, "mimicking is 'm', which is no row: student alone"),
+        ({"engine": "keras"}, "engine: found keras in toy, expected one of torchvision, detectron2"),
+        ({"row": {}}, "settings: found row in toy, expected one of the keys engine, run, metrics"),
+        ({"rows": {}}, "rows: found nothing in toy, expected a value for each of engine, run, metrics, rows"),
+        ({"rows": {"a b": [], "A-b": []}}, "rows: found teacher, a b, A-b in toy, expected names that give each row"),
+        ({"rows": {"Teacher": []}}, "rows: found teacher, Teacher in toy, expected names that give each row its own"),
+        ({"mimicking": "m"}, "mimicking: found m in toy, expected one of the rows student alone, better"),
     ],
 )
 def test_bad_plans_are_one_line(plan, tmp_path, change, message):
     with pytest.raises(SystemExit) as error:
         tool.main(["--plan", str(plan(**change)), "--output", str(tmp_path / "out")])
-    assert str(error.value.code).startswith("compare.py: ") and message in str(error.value.code)
+    assert str(error.value.code).startswith(f"compare.py: {message}") and "\n" not in str(error.value.code)
 
 
 def test_a_file_that_is_no_plan(tmp_path):
-    (tmp_path / "plan.yaml").write_text("student alone: []")
-    with pytest.raises(ValueError, match="plan.yaml is no plan"):
-        compare.read_plan(tmp_path / "plan.yaml")
+    path = tmp_path / "plan.yaml"
+    path.write_text("student alone: []")
+    with pytest.raises(ConfigError) as error:
+        compare.read_plan(path)
+    assert (error.value.argument, error.value.value) == ("plan", f"{path} without settings")
+    path.write_text("settings: {a b: {}, a-b: {}}")
+    with pytest.raises(ConfigError) as error:
+        compare.read_plan(path)
+    assert (error.value.argument, error.value.value) == ("settings", f"a b, a-b in {path}")
+
+
+@pytest.mark.parametrize("content", [None, "settings: [", b"\xff"])
+def test_a_plan_that_cannot_be_read_is_one_line(tmp_path, content):
+    path = tmp_path / "plan.yaml"
+    if content:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SystemExit) as error:
+        tool.main(["--plan", str(path), "--output", str(tmp_path / "out")])
+    message = str(error.value.code)
+    assert message.startswith(f"compare.py: --plan: found {path}, which cannot be read (") and "\n" not in message
 
 
 # The tool.
@@ -204,7 +226,7 @@ def test_a_file_that_is_no_plan(tmp_path):
 
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
-    """Writes a plan of two rows whose runs are the stub's."""
+    """Return a function that writes a plan of two rows, whose runs are the stub's."""
     monkeypatch.setitem(compare.COMMANDS, "torchvision", STUB)
 
     def write(**change):
@@ -224,7 +246,7 @@ def plan(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(tmp_path):
-    """Run the tool; returns its status and its records."""
+    """Return a function that runs the tool and returns its status and its records."""
 
     def call(plan, *more):
         before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
@@ -279,8 +301,8 @@ def test_other_arguments_are_refused(plan, run):
     run(plan(), "--seeds", 0)
     status, _ = run(plan(rows={"student alone": ["--ap", 12]}), "--seeds", 0)
     assert status == (
-        "compare.py: toy: student alone, seed 0 was run with --iterations 100, and the plan has --iterations 100 "
-        "--ap 12: give another --output"
+        "compare.py: --output: found a run of toy: student alone, seed 0 with --iterations 100, expected "
+        "--iterations 100 --ap 12, as in the plan; choose another --output"
     )
 
 
@@ -292,15 +314,17 @@ def test_half_a_line_is_made_again_out_of_the_folder(plan, run, tmp_path):
     assert status == 0 and records == before
     assert starts(tmp_path / "out/toy/better_seed0") == ["True"]
     path.write_text("{\n" + path.read_text())
-    with pytest.raises(ValueError, match="results.jsonl, line 1, is no record"):
+    with pytest.raises(RunError) as error:
         compare.read_records(path)
+    assert (error.value.what, error.value.where) == ("this line is no record", f"{path}, line 1")
 
 
 def test_unequal_iterations_are_refused(plan, run, tmp_path, capsys):
     rows = {"student alone": [], "longer": ["--iterations", 200]}
     status, records = run(plan(rows=rows), "--seeds", 0)
     assert status == 1 and len(records) == 2
-    line = "the runs of toy cannot be compared: different iterations: 100 (student alone, seed 0), 200 (longer, seed 0)"
+    different = "different iterations in toy: 100 (student alone, seed 0), 200 (longer, seed 0)"
+    line = f"records: found {different}, expected the same for all runs that are compared"
     assert capsys.readouterr().err.strip() == f"compare.py: {line}"
     assert "|" not in (tmp_path / "out/table.md").read_text()
     assert run(plan(rows=rows), "--seeds", 0, 1)[0] == f"compare.py: {line}"  # at once
@@ -321,7 +345,7 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(plan, run, tmp_path, cap
 
 def test_a_metric_that_is_not_there(plan, run, capsys):
     status, _ = run(plan(metrics=["mIoU"]), "--seeds", 0)
-    assert status == 1 and "it has no metric 'mIoU' (key: metrics); it has AP, AP50" in capsys.readouterr().err
+    assert status == 1 and "metrics: found mIoU, expected metrics of the run: AP, AP50" in capsys.readouterr().err
 
 
 def test_the_teacher_comes_first_and_without_it_nothing(plan, run, tmp_path, capsys):
@@ -351,11 +375,12 @@ def test_two_at_once_are_refused(plan, run, tmp_path):
     with open(tmp_path / "out/lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         status, _ = run(plan())
-    assert status == f"compare.py: another compare.py works in {tmp_path / 'out'}"
+    place = tmp_path / "out"
+    assert status == f"compare.py: {place}: another compare.py works here; wait for it, or choose another --output"
 
 
 def started(plan, tmp_path, *more):
-    """The tool as a process of its own, as soon as the run that waits is there."""
+    """Start the tool as a process of its own, and wait until its slow run has started."""
     driver = tmp_path / "driver.py"
     driver.write_text(
         f"import runpy\nfrom acam_kd import compare\ncompare.COMMANDS['torchvision'] = {STUB!r}\n"
@@ -382,7 +407,7 @@ def started(plan, tmp_path, *more):
 
 
 def alive(pattern):
-    """Whether a process has this in its command line."""
+    """Return whether a process has this pattern in its command line."""
     commands = (path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
     return any(pattern.encode() in command for command in commands)
 
@@ -393,7 +418,7 @@ def test_asked_to_end_it_ends_its_runs_and_goes_on_later(plan, run, tmp_path, nu
     process = started(path, tmp_path)
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 1 and err.strip() == "compare.py: interrupted; the same command goes on"
+    assert process.returncode == 1 and err.strip() == "compare.py: interrupted; the same command resumes it"
     assert not alive(str(tmp_path / "go"))
     (tmp_path / "go").touch()
     status, records = run(path, "--seeds", 0)

@@ -1,4 +1,4 @@
-"""Pairs of images and labels: every way to get them wrong, in one line with the file."""
+"""Pairs of images and labels: every way to get them wrong is one line with the file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from acam_kd.core.errors import ConfigError
 from acam_kd.data.labels import check_labels, find_pairs, image_size, read_class_names, read_label
 
 CLASSES = ["sky", "road", "car"]
@@ -23,7 +24,7 @@ def write(path, pixels, **options):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Two good pairs, one of them a level deeper, of 4 x 6 pixels."""
+    """Make two good pairs, one of them a level deeper, of 4 x 6 pixels."""
     for number, stem in enumerate(("a", "city/b.c")):
         label = np.full((4, 6), number)
         label[0, :2] = 2, 255
@@ -33,15 +34,19 @@ def folders(tmp_path):
 
 
 def pairs_of(folders):
-    return find_pairs(*folders, name="dataset mine", hint="(key: K)")
+    return find_pairs(*folders, name="mine")
 
 
 def check(folders, classes=CLASSES):
-    return check_labels(pairs_of(folders), classes, name="dataset mine", hint="(key: K)")
+    return check_labels(pairs_of(folders), classes, name="mine")
 
 
-def one_line(error):
-    return str(error.value).startswith("dataset mine: ") and "\n" not in str(error.value)
+def value_of(error):
+    """Return the value of an error about the dataset, whose message has to be one line."""
+    assert error.value.argument == "dataset" and "\n" not in str(error.value)
+    name, _, value = error.value.value.partition(": ")
+    assert name == "mine"
+    return value
 
 
 def test_images_find_their_labels_by_path_and_stem(folders, tmp_path):
@@ -66,20 +71,22 @@ def test_folders_behind_links_are_looked_into(folders, tmp_path):
 
 
 def test_what_is_not_there(folders, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no folder .*/gone \(key: K\)") as error:
-        pairs_of((folders[0], str(tmp_path / "gone")))
-    assert one_line(error)
-    with pytest.raises(FileNotFoundError, match=r"no folder .*/gone \(key: K\)"):
-        pairs_of((str(tmp_path / "gone"), folders[1]))
+    for pair in ((folders[0], str(tmp_path / "gone")), (str(tmp_path / "gone"), folders[1])):
+        with pytest.raises(ConfigError) as error:
+            pairs_of(pair)
+        assert value_of(error) == f"no folder {tmp_path}/gone"
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no images in .*/empty \(looked for .jpg .* \(key: K\)"):
+    with pytest.raises(ConfigError) as error:
         pairs_of((str(tmp_path / "empty"), folders[1]))
-    with pytest.raises(ValueError, match="images and labels are in one folder"):
+    assert value_of(error) == f"no images in {tmp_path}/empty" and ".jpg" in error.value.allowed
+    with pytest.raises(ConfigError) as error:
         pairs_of((folders[0], folders[0]))
+    assert value_of(error) == f"images and labels in one folder, {folders[0]}"
     os.remove(tmp_path / "labels/city/b.c.png")
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 images have no label: city/b.c.jpg .*b.c.png \(key") as error:
+    with pytest.raises(ConfigError) as error:
         pairs_of(folders)
-    assert one_line(error)
+    assert value_of(error) == "1 of 2 images without a label, the first is city/b.c.jpg"
+    assert error.value.allowed == f"its label at {tmp_path}/labels/city/b.c.png"
 
 
 def test_pixels_are_counted(folders, caplog):
@@ -87,42 +94,58 @@ def test_pixels_are_counted(folders, caplog):
 
 
 def test_palette_labels_are_their_indices(folders, tmp_path):
-    """PASCAL VOC's are such; their colours are for people."""
+    """PASCAL VOC has such labels; their colours are for people."""
     label = Image.fromarray(np.array([[0, 1, 2], [255, 2, 2]], np.uint8))
     label.putpalette([value * step % 256 for value in range(256) for step in (5, 7, 11)])
     write(tmp_path / "labels/a.png", label)
     write(tmp_path / "images/a.jpg", np.zeros((2, 3, 3)))
-    assert Image.open(tmp_path / "labels/a.png").mode == "P"
+    with Image.open(tmp_path / "labels/a.png") as written:
+        assert written.mode == "P"
     assert read_label(str(tmp_path / "labels/a.png")).tolist() == [[0, 1, 2], [255, 2, 2]]
     assert check(folders) == [1, 23, 4]
 
 
 @pytest.mark.parametrize(
-    ("label", "message"),
+    ("label", "value", "allowed"),
     [
-        (np.zeros((6, 4)), r"label .*/a.png is 4 x 6, its image 6 x 4"),
-        (np.zeros((4, 6, 3)), r"label .*/a.png has mode RGB; labels have to be class numbers in one channel of 8 bits"),
-        (Image.fromarray(np.zeros((4, 6), np.uint16)), "has mode I;16; labels have to be class numbers"),
-        (np.arange(24).reshape(4, 6), "/a.png has the values 3, 4, 5, 6, 7, ...; allowed are 0 to 2 for the 3 classes, and 255"),
+        (np.zeros((6, 4)), "with 4 x 6 pixels", "6 x 4, as its image"),
+        (np.zeros((4, 6, 3)), "with mode RGB", "class numbers in one channel of 8 bits"),
+        (Image.fromarray(np.zeros((4, 6), np.uint16)), "with mode I;16", "class numbers in one channel of 8 bits"),
+        (
+            np.arange(24).reshape(4, 6),
+            "with the values 3, 4, 5, 6, 7, ...",
+            "0 to 2 for the 3 classes, and 255 for ignored pixels",
+        ),
     ],
-)  # fmt: skip
-def test_labels_that_are_none(folders, tmp_path, label, message):
+)
+def test_labels_that_are_none(folders, tmp_path, label, value, allowed):
     write(tmp_path / "labels/a.png", label)
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ConfigError) as error:
         check(folders)
-    assert one_line(error) and str(error.value).endswith("(key: K)")
+    assert value_of(error) == f"label {tmp_path}/labels/a.png {value}"
+    assert error.value.allowed.startswith(allowed)
+
+
+def test_values_that_are_no_classes_may_be_named(folders, tmp_path):
+    write(tmp_path / "labels/a.png", np.arange(24).reshape(4, 6))
+    with pytest.raises(ConfigError) as error:
+        check(folders)
+    assert error.value.render(lambda name: f"--{name}").endswith(
+        "; correct the label, or name its classes in --classes"
+    )
 
 
 def test_files_that_cannot_be_read(folders, tmp_path):
     whole = (tmp_path / "labels/a.png").read_bytes()
     for content in (b"", b"text", whole[: len(whole) // 2]):
         (tmp_path / "labels/a.png").write_bytes(content)
-        with pytest.raises(ValueError, match="label .*/a.png cannot be read: ") as error:
+        with pytest.raises(ConfigError) as error:
             check(folders)
-        assert one_line(error)
+        assert value_of(error).startswith(f"label {tmp_path}/labels/a.png, which cannot be read (")
     (tmp_path / "images/a.jpg").write_text("text")
-    with pytest.raises(ValueError, match="image .*/a.jpg cannot be read: "):
+    with pytest.raises(ConfigError) as error:
         check(folders)
+    assert value_of(error).startswith(f"image {tmp_path}/images/a.jpg, which cannot be read (")
 
 
 def test_what_teaches_nothing_is_a_warning_and_nothing_but_that_an_error(folders, tmp_path, caplog):
@@ -130,16 +153,17 @@ def test_what_teaches_nothing_is_a_warning_and_nothing_but_that_an_error(folders
     assert check(folders, [*CLASSES, "tram"]) == [0, 22, 1, 0]
     texts = [record.getMessage() for record in caplog.records]
     assert texts == [
-        f"dataset mine: 1 of 2 labels are ignored as a whole, the first is {tmp_path}/labels/a.png",
-        "dataset mine: no pixel of sky (0), tram (3) in 2 labels",
+        f"mine: 1 of 2 labels are ignored as a whole, the first is {tmp_path}/labels/a.png",
+        "mine: no pixel of sky (0), tram (3) in 2 labels",
     ]
     write(tmp_path / "labels/city/b.c.png", np.full((4, 6), 255))
-    with pytest.raises(ValueError, match=r"all pixels of all 2 labels are 255, which is ignored \(key: K\)"):
+    with pytest.raises(ConfigError) as error:
         check(folders)
+    assert value_of(error) == "2 labels whose pixels are all 255, which is ignored"
 
 
 def test_the_size_is_that_of_the_turned_image(tmp_path):
-    """Loaders turn photographs; a label is as its photograph is shown."""
+    """Loaders turn photographs; a label fits the photograph as it is shown."""
     exif = Image.Exif()
     exif[0x0112] = 6
     for suffix in ("jpg", "png"):
@@ -150,7 +174,24 @@ def test_the_size_is_that_of_the_turned_image(tmp_path):
 def test_class_names_of_a_file_with_a_byte_order_mark(tmp_path):
     file = tmp_path / "classes.txt"
     file.write_bytes(b"\xef\xbb\xbfroad\r\ncar\r\n")
-    assert read_class_names(str(file), hint="") == ["road", "car"]
+    assert read_class_names(str(file)) == ["road", "car"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "value"),
+    [("a,a", "2 ('a', 'a')"), ("a,,b", "3 ('a', '', 'b')"), (",".join(map(str, range(256))), "256 ('0', ")],
+)
+def test_names_that_cannot_be_used(classes, value):
+    with pytest.raises(ConfigError) as error:
+        read_class_names(classes)
+    assert error.value.argument == "classes" and error.value.value.startswith(value)
+    assert error.value.allowed.startswith("1 to 255 different names")
+
+
+def test_a_file_of_names_that_does_not_exist(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        read_class_names(str(tmp_path / "gone.txt"))
+    assert (error.value.argument, error.value.value) == ("classes", f"no file {tmp_path}/gone.txt")
 
 
 def test_greys_of_four_bits_are_refused(tmp_path):
@@ -161,5 +202,6 @@ def test_greys_of_four_bits_are_refused(tmp_path):
     for kind, body in chunks:
         data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
     (tmp_path / "label.png").write_bytes(data)
-    with pytest.raises(ValueError, match="grey values of 2 or 4 bits"):
+    with pytest.raises(ConfigError) as error:
         read_label(str(tmp_path / "label.png"))
+    assert error.value.argument == "label" and error.value.value.endswith("label.png with grey values of 2 or 4 bits")

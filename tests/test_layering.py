@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "projects" / "acam_kd"
 
 
 def imported(path: Path) -> set[str]:
-    """Top-level names of all absolute imports anywhere in a file."""
+    """List the top-level names of all absolute imports anywhere in a file."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -63,7 +63,7 @@ def test_no_config_runs_code(root):
 
 
 def test_no_path_of_one_machine_is_in_the_tree(root):
-    """Spelled in pieces, so that this file passes."""
+    """The names are spelled in pieces, so that this file passes."""
     homes = ["/" + "root/", "/" + "home/", "/" + "work/"]
     listed = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True)
     if listed.returncode or not listed.stdout:

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""How time and memory of ACAM-KD's distiller grow with the positions of a level: 1k to 67k, as P2 of 800x1344 has.
+"""The growth of time and memory of ACAM-KD's distiller with a level's positions: 1k to 67k, as P2 of 800x1344 has.
 
     python tools/attention_growth.py --output output/growth.jsonl --plot output/growth.png --threads 2
     python tools/attention_growth.py --output output/growth.jsonl --plot output/growth.png --plot-only
 
-Forward and backward of one level of 256 channels and 6 masks, one image, random features; every point in a process
-of its own. What is in --output is not measured again, so a run that was killed goes on when the same command is
-given again.
+A point is forward and backward of one level of 256 channels and 6 masks, for one image with random features. Every
+point has a process of its own. Points in --output are not measured again, so the same command resumes a run that was
+killed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from acam_kd.bench.growth import GRIDS, Point, measured
 from acam_kd.bench.memory import in_own_process, naive_gib
 from acam_kd.compare.records import read_records
 from acam_kd.core.distillers.acam import POOLING
-from acam_kd.core.fusion import PATHS
 from acam_kd.core.errors import one_line_errors
+from acam_kd.core.fusion import PATHS
 from acam_kd.files import write_atomically
 from acam_kd.vis.growth import plot, table
 
@@ -31,27 +31,29 @@ from acam_kd.vis.growth import plot, table
 def _grid(text: str) -> tuple[int, int]:
     height, _, width = text.partition("x")
     if not (height.isdecimal() and width.isdecimal() and int(height) * int(width)):
-        raise argparse.ArgumentTypeError(f"must be as 100x168, found {text!r}")
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected height and width as 100x168")
     return int(height), int(width)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON lines, a point each")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG")
-    parser.add_argument("--plot-only", action="store_true", help="of what is in --output; nothing is measured")
-    parser.add_argument("--grids", type=_grid, nargs="+", default=list(GRIDS), metavar="HxW", help="positions")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON lines, one per point")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG file to draw")
+    parser.add_argument("--plot-only", action="store_true", help="draw the points in --output; measure nothing")
+    parser.add_argument("--grids", type=_grid, nargs="+", default=list(GRIDS), metavar="HxW", help="sizes of the level")
     chosen = ["auto", "map", "materialized"]
-    parser.add_argument("--paths", choices=PATHS, nargs="+", default=chosen, help="of the cross-attention")
+    parser.add_argument("--paths", choices=PATHS, nargs="+", default=chosen, help="paths of the cross-attention")
     parser.add_argument(
         "--max-positions",
         type=int,
         nargs="+",
         default=[],
         metavar="N",
-        help="the option, with both kinds of POOLING",
+        help="values of max_positions, each with both kinds of pooling",
     )
-    parser.add_argument("--naive-limit-gib", type=float, default=8.0, metavar="GIB", help="for materialized")
+    parser.add_argument(
+        "--naive-limit-gib", type=float, default=8.0, metavar="GIB", help="limit for the path materialized"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
@@ -60,10 +62,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def points(args: argparse.Namespace) -> list[Point]:
-    """Those asked for, the small ones first; what is too large for a naive attention is printed and left out."""
+    """List the points asked for, small ones first.
+
+    Points too large for the materialized attention are printed and left out.
+    """
     series: list[tuple[str, int, str]] = [(path, 0, "keys") for path in args.paths]
     series += [("auto", limit, pooling) for limit in args.max_positions for pooling in POOLING]
-    found = []
+    chosen = []
     for height, width in sorted(args.grids, key=lambda grid: grid[0] * grid[1]):
         for path, limit, pooling in series:
             needed = naive_gib(1, height * width)
@@ -71,12 +76,12 @@ def points(args: argparse.Namespace) -> list[Point]:
                 allowed = f"--naive-limit-gib {args.naive_limit_gib:g}"
                 print(f"{path} at {height}x{width} is left out: it needs {needed:.1f} GiB ({allowed})", file=sys.stderr)
                 continue
-            found.append(Point(path, height, width, limit, pooling, args.device, args.dtype, args.threads))
-    return found
+            chosen.append(Point(path, height, width, limit, pooling, args.device, args.dtype, args.threads))
+    return chosen
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The records of the file, with those that it lacked."""
+    """Return the records of the file, after measuring those that it lacks."""
     records = read_records(args.output)
     if args.plot_only:
         return records
@@ -94,11 +99,11 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure what is missing; print the table and draw the plot."""
+    """Measure the missing points, print the table and draw the plot."""
     parser = _parser()
     args = parser.parse_args(arguments)
     if min(args.threads, args.repeats) < 1:
-        parser.error("--threads and --repeats must be at least 1")
+        parser.error(f"--threads and --repeats: found {args.threads} and {args.repeats}, expected at least 1")
     with one_line_errors("attention_growth.py"):
         records = measure(args)
     print(table(records), end="")

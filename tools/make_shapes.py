@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the shapes dataset: COCO-format detection and segmentation, for trying things out with any COCO tool.
+"""The shapes dataset, drawn: COCO-format detection and segmentation, for trials with any COCO tool.
 
 python tools/make_shapes.py --output datasets
 acam-kd train --data datasets/shapes_160_0 --student fcos_resnet18_fpn64 --size 160 --output output/run
@@ -14,14 +14,14 @@ from acam_kd.data.shapes import make_shapes
 
 
 def main() -> None:
-    """Draw it, unless it is there, and print its folder."""
+    """Draw the dataset, unless it is there, and print its folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("datasets"), help="gets a folder shapes_SIZE_SEED")
     parser.add_argument("--size", type=int, default=160, help="height and width of the images, in pixels")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.size < 64:
-        parser.error(f"argument --size: at least 64 is needed, found {args.size}")
+        parser.error(f"argument --size: found {args.size}, expected at least 64")
     print(make_shapes(args.output, size=args.size, seed=args.seed))
 
 

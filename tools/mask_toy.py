@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Do the masks collapse? A toy that shows it in seconds: the table of docs/masks.md.
+"""A toy that shows in seconds whether the masks collapse: the table of docs/masks.md.
 
     python tools/mask_toy.py --seeds 3
 
-Images are noise with a bright square. Teacher and student are three convolutions each, the teacher's frozen; the
-student, the alignment, the fusion and the units are trained by one SGD on the distillation losses alone.
+Images are noise with a bright square. Teacher and student are three convolutions each, and the teacher is frozen. One
+SGD trains student, alignment, fusion and units, on the distillation losses alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROWS: dict[str, dict[str, object]] = {
 
 
 def net(channels: int, width: int) -> nn.Module:
-    """Three convolutions, strides 2, 2, 1."""
+    """Build three convolutions with strides 2, 2, 1."""
     return nn.Sequential(
         nn.Conv2d(3, width, 3, 2, 1), nn.ReLU(), nn.Conv2d(width, width, 3, 2, 1), nn.ReLU(),
         nn.Conv2d(width, channels, 3, 1, 1),
@@ -38,7 +38,7 @@ def net(channels: int, width: int) -> nn.Module:
 
 
 def images(n: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(N, 3, 64, 64) and the square's place at stride 4, (N, 16, 16)."""
+    """Draw images, (N, 3, 64, 64), and the place of the square at stride 4, (N, 16, 16)."""
     batch, inside = torch.randn(n, 3, 64, 64, generator=draw) * 0.3, torch.zeros(n, 16, 16)
     for i in range(n):
         x, y, size = torch.randint(1, 9, (3,), generator=draw).tolist()
@@ -48,7 +48,7 @@ def images(n: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def run(arguments: dict[str, object], *, seed: int, scale: float, steps: int) -> dict[str, float]:
-    """Train one row; returns the error before and after, and what its spatial masks look like at the end."""
+    """Train one row; return the ratio of the errors after and before, and figures of its spatial masks at the end."""
     torch.manual_seed(seed)
     teacher, student = net(32, 32).requires_grad_(False), net(32, 8)
     draw = torch.Generator().manual_seed(seed)

@@ -1,7 +1,7 @@
-"""The demo: a teacher, and one student trained in four ways, on shapes that are drawn on the spot.
+"""The demo: a teacher, and one student trained in four ways, on shapes that are drawn on demand.
 
-Both engines fill the same folder, table and report. What is complete is not run again, so a demo that was
-interrupted goes on when it is started again.
+Both engines fill the same folder, table and report. Complete runs are not repeated, so a demo that was interrupted
+resumes when it is started again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
+from .core.errors import ConfigError
 from .data.coco import find_split
 from .data.shapes import make_shapes
 from .files import write_atomically
@@ -39,14 +40,14 @@ SCORE = 0.3
 
 @dataclass(frozen=True)
 class Plan:
-    """One row of the table: how a model is trained.
+    """One row of the table: the training of one model.
 
     Args:
-        key: its folder.
+        key: the name of its folder.
         name, note, role: see ``vis.results.Row``.
         method: the distiller; empty for none.
-        weight: its alpha, in multiples of the engine's.
-        inherit: whether the student's neck and head start from the teacher's.
+        weight: the distiller's alpha, in multiples of the engine's alpha.
+        inherit: the student's neck and head start from the teacher's.
     """
 
     key: str
@@ -69,30 +70,33 @@ PLANS = (
 
 
 class Engine(Protocol):
-    """What ``tv.demo`` and ``d2.demo`` have, as modules."""
+    """The interface of the modules ``tv.demo`` and ``d2.demo``."""
 
     DESCRIPTION: str
 
     def run(self, plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watched: Sequence[str]) -> None:
-        """Train and evaluate, or go on with it; what is complete is left alone.
+        """Train and evaluate, or resume; a complete run is left alone.
 
-        In ``folder`` it leaves, besides what the engine needs itself: ``result.json`` (``metrics``, ``seconds``,
-        ``parameters``, ``versions``, ``device``, ``date``; the mark of a complete run), ``metrics.jsonl`` (lines with
-        ``step`` and losses or metrics), ``predictions.json`` (COCO's results format), and what ``keep_masks`` writes,
-        for the watched images at several moments.
+        ``folder`` gets these files, besides those that the engine itself needs:
+
+        - ``result.json``: ``metrics``, ``seconds``, ``parameters``, ``versions``, ``device``, ``date``. It marks a
+          complete run.
+        - ``metrics.jsonl``: lines with ``step`` and losses or metrics.
+        - ``predictions.json``: COCO's results format.
+        - the files of ``keep_masks``, for the watched images at several moments.
         """
 
 
 def demo(output: Path, *, engine: str = "torchvision", seeds: Sequence[int] = (0,)) -> None:
-    """Run what is missing, print the table, write ``table.md`` and ``report.html``.
+    """Make the missing runs, print the table, write ``table.md`` and ``report.html``.
 
     Args:
-        output: folder; gets the data, the teacher, and a folder per seed.
+        output: a folder, which gets the data, the teacher, and a folder per seed.
         engine: a key of ``ENGINES``.
-        seeds: of the students; the data and the teacher have 0.
+        seeds: the seeds of the students; data and teacher have seed 0.
 
     Raises:
-        ValueError: the engine is not installed.
+        ConfigError: the engine is not installed.
     """
     started = time.perf_counter()
     runner = _engine(engine)
@@ -116,7 +120,12 @@ def _engine(name: str) -> Engine:
     try:
         return importlib.import_module(ENGINES[name], __package__)  # type: ignore[return-value]
     except ImportError as error:
-        raise ValueError(f"{name} cannot be used: {error} (option: --engine; README.md, Set-up)") from error
+        raise ConfigError(
+            "engine",
+            f"{name}, which cannot be imported ({error})",
+            allowed="an engine that is installed",
+            hint="see Set-up in README.md, or choose another {engine}",
+        ) from error
 
 
 def keep_masks(
@@ -125,9 +134,9 @@ def keep_masks(
     """Write one image's masks at one moment, for the report.
 
     Args:
-        folder: of the run.
+        folder: the folder of the run.
         step: the moment.
-        number: the watched image's place.
+        number: the place of the image among those watched.
         masks: level -> kind -> array.
         strides: level -> pixels of the image per position.
     """
@@ -149,7 +158,7 @@ def _content(data: Path) -> dict[str, Any]:
 
 
 def _watched(data: Path) -> list[str]:
-    """The file names of the examples: the first of the images with objects of the most sizes, of three."""
+    """Choose the file names of the examples: the first images whose objects have the most of three sizes."""
     content = _content(data)
     sizes: dict[int, set[int]] = {}
     for a in content["annotations"]:
@@ -159,19 +168,19 @@ def _watched(data: Path) -> list[str]:
 
 
 def _table(results: dict[str, list[dict[str, Any]]], seeds: Sequence[int]) -> str:
-    """Markdown; of several seeds the mean, and the standard deviation of AP."""
+    """Write the Markdown table. Several seeds give the mean, and the standard deviation of AP."""
     several = len(seeds) > 1
     heads = [*METRICS, *(["AP per seed"] if several else []), "parameters", "time"]
     lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for plan in (TEACHER, *PLANS):
-        own = results[plan.key]
-        cells = [f"{statistics.mean(r['metrics'][m] for r in own):.2f}" for m in METRICS]
+        runs = results[plan.key]
+        cells = [f"{statistics.mean(r['metrics'][m] for r in runs):.2f}" for m in METRICS]
         if several:
-            values = [r["metrics"]["AP"] for r in own]
-            if len(own) > 1:
+            values = [r["metrics"]["AP"] for r in runs]
+            if len(runs) > 1:
                 cells[0] += f" ({statistics.stdev(values):.2f})"
             cells.append(", ".join(f"{value:.2f}" for value in values))
-        cells += [f"{own[0]['parameters'] / 1e6:.2f} M", f"{statistics.mean(r['seconds'] for r in own):.0f} s"]
+        cells += [f"{runs[0]['parameters'] / 1e6:.2f} M", f"{statistics.mean(r['seconds'] for r in runs):.0f} s"]
         lines.append(f"| {plan.name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -189,15 +198,15 @@ def _report(
     shown = {"teacher": output / "teacher", **{plan.key: output / f"seed{seeds[0]}" / plan.key for plan in PLANS}}
     rows = []
     for plan in (TEACHER, *PLANS):
-        own = results[plan.key]
-        per_seed = ", ".join(f"{r['metrics']['AP']:.2f}" for r in own)
+        runs = results[plan.key]
+        per_seed = ", ".join(f"{r['metrics']['AP']:.2f}" for r in runs)
         rows.append(
             Row(
                 name=plan.name,
-                note=plan.note + (f"; AP per seed: {per_seed}" if len(own) > 1 else ""),
-                metrics={m: statistics.mean(r["metrics"][m] for r in own) for m in METRICS},
-                seconds=statistics.mean(r["seconds"] for r in own),
-                parameters=own[0]["parameters"],
+                note=plan.note + (f"; AP per seed: {per_seed}" if len(runs) > 1 else ""),
+                metrics={m: statistics.mean(r["metrics"][m] for r in runs) for m in METRICS},
+                seconds=statistics.mean(r["seconds"] for r in runs),
+                parameters=runs[0]["parameters"],
                 history=_history(shown[plan.key]),
                 role=plan.role,
             )
@@ -227,7 +236,7 @@ def _report(
 
 
 def _history(folder: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl; where a resumed run repeated a step, both, the later last."""
+    """Read the lines of metrics.jsonl. A step that a resumed run repeated has two, the later one last."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -240,11 +249,11 @@ def _examples(data: Path, watched: Sequence[str], folders: dict[str, Path]) -> l
     for image in (images[name] for name in watched):
 
         def of(annotations: list[dict[str, Any]], image: dict[str, Any] = image) -> Detections:
-            own = [a for a in annotations if a["image_id"] == image["id"] and a.get("score", 1) >= SCORE]
-            boxes = np.array([a["bbox"] for a in own], float).reshape(-1, 4)
+            kept = [a for a in annotations if a["image_id"] == image["id"] and a.get("score", 1) >= SCORE]
+            boxes = np.array([a["bbox"] for a in kept], float).reshape(-1, 4)
             boxes[:, 2:] += boxes[:, :2]
-            scores = np.array([a["score"] for a in own]) if "score" in (annotations or [{}])[0] else None
-            return Detections(boxes, [names[a["category_id"]] for a in own], scores)
+            scores = np.array([a["score"] for a in kept]) if "score" in (annotations or [{}])[0] else None
+            return Detections(boxes, [names[a["category_id"]] for a in kept], scores)
 
         pixels = cv2.imread(str(Path(find_split(data, "val").image_root) / image["file_name"]))
         found = {name: of(results) for name, results in predictions.items()}

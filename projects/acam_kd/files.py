@@ -1,17 +1,20 @@
-"""Files that are whole or not there, and how one tells which file it was."""
+"""Files that are written completely or not at all, and the hash of a file."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
-import tempfile
+import secrets
+import stat
 from pathlib import Path
 
 __all__ = ["sha256", "write_atomically"]
 
 
 def sha256(path: str | Path) -> str:
-    """The hash of a file's content, as the command ``sha256sum`` prints it."""
+    """Return the hash of a file's content, as the command ``sha256sum`` prints it."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
@@ -20,15 +23,40 @@ def sha256(path: str | Path) -> str:
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Write a file so that nobody, also after a crash, finds half of it under its name."""
+    """Write a file so that nobody ever finds half of it under its name, even after a crash.
+
+    When the function returns, content and name are on the disk. A new file gets the mode that the user's umask asks
+    for. An existing file keeps its own.
+
+    Args:
+        path: the file, in a folder that exists.
+        content: a text is written as UTF-8.
+    """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # the system takes the umask off
     try:
         with os.fdopen(handle, "wb") as file:
+            with contextlib.suppress(FileNotFoundError):
+                os.fchmod(handle, stat.S_IMODE(path.stat().st_mode))
             file.write(data)
-        os.chmod(temporary, 0o644)
+            file.flush()
+            os.fsync(handle)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk, where the file system can do that."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # as some network shares answer
+            raise
+    finally:
+        os.close(handle)

@@ -1,4 +1,4 @@
-"""What comes out of a COCO json, and in which order."""
+"""The images and targets of a COCO json, and their order."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from acam_kd.core.errors import ConfigError
 from acam_kd.data.coco import CocoSplit, find_split
 from acam_kd.tv.data import CocoImages, Stream, evaluation_loader, label_of, training_loader
 
@@ -24,7 +25,7 @@ def test_coco_ids_keep_their_numbers_and_others_are_counted():
 
 @pytest.fixture
 def one(tmp_path):
-    """One image, 8 x 6, with a box, one that sticks out, an empty one and a crowd."""
+    """Return a function that writes one image, 8 x 6, with a box inside, a box that reaches beyond it, an empty box and a crowd."""
 
     def make(**changes):
         (tmp_path / "images").mkdir(exist_ok=True)
@@ -117,8 +118,10 @@ def test_two_processes_share_each_batch():
     shares = [list(Stream(7, batch_size=4, batches=5, seed=3, rank=rank, world=2)) for rank in (0, 1)]
     for batch, a, b in zip(whole, *shares):
         assert sorted(batch) == sorted(a + b) and len(a) == len(b) == 2
-    with pytest.raises(ValueError, match="the batch size, 5, must be a multiple of the 2 processes"):
+    with pytest.raises(ConfigError) as error:
         Stream(7, batch_size=5, batches=1, seed=0, world=2)
+    assert (error.value.argument, error.value.value) == ("batch_size", 5)
+    assert error.value.allowed == "a multiple of the 2 processes" and "{devices}" in error.value.hint
 
 
 def test_loaders_draw_nothing_from_the_global_generator(data):
@@ -141,31 +144,63 @@ def test_known_layouts_are_found(tmp_path, data):
     (tmp_path / "val2017").mkdir()
     (tmp_path / "annotations/instances_val2017.json").write_text("{}")
     assert find_split(tmp_path, "val").image_root == str(tmp_path / "val2017")
-    with pytest.raises(FileNotFoundError, match=r"no train split in .*: tried train.json \+ train/, "):
+    with pytest.raises(ConfigError) as error:
         find_split(tmp_path, "train")
-    with pytest.raises(FileNotFoundError, match="no dataset folder"):
+    assert (error.value.argument, error.value.value) == ("data", f"no train split in {tmp_path}")
+    assert error.value.allowed.startswith("one of train.json + train/, ")
+    with pytest.raises(ConfigError) as error:
         find_split(tmp_path / "gone", "train")
+    assert (error.value.argument, error.value.value) == ("data", f"no dataset folder {tmp_path}/gone")
 
 
 BOX = {"id": 1, "image_id": 5, "category_id": 4, "area": 1, "iscrowd": 0, "bbox": [1, 1, 2, 2]}
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "value", "allowed"),
     [
-        ({"categories": []}, "has no categories"),
-        ({"images": "many"}, "not in COCO format: it has no list 'images'"),
-        ({"annotations": [{**BOX, "bbox": [9, 1, 2, 2]}]}, r"\[9, 1, 2, 2\] lies outside its image, which is 8 x 6"),
-        ({"annotations": [{**BOX, "bbox": [1, 1, -2, 2]}]}, "has a negative size"),
-        ({"annotations": [{**BOX, "bbox": [1, None, 2, 2]}]}, "is not made of finite numbers"),
-        ({"annotations": [BOX, BOX]}, "two annotations have the same id"),
-        ({"annotations": [{**BOX, "image_id": 6}]}, "image_id 6 is no image"),
+        ({"categories": []}, " with no categories", "at least one"),
+        ({"images": "many"}, " without a list 'images'", "as in COCO format"),
+        (
+            {"annotations": [{**BOX, "bbox": [9, 1, 2, 2]}]},
+            ": annotations[0] with bbox [9, 1, 2, 2], which lies outside its image",
+            "a box in 8 x 6 pixels",
+        ),
+        (
+            {"annotations": [{**BOX, "bbox": [1, 1, -2, 2]}]},
+            ": annotations[0] with bbox [1, 1, -2, 2], which has a negative size",
+            "[x, y, width, height]",
+        ),
+        ({"annotations": [{**BOX, "bbox": [1, None, 2, 2]}]}, " with bbox [1, None, 2, 2]", "four finite numbers"),
+        ({"annotations": [{**BOX, "bbox": [1, 2, 2]}]}, " with a bbox of 3 numbers", "[x, y, width, height]"),
+        ({"annotations": [BOX, BOX]}, ": two annotations with the same id", "an id for each"),
+        ({"annotations": [{**BOX, "image_id": 6}]}, ": annotations[0] with image_id 6", "the id of an image"),
+        ({"annotations": [{**BOX, "category_id": 5}]}, ": annotations[0] with category_id 5", "the id of a category"),
+        ({"annotations": [{**BOX, "iscrowd": 1}]}, " with crowds only", "at least one box that is not a crowd"),
     ],
 )
-def test_what_is_not_coco_is_said_in_one_line(one, changes, message):
-    with pytest.raises(ValueError, match=message) as error:
+def test_what_is_not_coco_is_said_in_one_line(one, changes, value, allowed):
+    with pytest.raises(ConfigError) as error:
         CocoImages(one(**changes), name="my data")
-    assert "my data" in str(error.value) and "\n" not in str(error.value)
+    assert error.value.argument == "dataset" and error.value.value.startswith("my data: ")
+    assert error.value.value.endswith(value) and allowed in error.value.allowed
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_do_not_exist_are_named(one, tmp_path):
+    split = one(images=[{"id": 5, "file_name": "gone.png", "width": 8, "height": 6}])
+    with pytest.raises(ConfigError) as error:
+        CocoImages(split, name="my data")
+    assert error.value.value == f"my data: no image {tmp_path}/images/gone.png"
+    assert error.value.allowed == f"every image of {split.json_file}"
+    for place, what in ((CocoSplit("gone", split.image_root), "file"), (CocoSplit(split.json_file, "gone"), "folder")):
+        with pytest.raises(ConfigError) as error:
+            CocoImages(place, name="my data")
+        assert error.value.value == f"my data: no {what} {Path('gone').absolute()}"
+    Path(split.json_file).write_text("{")
+    with pytest.raises(ConfigError) as error:
+        CocoImages(split, name="my data")
+    assert error.value.value.startswith(f"my data: {split.json_file}, which is not json (")
 
 
 def test_ids_that_start_from_0_are_counted_anew(one):
@@ -173,30 +208,44 @@ def test_ids_that_start_from_0_are_counted_anew(one):
     assert [a["id"] for a in dataset.coco.dataset["annotations"]] == [1]
 
 
-@pytest.mark.parametrize("wrong", [7, {**BOX, "bbox": None}, {**BOX, "area": "1"}, {**BOX, "id": [1]}])
-def test_entries_of_a_wrong_type_are_said(one, wrong):
-    with pytest.raises(ValueError, match=r"annotations\[0\](: | has no )"):
+@pytest.mark.parametrize(
+    ("wrong", "value", "allowed"),
+    [
+        (7, "without 'id'", "id, image_id, category_id, bbox, area, iscrowd"),
+        ({**BOX, "bbox": None}, "with bbox None", "a list"),
+        ({**BOX, "area": "1"}, "with area '1'", "a number"),
+        ({**BOX, "id": [1]}, "with id [1]", "a number or a text"),
+    ],
+)
+def test_entries_of_a_wrong_type_are_said(one, wrong, value, allowed):
+    with pytest.raises(ConfigError) as error:
         CocoImages(one(annotations=[wrong]))
-    with pytest.raises(ValueError, match="width is '8'"):
+    assert error.value.value.endswith(f": annotations[0] {value}") and error.value.allowed == allowed
+    with pytest.raises(ConfigError) as error:
         CocoImages(one(images=[{"id": 5, "file_name": "a.png", "width": "8", "height": 6}]))
+    assert error.value.value.endswith(": images[0] with width '8'") and error.value.allowed == "a whole number"
 
 
 def test_an_image_is_turned_as_it_says_and_has_the_size_of_the_json(one):
     split = one()
     path = Path(split.image_root) / "a.png"
-    turned = Image.new("RGB", (6, 8), (255, 0, 0))  # as the sensor has it; entry 6 turns it
+    turned = Image.new("RGB", (6, 8), (255, 0, 0))  # as the sensor saw it; entry 6 turns it
     exif = Image.Exif()
     exif[0x0112] = 6
     turned.save(path, exif=exif)
     assert CocoImages(split)[0][0].shape == (3, 6, 8)
     turned.save(path)
-    with pytest.raises(ValueError, match=r"a.png is 6 x 8, not 8 x 6 as .*a.json says"):
+    with pytest.raises(ConfigError) as error:
         CocoImages(split)[0]
+    assert (error.value.argument, error.value.value) == ("dataset", f"dataset: {path} with 6 x 8 pixels")
+    assert error.value.allowed == f"8 x 6, as {split.json_file} says"
     path.write_text("no image")
-    with pytest.raises(ValueError, match="a.png cannot be read as an image"):
+    with pytest.raises(ConfigError) as error:
         CocoImages(split)[0]
+    assert error.value.value.startswith(f"dataset: {path}, which cannot be read as an image (")
 
 
 def test_masks_are_asked_for_where_they_are_needed(one):
-    with pytest.raises(ValueError, match="it has no 'segmentation'"):
+    with pytest.raises(ConfigError) as error:
         CocoImages(one(annotations=[BOX]), masks=True)
+    assert error.value.value.endswith(": annotations[0] without 'segmentation'")

@@ -1,4 +1,4 @@
-"""The demo, whole and in a few steps: table, report, and that it goes on where it stopped."""
+"""The demo, whole and in a few steps: table, report, and resuming where it stopped."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import pytest
 
 from acam_kd import demo as module
+from acam_kd.core.errors import ConfigError
 from acam_kd.data import shapes
 from acam_kd.demo import PLANS, demo
 from acam_kd.tv import demo as engine
@@ -81,3 +82,12 @@ def test_watched_images_have_objects_of_many_sizes(small, tmp_path):
         sizes[f"{a['image_id'] - 1:05d}.png"].add((a["area"] > 32**2) + (a["area"] > 64**2))
     assert len(names) == module.EXAMPLES
     assert min(len(sizes[name]) for name in names) >= max(len(s) for n, s in sizes.items() if n not in names)
+
+
+def test_an_engine_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(module.ENGINES, "detectron2", ".gone.demo")
+    with pytest.raises(ConfigError) as error:
+        demo(tmp_path, engine="detectron2")
+    assert error.value.argument == "engine"
+    assert error.value.value.startswith("detectron2, which cannot be imported (No module named ")
+    assert list(tmp_path.iterdir()) == []

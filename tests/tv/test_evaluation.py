@@ -20,7 +20,7 @@ def dataset(request, data):
 
 
 def outputs(dataset, shift=0.0):
-    """The ground truth as detections, moved by some pixels, with scores that fall."""
+    """Yield the ground truth as detections, moved by some pixels, with scores that fall."""
     for index in range(len(dataset)):
         _, target = dataset[index]
         count = len(target["labels"])

@@ -1,4 +1,4 @@
-"""Images and label PNGs: what comes out of them, crops, the same through the command, and what is refused."""
+"""Images and label PNGs: their targets, crops, runs of the command, and errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLASSES = "background,disc,barred disc,triangle,barred triangle,square,barred sq
 
 @pytest.fixture(scope="module")
 def folder(data, tmp_path_factory):
-    """The drawn shapes with the labels that were drawn."""
+    """Lay out the drawn shapes and their label images as a dataset of labels."""
     root = tmp_path_factory.mktemp("labelled")
     for split in ("train", "val"):
         shutil.copytree(data / split, root / split / "images")
@@ -34,7 +34,7 @@ def folder(data, tmp_path_factory):
 
 @pytest.fixture
 def own(folder, tmp_path):
-    """A copy to break."""
+    """Copy the dataset, so that a test can break it."""
     shutil.copytree(folder, tmp_path / "own")
     return tmp_path / "own"
 
@@ -125,21 +125,31 @@ def test_bad_input_is_one_line(own, data, tmp_path):
     def check(*more):
         return refused(*train_arguments(out, *more))
 
-    assert "have no names: give them with commas" in check("--data", own)
+    message = check("--data", own)
+    assert message.startswith("acam-kd: --classes: found no names for the numbers in the labels, expected names with ")
+    assert message.endswith("; give --classes, or put classes.txt into the folder --data")
     assert "0 to 2 for the 3 classes" in (message := check("--data", own, "--classes", "a,b,c"))
-    assert "training data: label " in message and "--classes" in message
-    assert "different names" in check("--data", own, "--classes", "a,a")
-    assert "no file of class names" in check("--data", own, "--classes", "gone.txt")
-    assert "names its categories itself" in check("--data", data, "--classes", "a,b")
-    assert f"and {STUDENT} is none; detectors need COCO format (option: --student)" in check(
-        "--data", own, "--classes", CLASSES, "--student", STUDENT
-    )
-    assert f"and {STUDENT} is none (--crop)" in check("--data", data, "--crop", 32, 32, "--student", STUDENT)
-    assert "(--crop, --size)" in check("--data", data, "--crop", 32, 32, "--size", 64)
-    assert "and train/images + train/labels with label PNGs" in check("--data", tmp_path)
-    assert "no folder" in check("--data", own, "--classes", CLASSES, "--train", own / "train/images", own / "gone")
+    assert "found training data: label " in message and message.endswith("or name its classes in --classes")
+    message = check("--data", own, "--classes", "a,a")
+    assert message.startswith("acam-kd: --classes: found 2 ('a', 'a'), expected 1 to 255 different names")
+    assert "acam-kd: --classes: found no file " in check("--data", own, "--classes", "gone.txt")
+    message = check("--data", data, "--classes", "a,b")
+    assert message.startswith("acam-kd: --classes: found a,b beside ") and "names its categories itself" in message
+    message = check("--data", own, "--classes", CLASSES, "--student", STUDENT)
+    assert message.startswith(f"acam-kd: --student: found {STUDENT} for training data with label PNGs in {own}/train")
+    assert message.endswith("; detectors need data in COCO format")
+    message = check("--data", data, "--crop", 32, 32, "--student", STUDENT)
+    assert message.startswith(f"acam-kd: --crop: found 32 x 32 for {STUDENT}, expected whole images")
+    message = check("--data", data, "--crop", 32, 32, "--size", 64)
+    assert "--crop" in message and "--size" in message
+    message = check("--data", tmp_path)
+    assert message.startswith(f"acam-kd: --data: found no train split in {tmp_path}, expected one of train.json + ")
+    assert message.endswith(", or train/images + train/labels with label PNGs")
+    message = check("--data", own, "--classes", CLASSES, "--train", own / "train/images", own / "gone")
+    assert f"found training data: no folder {own}/gone" in message
     next((own / "val/labels").iterdir()).unlink()
-    assert "validation data: 1 of 3 images have no label" in check("--data", own, "--classes", CLASSES)
+    message = check("--data", own, "--classes", CLASSES)
+    assert "found validation data: 1 of 3 images without a label" in message
     assert not out.exists()
 
 

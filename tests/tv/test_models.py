@@ -7,6 +7,7 @@ import torch
 import torchvision
 from torch.nn import functional as F  # noqa: N812
 
+from acam_kd.core.errors import ConfigError, RunError
 from acam_kd.tv.distillation import normalized_batch
 from acam_kd.tv.models import build_model, plain
 from acam_kd.tv.segmentation import Segmentor
@@ -61,7 +62,7 @@ def test_a_segmentation_model_has_its_criterion_here(name, strides):
 
 
 class Fixed(torch.nn.Module):
-    """Returns logits that are its parameter."""
+    """A network whose logits are its parameter."""
 
     def __init__(self, logits):
         super().__init__()
@@ -88,7 +89,7 @@ def test_an_image_without_labels_that_count_gives_zero_and_not_nan():
 
 
 def test_padding_is_ignored_in_the_loss():
-    """Labels of the padded part are IGNORED: predictions there change nothing."""
+    """Labels of the padded part are IGNORED, so predictions there change nothing."""
     images, labels = [torch.rand(3, 4, 4), torch.rand(3, 8, 8)], [torch.zeros(4, 4).long(), torch.zeros(8, 8).long()]
     logits = torch.randn(2, 3, 8, 8)
     first = Segmentor(Fixed(logits.clone()))(images, [{"semantic": x} for x in labels])
@@ -100,7 +101,7 @@ def test_padding_is_ignored_in_the_loss():
 
 @pytest.mark.parametrize("name", ["fcos_resnet50_fpn", "fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn"])
 def test_a_composed_model_is_torchvisions_own(name, monkeypatch):
-    """Built by our way, it has the very tensors of torchvision's model of that name."""
+    """Built by this project, it has exactly the tensors of torchvision's model of that name."""
     monkeypatch.setattr("acam_kd.tv.models.DETECTION", set())
     ours = build_model(name, num_classes=5)
     theirs = torchvision.models.get_model(name, num_classes=5, weights_backbone=None)
@@ -144,26 +145,58 @@ def test_images_are_resized_inside_to_the_size_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "argument", "value", "allowed"),
     [
-        ({"name": "fcos_resnet19_fpn"}, "no model is called 'fcos_resnet19_fpn'; known: deeplabv3_.*TRUNK"),
-        ({"name": "resnet18"}, "no model is called"),
-        ({"name": "fcos_resnet50_fpn", "weights": "COCO_V9"}, "known: DEFAULT, COCO_V1, or a file"),
-        ({"name": "fcos_resnet18_fpn", "weights": "DEFAULT"}, "torchvision has no weights for fcos_resnet18_fpn"),
-        ({"name": "fcos_resnet18_fpn48"}, "a pyramid cannot be 48 wide"),
-        ({"name": "retinanet_resnet18_fpn0"}, "a pyramid cannot be 0 wide"),
-        ({"name": "ssdlite320_mobilenet_v3_large", "backbone_weights": "DEFAULT"}, "another shape then"),
-        ({"name": "fcos_resnet18_fpn", "backbone_weights": "X"}, "no weights of resnet18 are called 'X'"),
-        ({"name": "fcos_resnet50_fpn", "backbone_weights": "X"}, "no weights of resnet50 are called 'X'"),
+        ({"name": "fcos_resnet19_fpn"}, "name", "fcos_resnet19_fpn", "one of deeplabv3_"),
+        ({"name": "resnet18"}, "name", "resnet18", "maskrcnn)_TRUNK_fpn[CHANNELS][_bn] with TRUNK one of mobilenet"),
+        (
+            {"name": "fcos_resnet50_fpn", "weights": "COCO_V9"},
+            "weights",
+            "COCO_V9 for fcos_resnet50_fpn",
+            "one of DEFAULT, COCO_V1, or a file",
+        ),
+        (
+            {"name": "fcos_resnet18_fpn", "weights": "DEFAULT"},
+            "weights",
+            "DEFAULT for fcos_resnet18_fpn",
+            "a file, because torchvision has no weights of this model",
+        ),
+        ({"name": "fcos_resnet18_fpn48"}, "name", "fcos_resnet18_fpn48, whose pyramid is 48 wide", "a multiple of 32"),
+        ({"name": "retinanet_resnet18_fpn0"}, "name", "retinanet_resnet18_fpn0, whose pyramid is 0 wide", "above 0"),
+        (
+            {"name": "ssdlite320_mobilenet_v3_large", "backbone_weights": "DEFAULT"},
+            "backbone_weights",
+            "DEFAULT for ssdlite320_mobilenet_v3_large",
+            "none, because torchvision gives the backbone another shape then",
+        ),
+        (
+            {"name": "fcos_resnet18_fpn", "backbone_weights": "X"},
+            "backbone_weights",
+            "X for resnet18",
+            "one of DEFAULT, IMAGENET1K_V1",
+        ),
+        ({"name": "fcos_resnet50_fpn", "backbone_weights": "X"}, "backbone_weights", "X for resnet50", "IMAGENET1K_V2"),
     ],
 )
-def test_a_wrong_name_lists_the_right_ones(arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_wrong_name_lists_the_right_ones(arguments, argument, value, allowed):
+    with pytest.raises(ConfigError) as error:
         build_model(num_classes=3, **arguments)
+    assert (error.value.argument, error.value.value) == (argument, value) and allowed in error.value.allowed
+
+
+def test_a_download_that_fails_is_one_line(monkeypatch):
+    def fails(*_, **__):
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr("acam_kd.tv.models.get_model", fails)
+    with pytest.raises(RunError) as error:
+        build_model("fcos_resnet50_fpn", num_classes=3, backbone_weights="DEFAULT")
+    assert error.value.where == "fcos_resnet50_fpn"
+    assert error.value.what == "the weights cannot be downloaded (no route to host)"
 
 
 def test_statistics_follow_a_random_start_and_pretrained_ones_are_left_alone(monkeypatch):
-    """MobileNetV3's momentum is 0.01, which a run of some hundred steps would be evaluated wrongly with."""
+    """MobileNetV3's own momentum, 0.01, would spoil the evaluation of a run of some hundred steps."""
 
     def momenta(model):
         return {module.momentum for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)}

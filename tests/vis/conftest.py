@@ -76,7 +76,7 @@ def rows() -> list[Row]:
 
 @pytest.fixture
 def content(rows) -> dict:
-    """The keyword arguments of ``write_report``."""
+    """Return the keyword arguments of ``write_report``."""
     return {
         "title": "ACAM-KD on synthetic shapes",
         "intro": "Four detectors were trained on 600 images of shapes and evaluated on 200 others.",

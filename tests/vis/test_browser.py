@@ -41,7 +41,7 @@ frame.onload = () => {{  // all its images are loaded by then
 
 
 def opened(path, width, folder) -> dict:
-    """What the page measures in a frame of that width."""
+    """Open the page in a frame of that width and return its measurements."""
     wrapper = folder / f"wrapper{width}.html"
     wrapper.write_text(WRAPPER.format(width=width, page=html.escape(path.read_text())))
     command = [CHROMIUM, *OPTIONS, f"--user-data-dir={folder / 'profile'}", "--dump-dom", wrapper.as_uri()]

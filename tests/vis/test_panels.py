@@ -22,7 +22,7 @@ BLACK = np.zeros((50, 100, 3), np.uint8)
 ZERO, ONE = (68, 1, 84), (253, 231, 37)  # the ends of viridis
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 TOP = MARGIN + LINE + GAP + LINE + GAP
-"""Of the first row's pictures."""
+"""The upper edge of the first row's pictures."""
 
 
 def over_black(colour):
@@ -56,7 +56,7 @@ def test_the_image_shines_through_in_grey():
 
 
 def test_padding_is_neither_shown_nor_counted():
-    """The batch is 64 x 128 at stride 8, the image 50 x 100 of it: 7 x 13 positions, the last of each in part."""
+    """The batch is 64 x 128 at stride 8 and the image 50 x 100: 7 x 13 positions, the last ones in part."""
     mask = np.ones((1, 8, 16))
     mask[0, :7, :13] = 0
     padded = mask_panel(BLACK, {"p3": mask}, {"p3": 8})

@@ -1,1 +1,1 @@
-"""What distillation costs: time, memory and FLOPs, measured, and written down with what they were measured on."""
+"""Measurements of the cost of distillation: time, memory and FLOPs, recorded together with the machine."""

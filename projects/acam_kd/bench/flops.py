@@ -1,8 +1,8 @@
 """The floating-point operations of a distiller, counted in two ways.
 
-fvcore's counter reads a trace of the forward: it counts one multiply-add as one, and sees neither the backward nor what
-a custom autograd function does. torch's sees every operator that runs, forward and backward, and counts two.
-Both count products and convolutions only; fvcore some normalisations too.
+fvcore's counter reads a trace of the forward and counts one multiply-add as one. It sees neither the backward nor the
+inside of a custom autograd function. torch's counter sees every operator that runs, forward and backward, and counts a
+multiply-add as two. Both count products and convolutions only; fvcore's counts some normalisations too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _product_added(total: Any, left: Any, right: Any, *args: Any, **kwargs: Any)
     return int(2 * n * rows * inner * right[2])
 
 
-# torch's counter knows the attention of GPUs only, and no product that adds in place.
+# torch's counter knows neither the attention of CPUs nor products that add in place.
 UNKNOWN_TO_TORCH = {
     torch.ops.aten.baddbmm_: _product_added,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_on_cpu,
@@ -45,47 +45,50 @@ UNKNOWN_TO_TORCH = {
 
 
 def count(function: Callable[[], Any]) -> tuple[int, Any]:
-    """The FLOPs of all operators that a function runs, a multiply-add being two, and what it returns."""
+    """Count the FLOPs of all operators that a function runs; return them and the function's result.
+
+    A multiply-add counts as two.
+    """
     with FlopCounterMode(display=False, custom_mapping=UNKNOWN_TO_TORCH) as counter:
         result = function()
     return counter.get_total_flops(), result
 
 
 def distiller_flops(distiller: Distiller, student: Features, teacher: Features, targets: Targets) -> dict[str, Any]:
-    """The FLOPs of one call, by torch forward and backward, by fvcore forward.
+    """Count the FLOPs of one call: by torch forward and backward, by fvcore forward only.
 
     Args:
         distiller: the method.
         student, teacher: (N, C, H, W) per level.
-        targets: what the method needs to know.
+        targets: the targets that the method needs.
 
     Returns:
-        ``forward`` and ``backward``, FLOPs; ``fvcore_forward``, multiply-adds, None where it cannot be traced;
-        ``fvcore_uncounted``, operator -> how often it was called and not counted.
+        ``forward`` and ``backward``: FLOPs. ``fvcore_forward``: multiply-adds, or None if it cannot be traced.
+        ``fvcore_uncounted``: operator -> number of calls that were not counted.
     """
     student = {level: x.detach().requires_grad_() for level, x in student.items()}
     forward, losses = count(lambda: sum(distiller(student, teacher, targets).values()))
     backward, _ = count(losses.backward)
-    found, uncounted = fvcore_flops(distiller, student, teacher, targets)
-    return {"forward": forward, "backward": backward, "fvcore_forward": found, "fvcore_uncounted": uncounted}
+    traced, uncounted = fvcore_flops(distiller, student, teacher, targets)
+    return {"forward": forward, "backward": backward, "fvcore_forward": traced, "fvcore_uncounted": uncounted}
 
 
 def fvcore_flops(
     distiller: Distiller, student: Features, teacher: Features, targets: Targets
 ) -> tuple[float | None, dict[str, int]]:
-    """The multiply-adds of the forward by fvcore, and the operators that it does not count, with how often."""
+    """Count the multiply-adds of the forward by fvcore, and the calls of each operator that it does not count."""
     traced = _Traced(distiller, list(student), targets)
     analysis = FlopCountAnalysis(traced, (*student.values(), *(teacher[level] for level in student)))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     analysis.set_op_handle(ATTENTION, _attention)
     try:
         return float(analysis.total()), dict(analysis.unsupported_ops())
-    except RuntimeError as error:  # the tracer's
+    except RuntimeError as error:  # from the tracer
         return None, {str(error).strip().splitlines()[0]: 1}
 
 
 class _Traced(nn.Module):
-    """A distiller whose inputs are tensors alone, as a trace needs them."""
+    """A distiller whose inputs are tensors only, as a trace needs them."""
 
     def __init__(self, distiller: Distiller, levels: list[str], targets: Targets) -> None:
         super().__init__()
@@ -99,7 +102,7 @@ class _Traced(nn.Module):
 
 
 def _attention(inputs: list[Any], outputs: list[Any]) -> int:
-    """Multiply-adds of q k^T and of its product with v, for fvcore."""
+    """Count the multiply-adds of q k^T and of its product with v, for fvcore."""
     query, key, value = (x.type().sizes() for x in inputs[:3])
     batch = 1
     for size in query[:-2]:

@@ -1,4 +1,4 @@
-"""How the cost of ACAM-KD's distiller grows with the positions of a level: one point after the other."""
+"""The growth of the cost of ACAM-KD's distiller with the positions of a level, measured point by point."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .timing import Clock
 __all__ = ["GRIDS", "Point", "measured"]
 
 GRIDS = ((24, 42), (34, 58), (48, 84), (68, 118), (100, 168), (142, 236), (200, 336))
-"""Height and width; P3 and P2 of an image of 800x1344 are 100x168 and 200x336."""
+"""Height and width of levels. P3 and P2 of an image of 800x1344 pixels are 100x168 and 200x336."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """What is measured: forward and backward of one level, with one image.
+    """One measurement: forward and backward of one level, with one image.
 
     Args:
-        path: of the cross-attention.
-        height, width: of the level.
-        max_positions, pooling: the options; 0 for none.
-        device, dtype: torch's names; other dtypes than float32 and float64 run under autocast.
-        threads: of a CPU.
+        path: the path of the cross-attention.
+        height, width: the size of the level.
+        max_positions, pooling: the method's arguments; 0 for no pooling.
+        device, dtype: torch's names. All dtypes but float32 and float64 run under autocast.
+        threads: the number of a CPU's threads.
         channels: C.
         masks: M.
     """
@@ -46,18 +46,18 @@ class Point:
 
     @property
     def series(self) -> str:
-        """The line of the plot that it is on."""
+        """The line of the plot that the point lies on."""
         if not self.max_positions:
             return self.path
         return f"{self.pooling} pooled to {self.max_positions}"
 
 
 def measured(point: Point, repeats: int) -> dict[str, Any]:
-    """The record of a point; for a process of its own.
+    """Measure a point and return its record; meant for a process of its own.
 
     Returns:
-        The point's fields; ``positions``; ``seconds`` of each repeat, after one that warms up; ``extra_memory``, the
-        bytes by which the peak rose above features and weights; and the machine.
+        The point's fields, ``positions``, and the machine as ``on``. ``seconds`` has the time of each repeat, after one
+        that warms up. ``extra_memory`` is the number of bytes by which the peak rose above features and weights.
     """
     torch.set_num_threads(point.threads)
     on_gpu = point.device.startswith("cuda")
@@ -73,12 +73,12 @@ def measured(point: Point, repeats: int) -> dict[str, Any]:
         if repeat:
             seconds.append(clock.seconds(start, end))
     extra = peak_memory(on_gpu) - before
-    found = {"positions": point.height * point.width, "seconds": seconds, "extra_memory": extra}
-    return {"series": point.series, **asdict(point), **found, "on": machine(point.device)}
+    costs = {"positions": point.height * point.width, "seconds": seconds, "extra_memory": extra}
+    return {"series": point.series, **asdict(point), **costs, "on": machine(point.device)}
 
 
 def _step(point: Point) -> Any:
-    """Forward and backward on random features."""
+    """Build the step to measure: forward and backward on random features."""
     torch.manual_seed(0)
     level = {"p": FeatureSpec(channels=point.channels, stride=8)}
     exact = point.dtype in ("float32", "float64")

@@ -1,4 +1,4 @@
-"""Peak memory, and processes of their own to measure it in."""
+"""Peak memory, and new processes to measure it in."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ from typing import Any
 
 import torch
 
+from ..core.errors import RunError
+
 __all__ = ["OUT_OF_MEMORY", "in_own_process", "is_out_of_memory", "naive_gib", "peak_memory", "start_peak_memory"]
 
 OUT_OF_MEMORY = "out of memory"
 KILLED = -9
 STATUS = Path("/proc/self/status")
 NAIVE_COPIES = 4
-"""Matrices of all pairs of positions that exist at once, in the backward; so it was measured on a CPU."""
+"""The number of matrices of all pairs of positions that exist at once in the backward, as measured on a CPU."""
 
 
 def naive_gib(batch: int, positions: int) -> float:
-    """What the materialised attention of a level needs, with its backward, in float32."""
+    """Estimate the memory of the materialised attention of a level, with its backward, in float32."""
     return batch * positions**2 * 4 * NAIVE_COPIES / 2**30
 
 
 def peak_memory(on_gpu: bool) -> int:
-    """The most bytes that were allocated on the GPU, or that this process had in memory.
+    """Return the largest number of bytes that were allocated on the GPU, or that this process had in memory.
 
-    Not ``ru_maxrss`` where the system says more: that of a child begins with the parent's, however the child is
-    started, and so a large parent would hide what its children need.
+    ``ru_maxrss`` is only the fallback. A child's begins with its parent's, however the child is started, so a large
+    parent would hide the need of its children.
     """
     if on_gpu:
         return torch.cuda.max_memory_allocated()
@@ -42,7 +44,7 @@ def peak_memory(on_gpu: bool) -> int:
 
 
 def start_peak_memory(on_gpu: bool) -> int:
-    """Forget the peak up to now, as far as the system lets us; returns the peak from which it begins."""
+    """Forget the peak so far, where the system allows that, and return the peak that counting starts from."""
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -52,15 +54,15 @@ def start_peak_memory(on_gpu: bool) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was no memory left; on a CPU torch has no type for that."""
+    """Return whether an error means that no memory was left; on a CPU torch has no type for that."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def in_own_process(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
-    """What a function of a module returns in a new process, or ``{"failed": "out of memory"}``.
+    """Call a function of a module in a new process and return its result, or ``{"failed": "out of memory"}``.
 
     Raises:
-        RuntimeError: the process failed otherwise; it has printed its traceback.
+        RunError: the process failed for another reason; it has printed its traceback.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -68,22 +70,25 @@ def in_own_process(function: Callable[..., dict[str, Any]], *args: Any) -> dict[
     process.start()
     sender.close()
     try:
-        found: dict[str, Any] = receiver.recv()
+        result: dict[str, Any] = receiver.recv()
     except EOFError:
-        found = {}
+        result = {}
     process.join()
-    if process.exitcode == KILLED:  # as systems do that have no memory left
+    if process.exitcode == KILLED:  # systems without memory left do that
         return {"failed": OUT_OF_MEMORY}
-    if process.exitcode or not found:
-        raise RuntimeError(f"{function.__name__} failed in its process, with exit code {process.exitcode}")
-    return found
+    if process.exitcode or not result:
+        raise RunError(
+            f"{function.__name__} failed in its process, with exit code {process.exitcode}",
+            remedy="its traceback is above",
+        )
+    return result
 
 
 def _send(sender: Any, function: Callable[..., dict[str, Any]], *args: Any) -> None:
     try:
-        found = function(*args)
+        result = function(*args)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        found = {"failed": OUT_OF_MEMORY}
-    sender.send(found)
+        result = {"failed": OUT_OF_MEMORY}
+    sender.send(result)

@@ -1,4 +1,4 @@
-"""What was measured, and on what, as a record; and the Markdown of such a record."""
+"""Records of measurements and of the machine, and the Markdown of such a record."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def machine(device: str) -> dict[str, Any]:
-    """The machine and versions that something is measured with, and when.
+    """Describe the machine, the versions and the date of a measurement.
 
     Args:
-        device: torch's name of it.
+        device: torch's name of the device.
     """
     lines = CPUINFO.read_text().splitlines() if CPUINFO.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     cpu = models[0] if models else platform.processor() or platform.machine()
     on_gpu = device.startswith("cuda") and torch.cuda.is_available()
-    found = {**about(torch.get_num_threads()), "cpu": cpu, "device": torch.cuda.get_device_name() if on_gpu else "CPU"}
-    found["versions"]["cuda"] = torch.version.cuda
-    return found
+    record = {**about(torch.get_num_threads()), "cpu": cpu, "device": torch.cuda.get_device_name() if on_gpu else "CPU"}
+    record["versions"]["cuda"] = torch.version.cuda
+    return record
 
 
 def described(record: Record) -> str:
-    """One line: the machine and versions of a record that has what ``machine`` says."""
+    """Describe the machine and the versions of a record in one line; the record has the entries of ``machine``."""
     where = f"{record['cpu']}, {record['threads']} thread{'s' * (record['threads'] != 1)}"
     where = where if record["device"] == "CPU" else record["device"]
     names = [f"{name} {version}" for name, version in record["versions"].items() if version]
@@ -43,16 +43,16 @@ def described(record: Record) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Write a Markdown table."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def markdown(record: Record) -> str:
-    """The tables of a benchmark: times and memory, parts, and FLOPs, per size.
+    """Write the tables of a benchmark: times and memory, parts, and FLOPs, per size.
 
     Args:
-        record: as ``tools/benchmark.py`` writes it.
+        record: a record of ``tools/benchmark.py``.
     """
     plain, floor = record["plain"], record["floor"]
     head = [
@@ -103,19 +103,20 @@ def _flops(found: Mapping[str, Record]) -> str:
     rows = []
     for name, row in found.items():
         flops = row.get("flops") or {}
-        own = flops.get("distiller") or {}
-        blind = any(operator.startswith("prim::PythonOp") for operator in own.get("fvcore_uncounted", {}))
-        traced = "not seen: a custom function" if blind else _giga(own.get("fvcore_forward"))
-        rows.append([name, _giga(flops.get("step")), *(_giga(own.get(key)) for key in ("forward", "backward")), traced])
+        distiller = flops.get("distiller") or {}
+        blind = any(operator.startswith("prim::PythonOp") for operator in distiller.get("fvcore_uncounted", {}))
+        traced = "not seen: a custom function" if blind else _giga(distiller.get("fvcore_forward"))
+        both = [_giga(distiller.get(way)) for way in ("forward", "backward")]
+        rows.append([name, _giga(flops.get("step")), *both, traced])
     return table(heads, rows)
 
 
 def _uncounted(found: Mapping[str, Record]) -> list[str]:
-    """The operators that fvcore's counter met and did not count."""
+    """List the operators that fvcore's counter met and did not count."""
     names: dict[str, None] = {}
     for row in found.values():
-        own = (row.get("flops") or {}).get("distiller") or {}
-        names |= dict.fromkeys(own.get("fvcore_uncounted", {}))
+        distiller = (row.get("flops") or {}).get("distiller") or {}
+        names |= dict.fromkeys(distiller.get("fvcore_uncounted", {}))
     listed = ", ".join(f"`{name}`" for name in sorted(names))
     note = "GFLOP: torch's counter, a multiply-add is two; GMAC: fvcore's, it is one, and there is no backward."
     return [f"{note} fvcore did not count: {listed}." if names else note]
@@ -126,7 +127,7 @@ def _ms(seconds: float) -> str:
 
 
 def _ratio(values: Sequence[float], others: Sequence[float | None]) -> str:
-    """The median of the ratios within a turn."""
+    """Write the median of the ratios within a turn."""
     found = [value / other for value, other in zip(values, others) if other]
     return f"{statistics.median(found):.2f}" if found else ""
 

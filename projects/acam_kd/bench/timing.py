@@ -7,28 +7,28 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..core import DistillationModel
+from ..core import Distillation
 
 __all__ = ["PARTS", "Clock", "StepTimer"]
 
 PARTS = ("teacher", "student forward", "distiller", "backward")
-"""They add up to the step. The student's forward is all of the forward that is neither teacher nor distiller."""
+"""The parts of a step, which add up to it. The student's forward is the forward without teacher and distiller."""
 
 
 class Clock:
-    """Moments; on a GPU they are events of its stream, so that reading the clock makes nobody wait.
+    """A clock whose moments are, on a GPU, events of its stream, so that asking it makes nobody wait.
 
     Args:
-        on_gpu: what is measured runs on the current CUDA device.
+        on_gpu: the measured code runs on the current CUDA device.
     """
 
     def __init__(self, on_gpu: bool) -> None:
         self.on_gpu = on_gpu
 
     def now(self) -> Any:
-        """This moment, for ``seconds``."""
+        """Return this moment, for ``seconds``."""
         if not self.on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -36,39 +36,39 @@ class Clock:
         return event
 
     def seconds(self, start: Any, end: Any) -> float:
-        """Between two moments; after ``wait``."""
+        """Return the seconds between two moments; call ``wait`` first."""
         return start.elapsed_time(end) / 1e3 if self.on_gpu else end - start
 
     def wait(self) -> None:
-        """Until everything that was started has ended."""
+        """Wait until everything that was started has ended."""
         if self.on_gpu:
             torch.cuda.synchronize()
 
 
 class StepTimer:
-    """Times the steps of one model, without the optimizer's part.
+    """A timer for the steps of one model, without the optimizer's part.
 
     Args:
-        model: the teacher is wrapped and the distiller gets hooks.
-        clock: of the model's device.
-        autocast: dtype under which the forward runs, as automatic mixed precision does; None for none.
+        model: its teacher is wrapped and its distiller gets hooks.
+        clock: the clock of the model's device.
+        autocast: the dtype under which the forward runs, as in automatic mixed precision; None for no autocast.
     """
 
-    def __init__(self, model: DistillationModel, clock: Clock, autocast: torch.dtype | None = None) -> None:
+    def __init__(self, model: nn.Module, clock: Clock, autocast: torch.dtype | None = None) -> None:
         self.model, self.clock, self.autocast = model, clock, autocast
         self._spans: dict[str, list[list[Any]]] = {}
-        if model.teacher is not None:
-            model.teacher = _Timed(model.teacher, self)  # type: ignore[assignment]
-        if model.distiller is not None:
-            model.distiller.register_forward_pre_hook(lambda *_: self.begin("distiller"))
-            model.distiller.register_forward_hook(lambda *_: self.end("distiller"))
+        attached = getattr(model, "distillation", None)
+        if isinstance(attached, Distillation):
+            attached.teacher = _Timed(attached.teacher, self)  # type: ignore[assignment]
+            attached.method.register_forward_pre_hook(lambda *_: self.begin("distiller"))
+            attached.method.register_forward_hook(lambda *_: self.end("distiller"))
 
     def begin(self, part: str) -> None:
-        """A part begins."""
+        """Mark the beginning of a part."""
         self._spans.setdefault(part, []).append([self.clock.now()])
 
     def end(self, part: str) -> None:
-        """The part that began last ends."""
+        """Mark the end of a part, that of its last beginning."""
         self._spans[part][-1].append(self.clock.now())
 
     def __call__(self, *inputs: Any) -> dict[str, float]:
@@ -90,27 +90,27 @@ class StepTimer:
             part: sum(self.clock.seconds(*span) for span in self._spans.get(part, ()))
             for part in ("teacher", "distiller")
         }
-        found = {
+        parts = {
             **within,
             "student forward": self.clock.seconds(start, middle) - sum(within.values()),
             "backward": self.clock.seconds(middle, end),
         }
-        return {part: found[part] for part in PARTS}
+        return {part: parts[part] for part in PARTS}
 
     def forward(self, *inputs: Any) -> Tensor:
-        """The sum of the losses."""
+        """Return the sum of the losses."""
         with self.precision():
             losses: dict[str, Tensor] = self.model(*inputs)
         return torch.stack([loss.float() for loss in losses.values()]).sum()
 
     def precision(self) -> torch.autocast:
-        """The context of the forward."""
+        """Return the context of the forward."""
         device = "cuda" if self.clock.on_gpu else "cpu"
         return torch.autocast(device, self.autocast, enabled=self.autocast is not None)
 
 
 class _Timed:
-    """A teacher whose calls are timed; else it is the teacher."""
+    """A teacher whose calls are timed; in all else it is the teacher."""
 
     def __init__(self, teacher: Callable[..., Any], timer: StepTimer) -> None:
         self._teacher, self._timer = teacher, timer

@@ -1,4 +1,4 @@
-"""What a finished run left, in either engine, as a record: a line of ``results.jsonl``."""
+"""Records of finished runs, in either engine; each is a line of ``results.jsonl``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from ..core.errors import ConfigError, RunError
 from .plan import ROOT, Run
 
 __all__ = ["about", "read_records", "read_run", "threads_of"]
@@ -25,7 +26,7 @@ NO_METRICS = ("step", "iteration", "seconds", "eta_seconds")
 
 
 def about(threads: int) -> dict[str, Any]:
-    """What a run that starts now is made with."""
+    """Describe the conditions of a run that starts now: date, versions, and threads as given."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("torch", "torchvision", "detectron2"):
         try:
@@ -34,19 +35,19 @@ def about(threads: int) -> dict[str, Any]:
             versions[name] = None
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*", "--abbrev=12"]
     try:
-        found = subprocess.run(git, capture_output=True, text=True)
-        versions["commit"] = found.stdout.strip() or None
-    except OSError:  # no git
+        described = subprocess.run(git, capture_output=True, text=True)
+        versions["commit"] = described.stdout.strip() or None
+    except OSError:  # git is not installed
         versions["commit"] = None
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return {"date": date, "versions": versions, "threads": threads}
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a comparison; a last line of which a killed process wrote a part is left out.
+    """Read the records of a comparison, without a last line that a killed process left incomplete.
 
     Raises:
-        ValueError: another line is no record.
+        RunError: another line is no record.
     """
     records = []
     lines = path.read_text().splitlines() if path.is_file() else []
@@ -55,36 +56,41 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             records.append(json.loads(line))
         except json.JSONDecodeError:
             if number < len(lines):
-                raise ValueError(f"{path}, line {number}, is no record: remove it, its run is read again") from None
+                raise RunError(
+                    "this line is no record",
+                    where=f"{path}, line {number}",
+                    remedy="remove the line; the record is made again",
+                ) from None
     return records
 
 
 def read_run(run: Run, known: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a complete run, out of its folder.
+    """Make the record of a complete run from its folder.
 
     Args:
         run: the run.
-        known: what ``about`` said when it started, and ``peak_rss_gib``, None if nobody saw it.
+        known: the answer of ``about`` when the run started, and ``peak_rss_gib``, which is None if it was not measured.
 
     Raises:
-        ValueError: a metric of the plan is not there.
+        ConfigError: the run lacks a metric of the plan.
+        RunError: the run is not complete.
     """
     read: Callable[[Path], dict[str, Any]] = READERS[run.setting.engine]
-    found = read(run.folder)
-    history = found.pop("history")
-    found["metrics"] = {name: value for name, value in found["metrics"].items() if name not in NO_METRICS}
-    ratios = {line["step"]: line[RATIO] for line in history if RATIO in line}  # the last of a repeated step
-    missing = [name for name in run.setting.metrics if name not in found["metrics"]]
+    record = read(run.folder)
+    history = record.pop("history")
+    record["metrics"] = {name: value for name, value in record["metrics"].items() if name not in NO_METRICS}
+    ratios = {line["step"]: line[RATIO] for line in history if RATIO in line}  # the last line of a repeated step
+    missing = [name for name in run.setting.metrics if name not in record["metrics"]]
     if missing:
-        names = [name for name in found["metrics"] if not name.startswith(("distill/", "loss"))]
-        raise ValueError(f"it has no metric {missing[0]!r} (key: metrics); it has {', '.join(names)}")
+        names = [name for name in record["metrics"] if not name.startswith(("distill/", "loss"))]
+        raise ConfigError("metrics", missing[0], allowed=f"metrics of the run: {', '.join(names)}")
     return {
         "setting": run.setting.name,
         "engine": run.setting.engine,
         "row": run.row,
         "seed": run.seed,
         "arguments": run.arguments,
-        **found,
+        **record,
         "distillation_to_task": statistics.mean(ratios.values()) if ratios else None,
         **{key: known.get(key) for key in ("peak_rss_gib", "date", "versions", "threads")},
     }
@@ -111,9 +117,11 @@ def _read_detectron2(folder: Path) -> dict[str, Any]:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     history = [{"step": line["iteration"], **line} for line in _lines(folder / "metrics.json") if "iteration" in line]
     if not history or history[-1]["iteration"] + 1 < config["SOLVER"]["MAX_ITER"]:
-        raise ValueError(f"its metrics end before SOLVER.MAX_ITER {config['SOLVER']['MAX_ITER']}")
+        raise RunError(
+            f"the metrics end before iteration {config['SOLVER']['MAX_ITER']}", where=str(folder / "metrics.json")
+        )
     steps = [line["time"] for line in history if "time" in line]
-    memory = [int(found) for found in re.findall(r"max_mem: (\d+)M", _text(folder / "log.txt"))]
+    memory = [int(number) for number in re.findall(r"max_mem: (\d+)M", _text(folder / "log.txt"))]
     gpu = re.search(r"^GPU [\d,]+ +(.+?)(?: \(arch=.*)?$", _text(folder / "log.txt"), re.MULTILINE)
     device = "CPU" if config["MODEL"]["DEVICE"] == "cpu" else gpu[1] if gpu else config["MODEL"]["DEVICE"]
     return {
@@ -135,16 +143,19 @@ def _text(path: Path) -> str:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; a killed run may have left half a line, anywhere if it was resumed."""
-    found = []
+    """Read the lines of a run's log, without incomplete ones.
+
+    A killed run may leave half a line, and a resumed one has it in the middle.
+    """
+    lines = []
     for line in _text(path).splitlines():
         try:
-            found.append(json.loads(line))
+            lines.append(json.loads(line))
         except json.JSONDecodeError:
             continue
-    return found
+    return lines
 
 
 def threads_of(environment: Mapping[str, str]) -> int:
-    """How many threads torch takes in a process with this environment."""
+    """Return the number of threads that torch takes in a process with this environment."""
     return int(environment.get("OMP_NUM_THREADS") or os.cpu_count() or 1)

@@ -1,4 +1,4 @@
-"""Runs what a comparison lacks, each run in a process of its own, and keeps its records, tables and plot."""
+"""A comparison's missing runs, each in a process of its own, and its records, tables and plot."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import IO, Any
 
+from ..core.errors import ConfigError, RunError
 from ..files import write_atomically
 from ..vis.comparison import TEACHER, Panel, check_equal, plot, section
 from .plan import Run, Setting, runs_of
@@ -24,21 +25,25 @@ from .records import about, read_records, read_run, threads_of
 __all__ = ["Comparison"]
 
 PATIENCE = 10.0
-"""Seconds between asking a run to end and ending it."""
+"""Seconds between asking a run to end and killing it."""
 
 
 class Interrupted(Exception):
-    """The comparison is to end, and this run with it."""
+    """The end of a run because the whole comparison ends."""
 
 
 class Comparison:
-    """The runs of a plan, and what is known of them.
+    """The runs of a plan, and their records.
 
     Args:
-        settings: of the plan.
-        output: folder.
-        seeds: of the students.
-        jobs: runs at once.
+        settings: the settings of the plan.
+        output: the folder of all runs.
+        seeds: the seeds of the students.
+        jobs: the number of runs at once.
+
+    Raises:
+        ConfigError: the folder has runs of another plan, or runs that cannot be compared.
+        RunError: a line of its records is broken.
     """
 
     def __init__(self, settings: Sequence[Setting], output: Path, seeds: Sequence[int], jobs: int) -> None:
@@ -46,7 +51,7 @@ class Comparison:
         self.teachers, self.students = runs_of(settings, seeds, output)
         self.path = output / "results.jsonl"
         self.records = read_records(self.path)
-        if self.path.is_file():  # without half a line at its end
+        if self.path.is_file():  # rewritten without half a line at its end
             write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
         self.failed: dict[Run, str] = {}
         self.stopping = threading.Event()
@@ -68,7 +73,7 @@ class Comparison:
             check_equal(self.panel(setting))
 
     def run(self) -> int:
-        """Run what is missing, the teachers first; returns the exit status."""
+        """Make the missing runs, the teachers first, and return the exit status."""
         self.report()
         self._run_all(self.teachers)
         without = {run.setting.name for run in self.failed}
@@ -110,7 +115,7 @@ class Comparison:
     # One run, in a thread of its own.
 
     def _make(self, run: Run) -> None:
-        """Run it, unless its folder is complete, and append its record."""
+        """Make a run, unless its folder is complete, and append its record."""
         run.folder.mkdir(parents=True, exist_ok=True)
         path = run.folder / "compare.json"
         with self._locked(run.folder / "lock") as lock:
@@ -118,7 +123,7 @@ class Comparison:
             if known:
                 _check_arguments(run, known["arguments"])
             if not known.get("complete"):
-                trained = bool(known) and run.trained  # while nobody looked: compare.py was killed
+                trained = bool(known) and run.trained  # it ended after compare.py was killed
                 if not trained:
                     known = {"arguments": run.arguments, **about(threads_of(self.environment))}
                     write_atomically(path, json.dumps(known))
@@ -129,7 +134,7 @@ class Comparison:
 
     @contextlib.contextmanager
     def _locked(self, path: Path) -> Iterator[IO[str]]:
-        """Hold a run's folder. Its process inherits the lock: it may outlive a compare.py that was killed."""
+        """Lock a run's folder. Its process inherits the lock, because it may outlive a compare.py that was killed."""
         with open(path, "a") as file:
             waiting = False
             while True:
@@ -145,7 +150,7 @@ class Comparison:
             yield file
 
     def _call(self, run: Run, lock: IO[str]) -> float:
-        """Run its process; returns the peak of its memory in GiB."""
+        """Run its process, and return the peak of its memory in GiB."""
         log = run.folder / "stdout.txt"
         with open(log, "a") as file:
             with self.lock:
@@ -168,7 +173,7 @@ class Comparison:
             raise Interrupted
         if status:
             lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            raise RuntimeError(lines[-1] if lines else f"exit status {process.returncode}")
+            raise RunError(lines[-1].strip() if lines else f"exit status {process.returncode}")
         return usage.ru_maxrss / 2**20
 
     def _append(self, record: dict[str, Any]) -> None:
@@ -182,7 +187,7 @@ class Comparison:
             self.records.append(record)
 
     def stop(self) -> None:
-        """End all runs: they resume from their last checkpoint."""
+        """End all runs. They can be resumed from their last checkpoints."""
         self.stopping.set()
         self._signal(signal.SIGTERM)
         until = time.monotonic() + PATIENCE
@@ -196,10 +201,10 @@ class Comparison:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, number)
 
-    # What is known so far.
+    # The records so far.
 
     def panel(self, setting: Setting) -> Panel:
-        """A setting's records, for the table."""
+        """Collect a setting's records for the table."""
         failed: dict[str, list[int]] = {}
         for run in self.failed:
             if run.setting is setting:
@@ -215,13 +220,13 @@ class Comparison:
         )
 
     def report(self) -> list[str]:
-        """Write ``table.md`` and ``plot.png``; returns why a setting has no table."""
+        """Write ``table.md`` and ``plot.png``, and return the reasons for settings without a table."""
         panels = [self.panel(setting) for setting in self.settings]
         parts, problems = [], []
         for panel in panels:
             try:
                 parts.append(section(panel))
-            except ValueError as error:
+            except ConfigError as error:
                 parts.append(f"## {panel.name}\n\n{error}\n")
                 problems.append(str(error))
         write_atomically(self.output / "table.md", "\n".join(parts))
@@ -231,6 +236,9 @@ class Comparison:
 
 def _check_arguments(run: Run, before: list[str]) -> None:
     if before != run.arguments:
-        raise ValueError(
-            f"{run} was run with {' '.join(before)}, and the plan has {' '.join(run.arguments)}: give another --output"
+        raise ConfigError(
+            "output",
+            f"a run of {run} with {' '.join(before)}",
+            allowed=f"{' '.join(run.arguments)}, as in the plan",
+            hint="choose another {output}",
         )

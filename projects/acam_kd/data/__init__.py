@@ -1,1 +1,1 @@
-"""Datasets that the project can make itself. Neither Detectron2 nor torchvision is needed."""
+"""Readers of datasets, and a dataset that is drawn. Neither Detectron2 nor torchvision is needed."""

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..core.errors import ConfigError
+
 __all__ = ["IGNORED", "check_labels", "check_values", "find_pairs", "image_size", "read_class_names", "read_label"]
 
 IGNORED = 255
-"""Label of the pixels that count neither in the loss nor in the evaluation."""
+"""The label of pixels that count neither in the loss nor in the evaluation."""
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
 """The EXIF tag of a camera's orientation, and its values that swap height and width."""
@@ -24,82 +26,99 @@ logger = logging.getLogger("acam_kd")
 Array = np.ndarray[Any, Any]
 
 
-def read_class_names(classes: str, *, hint: str) -> list[str]:
+def read_class_names(
+    classes: str,
+    *,
+    hint: str = "",  # unused; accepted until no caller passes it any more
+) -> list[str]:
     """Read the names of the classes, in the order of the labels' numbers.
 
     Args:
         classes: names with commas between them, or a text file with one name per line.
-        hint: ends messages: the option or key to mend.
+        hint: unused.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: there are none, too many, or two are the same.
+        ConfigError: there is no such file, there are no names or too many, or two are the same.
     """
+    form = "with commas between them, or one per line of a text file"
     path = os.path.expanduser(classes)
     if os.path.isfile(path):
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             names = file.read().strip().splitlines()
     elif os.sep in classes or classes.endswith(".txt"):
-        raise FileNotFoundError(f"no file of class names {os.path.abspath(path)} {hint}")
+        raise ConfigError("classes", f"no file {os.path.abspath(path)}", allowed=f"names {form}")
     else:
         names = classes.split(",")
     names = [name.strip() for name in names]
     if not all(names) or len(set(names)) < len(names) or not 1 <= len(names) <= IGNORED:
-        raise ValueError(
-            f"classes have to be 1 to {IGNORED} different names, with commas between them or one per line of a file; "
-            f"found {len(names)}: {', '.join(map(repr, names[:20]))} {hint}"
-        )
+        listed = ", ".join(map(repr, names[:20]))
+        raise ConfigError("classes", f"{len(names)} ({listed})", allowed=f"1 to {IGNORED} different names, {form}")
     return names
 
 
-def find_pairs(image_root: str, label_root: str, *, name: str, hint: str = "") -> list[tuple[str, str]]:
-    """Match every image with the label PNG of the same relative path and stem; other labels are left out.
+def find_pairs(
+    image_root: str,
+    label_root: str,
+    *,
+    name: str,
+    hint: str = "",  # unused; accepted until no caller passes it any more
+) -> list[tuple[str, str]]:
+    """Match every image with the label PNG of the same relative path and stem; leave other labels out.
 
     Args:
-        image_root: folder of the images, at any depth.
-        label_root: folder of the labels.
-        name: the dataset's, for messages.
-        hint: ends messages that an option or key can mend.
+        image_root: the folder of the images, which may lie at any depth below it.
+        label_root: the folder of the labels.
+        name: the dataset's name in messages.
+        hint: unused.
 
     Returns:
         (image, label) each, ordered by path.
 
     Raises:
-        FileNotFoundError: a folder does not exist, or an image has no label.
-        ValueError: there are no images, or the two folders are one.
+        ConfigError: a folder does not exist, there are no images, an image has no label, or the two folders are one.
     """
-    hint = f" {hint}" if hint else ""
     for folder in (image_root, label_root):
         if not os.path.isdir(folder):
-            raise FileNotFoundError(f"{name}: no folder {os.path.abspath(folder)}{hint}")
+            raise ConfigError(
+                "dataset",
+                f"{name}: no folder {os.path.abspath(folder)}",
+                allowed="a folder of images and one of labels",
+            )
     if os.path.samefile(image_root, label_root):  # every PNG there would be its own label
-        raise ValueError(f"{name}: images and labels are in one folder, {os.path.abspath(image_root)}; two are needed")
+        raise ConfigError(
+            "dataset", f"{name}: images and labels in one folder, {os.path.abspath(image_root)}", allowed="two folders"
+        )
     images = _files(image_root, IMAGES)
     if not images:
-        raise ValueError(f"{name}: no images in {os.path.abspath(image_root)} (looked for {' '.join(IMAGES)}){hint}")
+        raise ConfigError(
+            "dataset", f"{name}: no images in {os.path.abspath(image_root)}", allowed=f"files named {' '.join(IMAGES)}"
+        )
     labels = set(_files(label_root, (".png",)))
     pairs = [(image, image.with_suffix(".png")) for image in images]
     missing = [pair for pair in pairs if pair[1] not in labels]
     if missing:
         image, label = missing[0]
-        raise FileNotFoundError(
-            f"{name}: {len(missing)} of {len(images)} images have no label: {image} would need "
-            f"{os.path.join(os.path.abspath(label_root), label)}{hint}"
+        raise ConfigError(
+            "dataset",
+            f"{name}: {len(missing)} of {len(images)} images without a label, the first is {image}",
+            allowed=f"its label at {os.path.join(os.path.abspath(label_root), label)}",
         )
     return [(os.path.join(image_root, image), os.path.join(label_root, label)) for image, label in pairs]
 
 
 def _files(root: str, suffixes: tuple[str, ...]) -> list[Path]:
-    """Paths below ``root``, relative to it, without hidden files; links to folders are followed."""
-    found = [Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names]
-    return sorted(p.relative_to(root) for p in found if p.suffix.lower() in suffixes and p.name[0] != ".")
+    """List the files below ``root``, relative to it, without hidden ones. Links to folders are followed."""
+    paths = [Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names]
+    return sorted(p.relative_to(root) for p in paths if p.suffix.lower() in suffixes and p.name[0] != ".")
 
 
 def image_size(path: str) -> tuple[int, int]:
-    """Height and width of an image as loaders see it, that is turned by its EXIF orientation; reads the header only.
+    """Return height and width of an image as loaders see it, turned by its EXIF orientation.
+
+    Only the header of the file is read.
 
     Raises:
-        ValueError: not a readable image.
+        ConfigError: the file is not a readable image.
     """
     try:
         with Image.open(path) as image:
@@ -107,17 +126,20 @@ def image_size(path: str) -> tuple[int, int]:
             turned = "exif" in image.info and image.getexif().get(ORIENTATION) in TURNED
             return (image.width, image.height) if turned else (image.height, image.width)
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"image {os.path.abspath(path)} cannot be read: {error}") from error
+        raise ConfigError(
+            "image", f"{os.path.abspath(path)}, which cannot be read ({error})", allowed="a whole image file"
+        ) from error
 
 
 def read_label(path: str) -> Array:
     """Read a label image.
 
     Returns:
-        (H, W), uint8: class numbers. Of a palette image the indices, which ``convert("L")`` would turn into greys.
+        (H, W), uint8: class numbers. A palette image gives its indices, which ``convert("L")`` would turn into
+        greys.
 
     Raises:
-        ValueError: not a readable image, or not one of class numbers.
+        ConfigError: the file is not a readable image, or its pixels are not class numbers.
     """
     with _open_label(path) as label:
         return np.array(label)
@@ -129,13 +151,21 @@ def _open_label(path: str) -> Image.Image:
         scaled = label.mode == "L" and any(tile[3] in ("L;2", "L;4") for tile in label.tile)
         label.load()
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"label {os.path.abspath(path)} cannot be read: {error}") from error
-    if scaled:  # to 0 .. 255, by PIL
-        raise ValueError(f"label {os.path.abspath(path)} has grey values of 2 or 4 bits; save it with 8 bits")
+        raise ConfigError(
+            "label", f"{os.path.abspath(path)}, which cannot be read ({error})", allowed="a whole PNG file"
+        ) from error
+    if scaled:  # PIL stretches such values to 0 .. 255
+        raise ConfigError(
+            "label",
+            f"{os.path.abspath(path)} with grey values of 2 or 4 bits",
+            allowed="8 bits",
+            hint="save it with 8 bits",
+        )
     if label.mode not in ("L", "P"):
-        raise ValueError(
-            f"label {os.path.abspath(path)} has mode {label.mode}; labels have to be class numbers in one channel of "
-            "8 bits (mode L or P), not colours"
+        raise ConfigError(
+            "label",
+            f"{os.path.abspath(path)} with mode {label.mode}",
+            allowed="class numbers in one channel of 8 bits (mode L or P), not colours",
         )
     return label
 
@@ -146,37 +176,43 @@ def check_labels(
     *,
     ignored: int = IGNORED,
     name: str,
-    hint: str = "",
+    hint: str = "",  # unused; accepted until no caller passes it any more
 ) -> list[int]:
-    """Look at every label before a run starts, and warn of those that teach nothing and of classes without pixels.
+    """Check every label before a run starts.
+
+    Labels without a pixel that counts, and classes without a pixel, are warnings.
 
     Args:
         pairs: (image, label) each.
         classes: the names of class 0, 1, ...
         ignored: the one other value that a label may have.
-        name: the dataset's, for messages.
-        hint: ends messages that an option or key can mend.
+        name: the dataset's name in messages.
+        hint: unused.
 
     Returns:
         The number of pixels of each class.
 
     Raises:
-        ValueError: a file cannot be read, image and label differ in size, a label is not of one channel or has other
-            values, or there is nothing but ignored pixels.
+        ConfigError: a file cannot be read, or image and label differ in size. Or a label has several channels or
+            wrong values, or all pixels of all labels are ignored.
     """
-    hint = f" {hint}" if hint else ""
 
     def look(pair: tuple[str, str]) -> Array:
         try:
             return _histogram(*pair, len(classes), ignored)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}{hint}") from error
+        except ConfigError as error:
+            value = f"{name}: {error.argument} {error.value}"
+            raise ConfigError("dataset", value, error.allowed, error.hint) from error
 
     with ThreadPoolExecutor() as pool:  # PIL decodes without holding the interpreter's lock
         histograms = np.stack(list(pool.map(look, pairs)))[:, : len(classes)]
     counts: list[int] = histograms.sum(0).tolist()
     if not any(counts):
-        raise ValueError(f"{name}: all pixels of all {len(pairs)} labels are {ignored}, which is ignored{hint}")
+        raise ConfigError(
+            "dataset",
+            f"{name}: {len(pairs)} labels whose pixels are all {ignored}, which is ignored",
+            allowed="pixels of a class",
+        )
     empty = np.flatnonzero(histograms.sum(1) == 0)
     if len(empty):
         first = pairs[empty[0]][1]
@@ -188,12 +224,14 @@ def check_labels(
 
 
 def _histogram(image: str, label: str, num_classes: int, ignored: int) -> Array:
-    """(256,): how many pixels of a label have which value."""
+    """Count the pixels of a label by their value: (256,)."""
     height, width = image_size(image)
     with _open_label(label) as pixels:
         if (pixels.height, pixels.width) != (height, width):
-            raise ValueError(
-                f"label {os.path.abspath(label)} is {pixels.width} x {pixels.height}, its image {width} x {height}"
+            raise ConfigError(
+                "label",
+                f"{os.path.abspath(label)} with {pixels.width} x {pixels.height} pixels",
+                allowed=f"{width} x {height}, as its image",
             )
         histogram = np.array(pixels.histogram())
     check_values(histogram, label, num_classes, ignored)
@@ -201,18 +239,23 @@ def _histogram(image: str, label: str, num_classes: int, ignored: int) -> Array:
 
 
 def check_values(histogram: Array, label: str, num_classes: int, ignored: int) -> None:
-    """Raise ValueError if a label has values that are neither classes nor ignored.
+    """Refuse a label whose values are neither classes nor ignored.
 
     Args:
-        histogram: (256,); how many pixels have which value.
+        histogram: (256,), the number of pixels of each value.
         label: the file, for messages.
         num_classes: values from 0 to below this are classes.
         ignored: the other value allowed.
+
+    Raises:
+        ConfigError: there is another value.
     """
     wrong = [value for value in np.flatnonzero(histogram).tolist() if value >= num_classes and value != ignored]
     if wrong:
         shown = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
-        raise ValueError(
-            f"label {os.path.abspath(label)} has the values {shown}; allowed are 0 to {num_classes - 1} for the "
-            f"{num_classes} classes, and {ignored} for what is ignored"
+        raise ConfigError(
+            "label",
+            f"{os.path.abspath(label)} with the values {shown}",
+            allowed=f"0 to {num_classes - 1} for the {num_classes} classes, and {ignored} for ignored pixels",
+            hint="correct the label, or name its classes in {classes}",
         )

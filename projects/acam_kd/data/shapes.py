@@ -1,7 +1,7 @@
-"""A COCO-format dataset for detection and segmentation, made on the spot: textured shapes on noise, small to large.
+"""A COCO-format dataset for detection and segmentation, drawn on demand: textured shapes on noise, small to large.
 
-Six classes: disc, square and triangle, each plain or with a bar across it, so that telling a class takes the
-outline and an inner part. Everything is determined by the seed and the image's index.
+There are six classes: disc, square and triangle, each plain or with a bar across it. A model needs the outline and
+an inner part to tell them apart. Seed and index of an image determine all of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["CLASSES", "SPLITS", "make_shapes"]
 OUTLINES = ("disc", "square", "triangle")
 CLASSES = tuple(f"{mark} {outline}" for outline in OUTLINES for mark in ("plain", "barred"))
 SPLITS = {"train": 600, "val": 200}
-"""Images per split."""
+"""Split -> the number of its images."""
 
 Array = np.ndarray[Any, Any]
 
@@ -29,17 +29,17 @@ Array = np.ndarray[Any, Any]
 def make_shapes(root: str | Path, *, size: int = 160, seed: int = 0) -> Path:
     """Write the dataset below ``root``, unless it is there already.
 
-    Nothing half-written is ever found under the final name, also with several processes at it.
+    Half a dataset is never found under the final name, even if several processes write it at once.
 
     Args:
-        root: gets a folder ``shapes_<size>_<seed>`` with ``train.json``, ``val.json``, their image folders
-            ``train``, ``val``, and folders ``train_labels``, ``val_labels`` of label images: 0 the background, 1 to 6
-            the classes.
+        root: gets a folder ``shapes_<size>_<seed>`` with ``train.json``, ``val.json`` and their image folders
+            ``train``, ``val``. Folders ``train_labels``, ``val_labels`` have label images: 0 is the background, 1 to
+            6 are the classes.
         size: height and width of the images, in pixels.
         seed: the same seed gives the same files.
 
     Returns:
-        The folder made.
+        The folder of the dataset.
     """
     folder = Path(root) / f"shapes_{size}_{seed}"
     if folder.is_dir():
@@ -96,7 +96,7 @@ def draw(rng: np.random.Generator, size: int) -> tuple[Array, list[tuple[int, Ar
     """Draw one image.
 
     Returns:
-        BGR (size, size, 3), and (class index, outline (K, 2) as x, y) of every shape, back to front.
+        The pixels, BGR (size, size, 3), and (class index, outline (K, 2) as x, y) of every shape, from back to front.
     """
     canvas = _texture(rng, size)
     shapes: list[tuple[int, Array]] = []
@@ -112,7 +112,7 @@ def draw(rng: np.random.Generator, size: int) -> tuple[Array, list[tuple[int, Ar
 
 
 def _sizes(rng: np.random.Generator, size: int) -> list[tuple[int, float]]:
-    """Category and radius of 2 to 7 shapes, the largest area first: small ones lie over large ones."""
+    """Draw category and radius of 2 to 7 shapes, the largest area first, so that small ones lie over large ones."""
     area = {"disc": np.pi, "square": 2.0, "triangle": 1.3}
     count = int(rng.integers(2, 8))
     radii = np.exp(rng.uniform(np.log(size * 0.055), np.log(size * 0.55), count)).tolist()
@@ -143,7 +143,7 @@ def _draw_shape(canvas: Any, rng: np.random.Generator, category: int, x: float, 
 
 
 def _colour(rng: np.random.Generator, outline: int) -> Any:
-    """BGR; each outline has its own tendency of hue, which helps, but does not decide."""
+    """Draw a BGR colour. Each outline has its own tendency of hue, which helps, but does not decide."""
     hue = rng.normal(60 * outline, 20) % 180
     hsv = np.array([[[hue, rng.uniform(70, 220), rng.uniform(70, 230)]]]).astype(np.uint8)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float64)

@@ -1,4 +1,4 @@
-"""Where a dataset's files are: in COCO format, or images and label PNGs."""
+"""The places of a dataset's files: in COCO format, or images and label PNGs."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core.errors import ConfigError
 from .coco import NAMES, CocoSplit, find_split
 from .labels import read_class_names
 
 __all__ = ["LabelSplit", "Split", "find_any_split", "named_split", "read_classes"]
 
 CLASSES_FILE = "classes.txt"
-KEY = "(option: --classes)"
 
 
 @dataclass(frozen=True)
 class LabelSplit:
-    """One split of a segmentation dataset: its images, the label PNGs of the same names, what its numbers mean."""
+    """One split of a segmentation dataset: its images, the label PNGs of the same names, the names of the classes."""
 
     image_root: str
     label_root: str
@@ -31,17 +31,16 @@ Split = CocoSplit | LabelSplit
 def find_any_split(folder: str | Path, split: str, classes: str = "") -> Split:
     """Find ``"train"`` or ``"val"`` in a dataset's folder.
 
-    ``train/images`` and ``train/labels`` make a segmentation dataset, whose classes are in ``classes.txt`` if they are
-    not given; else it has to be in COCO format.
+    ``train/images`` and ``train/labels`` make a segmentation dataset. Its classes are in ``classes.txt`` unless they
+    are given. All other datasets have to be in COCO format.
 
     Args:
-        folder: of the dataset.
-        split: its name.
+        folder: the folder of the dataset.
+        split: the name of the split.
         classes: see ``read_classes``.
 
     Raises:
-        FileNotFoundError: no known layout is there.
-        ValueError: the classes have no names, or names are given for COCO's.
+        ConfigError: no known layout is there, label PNGs have no names of classes, or names are given for a COCO json.
     """
     folder = Path(folder).expanduser()
     for name in NAMES[split]:
@@ -55,17 +54,18 @@ def find_any_split(folder: str | Path, split: str, classes: str = "") -> Split:
 def _find_coco(folder: Path, split: str) -> CocoSplit:
     try:
         return find_split(folder, split)
-    except FileNotFoundError as error:
+    except ConfigError as error:
         if not folder.is_dir():
             raise
-        raise FileNotFoundError(f"{error}; and {split}/images + {split}/labels with label PNGs") from None
+        allowed = f"{error.allowed}, or {split}/images + {split}/labels with label PNGs"
+        raise ConfigError(error.argument, error.value, allowed, error.hint) from None
 
 
 def named_split(first: str, second: str, classes: str = "") -> Split:
-    """A split by its parts: a json and its images, or, if the first is a folder, images and labels.
+    """Make a split of its parts: a json and its images, or, if the first is a folder, images and labels.
 
     Raises:
-        ValueError: as ``find_any_split``.
+        ConfigError: label PNGs have no names of classes, or names are given for a COCO json.
     """
     first, second = os.path.expanduser(first), os.path.expanduser(second)
     if os.path.isdir(first):
@@ -75,19 +75,26 @@ def named_split(first: str, second: str, classes: str = "") -> Split:
 
 def _without_classes(split: CocoSplit, classes: str) -> CocoSplit:
     if classes:
-        raise ValueError(f"{split.json_file} names its categories itself; classes are for label PNGs {KEY}")
+        raise ConfigError(
+            "classes",
+            f"{classes} beside {split.json_file}",
+            allowed="none, because a json names its categories itself",
+            hint="{classes} is for label PNGs",
+        )
     return split
 
 
 def read_classes(classes: str) -> tuple[str, ...]:
-    """The names of the classes: with commas between them, or a file; see ``read_class_names``.
+    """Read the names of the classes, given with commas between them or as a file; see ``read_class_names``.
 
     Raises:
-        FileNotFoundError, ValueError: there are none, or they cannot be used.
+        ConfigError: there are none, or they cannot be used.
     """
     if not classes:
-        raise ValueError(
-            "the numbers in the labels have no names: give them with commas between them, or a file with one per line, "
-            f"or put {CLASSES_FILE} into the folder of --data {KEY}"
+        raise ConfigError(
+            "classes",
+            "no names for the numbers in the labels",
+            allowed="names with commas between them, or a file with one per line",
+            hint=f"give {{classes}}, or put {CLASSES_FILE} into the folder {{data}}",
         )
-    return tuple(read_class_names(classes, hint=KEY))
+    return tuple(read_class_names(classes))

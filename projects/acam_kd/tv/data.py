@@ -1,4 +1,4 @@
-"""Data for torchvision's models: what is read, how it is augmented, in which order."""
+"""Data for torchvision's models: reading, augmentation and the order of the images."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes, Mask
 from torchvision.tv_tensors import Image as PixelImage
 
+from ..core.errors import ConfigError
 from ..data.coco import CocoSplit, check_coco
 from ..data.labels import IGNORED
 
@@ -25,15 +26,15 @@ __all__ = ["CocoImages", "Images", "Stream", "evaluation_loader", "label_of", "r
 
 Sample = tuple[Tensor, dict[str, Any]]
 SCALES = (0.5, 2.0)
-"""Of an image before it is cropped, as in torchvision's and everybody's recipe for segmentation."""
+"""The range of the random scale of an image before it is cropped, as in torchvision's recipe for segmentation."""
 MEAN_COLOUR = (124, 116, 104)
-"""ImageNet's, which is about 0 once normalised."""
+"""ImageNet's mean colour, which is about 0 once normalised."""
 
 
 def label_of(categories: Sequence[int]) -> dict[int, int]:
-    """COCO category id -> label; 0 is the background, as everywhere in torchvision.
+    """Map COCO category ids to labels; 0 is the background, as everywhere in torchvision.
 
-    Ids between 1 and twice their number are labels as they are, so that COCO's own 80 in 1 to 90 have the numbers that
+    Ids between 1 and twice their number are labels as they are. So COCO's own 80 ids from 1 to 90 keep the numbers that
     torchvision's weights have. Others are numbered from 1, in the order of their ids.
     """
     ids = sorted(categories)
@@ -45,14 +46,15 @@ def label_of(categories: Sequence[int]) -> dict[int, int]:
 class Images(Dataset[Sample]):
     """Images in [0, 1] with torchvision's targets.
 
-    An item is asked for by its index, or, for training, by (index, seed): the seed decides the augmentation, so what is
-    seen depends neither on the workers nor on anything else that draws random numbers. The augmentation is a flip
-    and, if asked for, first another scale and a crop.
+    An item is asked for by its index, or, for training, by (index, seed). The seed alone decides the augmentation, so
+    neither the workers nor other draws of random numbers change it. The augmentation is a flip; with ``crop``
+    another scale and a crop come first.
 
     Args:
         semantic: targets are for segmentation.
-        crop: height and width of what is cut out, for segmentation; smaller images are padded with what does not count.
-        name: for messages.
+        crop: height and width of the part to cut out, for segmentation. Smaller images are padded with pixels that do
+            not count.
+        name: the dataset's name in messages.
     """
 
     ids: list[int]
@@ -67,7 +69,7 @@ class Images(Dataset[Sample]):
         self.finish = v2.Compose([v2.ClampBoundingBoxes(), v2.ToDtype(torch.float32, scale=True)])
 
     def read(self, index: int) -> tuple[Any, dict[str, Any]]:
-        """The image, uint8, and its target, without ``image_id``; a method of the kind of dataset."""
+        """Read the image, uint8, and its target without ``image_id``; each kind of dataset has its own method."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -104,31 +106,35 @@ class _ScaleAndCrop:
 
 
 def read_image(path: str, *, name: str) -> Any:
-    """(3, H, W), uint8, turned as its EXIF entry says, as Detectron2 does.
+    """Read an image as (3, H, W), uint8, turned as its EXIF entry says; Detectron2 does the same.
 
     Raises:
-        ValueError: not a readable image.
+        ConfigError: the file is not a readable image.
     """
     try:
         with PIL.Image.open(path) as file:
             return v2.functional.to_image(ImageOps.exif_transpose(file).convert("RGB"))
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"{name}: {path} cannot be read as an image: {error}") from error
+        value = f"{name}: {path}, which cannot be read as an image ({error})"
+        raise ConfigError("dataset", value, allowed="a whole image file") from error
 
 
 class CocoImages(Images):
     """Images of a COCO json.
 
-    Targets have ``image_id`` and, for detection, ``boxes`` (K, 4) as x0, y0, x1, y1, ``labels`` (K,) and, if asked
-    for, ``masks`` (K, H, W); for segmentation ``semantic`` (H, W), where smaller objects lie over larger ones. Boxes
-    are clipped to the image; crowds and empty boxes are left out.
+    Targets have ``image_id``. For detection they have ``boxes`` (K, 4) as x0, y0, x1, y1, ``labels`` (K,) and, if
+    asked for, ``masks`` (K, H, W). For segmentation they have ``semantic`` (H, W), where smaller objects lie over
+    larger ones. Boxes are clipped to the image; crowds and empty boxes are left out.
 
     Args:
         split: the files.
-        semantic: targets for segmentation.
-        masks: with instance masks.
+        semantic: targets are for segmentation.
+        masks: targets have instance masks.
         crop: see ``Images``.
-        name: for messages.
+        name: the dataset's name in messages.
+
+    Raises:
+        ConfigError: see ``check_coco``.
     """
 
     def __init__(
@@ -155,7 +161,11 @@ class CocoImages(Images):
         self.num_classes = max(self.labels.values()) + 1
 
     def read(self, index: int) -> tuple[Any, dict[str, Any]]:
-        """The image and its objects."""
+        """Read the image and its objects.
+
+        Raises:
+            ConfigError: the image cannot be read, or has another size than the json says.
+        """
         image_id = self.ids[index]
         image = self._image(self.coco.imgs[image_id])
         return image, self._target(self.coco.imgToAnns[image_id], image.shape[-2:])
@@ -165,8 +175,11 @@ class CocoImages(Images):
         image = read_image(path, name=self.name)
         height, width = image.shape[-2:]
         if (width, height) != (entry["width"], entry["height"]):
-            sizes = f"{width} x {height}, not {entry['width']} x {entry['height']}"
-            raise ValueError(f"{self.name}: {path} is {sizes} as {self.split.json_file} says")
+            raise ConfigError(
+                "dataset",
+                f"{self.name}: {path} with {width} x {height} pixels",
+                allowed=f"{entry['width']} x {entry['height']}, as {self.split.json_file} says",
+            )
         return image
 
     def _target(self, annotations: list[dict[str, Any]], shape: tuple[int, int]) -> dict[str, Any]:
@@ -208,17 +221,23 @@ class Stream(Sampler[list[tuple[int, int]]]):
     A resumed run sets ``start`` and sees exactly the batches that it would have seen.
 
     Args:
-        length: of the dataset.
-        batch_size: of all processes together.
-        batches: of the whole run.
+        length: the number of images of the dataset.
+        batch_size: images a step, of all processes together.
+        batches: steps of the whole run.
         seed: decides order and augmentation.
         rank, world: this process takes every ``world``-th item of each batch.
+
+    Raises:
+        ConfigError: the processes cannot share a batch equally.
     """
 
     def __init__(self, length: int, *, batch_size: int, batches: int, seed: int, rank: int = 0, world: int = 1) -> None:
         if batch_size % world:
-            raise ValueError(
-                f"the batch size, {batch_size}, must be a multiple of the {world} processes (--batch-size)"
+            raise ConfigError(
+                "batch_size",
+                batch_size,
+                allowed=f"a multiple of the {world} processes",
+                hint="change {batch_size} or {devices}",
             )
         self.length, self.batch_size, self.batches, self.seed = length, batch_size, batches, seed
         self.rank, self.world, self.start = rank, world, 0
@@ -240,7 +259,7 @@ class Stream(Sampler[list[tuple[int, int]]]):
 
 
 def _mixed(*numbers: int) -> int:
-    """One 63-bit number from several, the same on every machine."""
+    """Mix several numbers into one of 63 bits, the same on every machine."""
     mixed = 0
     for number in numbers:
         mixed = (mixed ^ (number + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9 % 2**64
@@ -253,20 +272,20 @@ def _collate(samples: list[Sample]) -> tuple[list[Tensor], list[dict[str, Any]]]
 
 
 def training_loader(dataset: Images, stream: Stream, *, workers: int) -> DataLoader[Sample]:
-    """The batches of a run, in the order of the stream."""
+    """Build the loader of a run's batches, in the order of the stream."""
     return DataLoader(
         dataset,
         batch_sampler=stream,
         num_workers=workers,
         collate_fn=_collate,
-        generator=torch.Generator(),  # its own: iterating must not draw from the run's
+        generator=torch.Generator(),  # iterating must not draw from the run's generator
     )
 
 
 def evaluation_loader(
     dataset: Images, *, batch_size: int, workers: int, rank: int = 0, world: int = 1
 ) -> DataLoader[Sample]:
-    """This process's share of the images, each image once."""
+    """Build the loader of this process's share of the images, each image once."""
     share = torch.utils.data.Subset(dataset, range(rank, len(dataset), world))
     return DataLoader(
         share, batch_size=batch_size, num_workers=workers, collate_fn=_collate, generator=torch.Generator()

@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torchvision.io import decode_image
+from torch import Tensor, nn
 
-from ..core import DistillationModel
+from ..core import Distillation
 from ..data.coco import find_split
 from ..demo import Plan, keep_masks
+from .data import read_image
 from .distillation import normalized_batch
 from .run import Settings
-from .taps import pyramid, side_of
+
 from .training import train
 
 __all__ = ["DESCRIPTION", "run"]
@@ -30,7 +31,7 @@ DESCRIPTION = (
 
 
 def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watched: Sequence[str]) -> None:
-    """See ``demo.Engine``."""
+    """Train and evaluate one model; see ``demo.Engine``."""
     val = find_split(data, "val")
     is_teacher = plan.role == "teacher"
     iterations = TEACHER_ITERATIONS if is_teacher else ITERATIONS
@@ -57,21 +58,21 @@ def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watch
     train(settings, folder, resume=True, observers=[_observer(folder, images)])
 
 
-def _observer(folder: Path, images: Sequence[Path]) -> Callable[[DistillationModel, int], None]:
-    """Keeps the masks for some images at every moment that it is called."""
+def _observer(folder: Path, images: Sequence[Path]) -> Callable[[nn.Module, int], None]:
+    """Make an observer that keeps the masks of some images each time that it is called."""
 
-    def observe(model: DistillationModel, step: int) -> None:
-        if model.distiller is None:
+    def observe(student: nn.Module, step: int) -> None:
+        attached = getattr(student, "distillation", None)
+        if not isinstance(attached, Distillation):
             return
-        student = model.student
         device = next(student.parameters()).device
-        levels = pyramid(student, side_of(student))
+        levels = attached.shapes["student"]
         for number, path in enumerate(images):
-            image = decode_image(str(path)).to(device, torch.float32) / 255
+            image = read_image(str(path), name="demo").as_subclass(Tensor).to(device, torch.float32) / 255
             batch, parts = normalized_batch(student, [image])
             masks = {
                 level: {kind: mask[0].float().cpu() for kind, mask in kinds.items()}
-                for level, kinds in model.observe(batch).items()
+                for level, kinds in attached.observe(batch).items()
             }
             scale = image.shape[1] / parts[0][0]
             if any(masks.values()):

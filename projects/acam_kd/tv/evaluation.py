@@ -1,4 +1,4 @@
-"""COCO's average precision by pycocotools, and the mean intersection over union."""
+"""Evaluation: COCO's average precision by pycocotools, and the mean intersection over union."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MASK_THRESHOLD = 0.5
 
 
 class Evaluator(Protocol):
-    """Collects outputs, image by image, and makes metrics of them; shares of several processes can be put together."""
+    """A collector of outputs, image by image, that makes metrics of them; shares of several processes can be joined."""
 
     results: list[Any]
 
@@ -31,14 +31,14 @@ class Evaluator(Protocol):
         """Take a batch's outputs."""
 
     def metrics(self) -> dict[str, float]:
-        """Metrics of everything in ``results``, in percent."""
+        """Compute the metrics of everything in ``results``, in percent."""
 
 
 class CocoEvaluator:
-    """AP of boxes, and of masks where there are any, as ``segm/AP``.
+    """Average precision of boxes, and of masks where there are any, as ``segm/AP``.
 
     Args:
-        dataset: whose json is the ground truth.
+        dataset: its json is the ground truth.
     """
 
     def __init__(self, dataset: CocoImages) -> None:
@@ -67,21 +67,21 @@ class CocoEvaluator:
                     self.results.append(result)
 
     def metrics(self) -> dict[str, float]:
-        """``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl`` in percent.
+        """Compute ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl`` in percent.
 
-        NaN where there are no such objects; all 0 if nothing was detected.
+        A metric is NaN where there are no such objects. All are 0 if nothing was detected.
         """
-        found = self._evaluate("bbox")
+        metrics = self._evaluate("bbox")
         if self.masks:
-            found.update({f"segm/{name}": value for name, value in self._evaluate("segm").items()})
-        return found
+            metrics.update({f"segm/{name}": value for name, value in self._evaluate("segm").items()})
+        return metrics
 
     def _evaluate(self, kind: str) -> dict[str, float]:
         if not self.results:
             return dict.fromkeys(AP_NAMES, 0.0)
         with contextlib.redirect_stdout(io.StringIO()):
             results = [dict(result) for result in self.results]  # pycocotools writes into them
-            if kind == "segm":  # the size that counts is the mask's, and loadRes would take the box's
+            if kind == "segm":  # areas have to be the masks', and loadRes would take the boxes'
                 for result in results:
                     result.pop("bbox")
             evaluation = COCOeval(self.coco, self.coco.loadRes(results), kind)
@@ -102,7 +102,7 @@ class SegmentationEvaluator:
     """Mean intersection over union of all classes that the labels have, and pixel accuracy.
 
     Args:
-        dataset: gives the number of classes, the background included.
+        dataset: gives the number of classes, with the background.
     """
 
     def __init__(self, dataset: Images) -> None:
@@ -110,7 +110,7 @@ class SegmentationEvaluator:
         self.results: list[Tensor] = []
 
     def add(self, outputs: Iterable[dict[str, Tensor]], targets: Iterable[dict[str, Any]]) -> None:
-        """Count a batch of label maps; results are confusion matrices (K, K), rows the truth."""
+        """Count a batch of label maps; results are confusion matrices (K, K), whose rows are the truth."""
         for output, target in zip(outputs, targets):
             truth, predicted = target["semantic"].flatten().cpu(), output["semantic"].flatten().cpu()
             counted = truth != IGNORED
@@ -118,10 +118,10 @@ class SegmentationEvaluator:
             self.results.append(torch.bincount(pairs, minlength=self.num_classes**2).view(2 * (self.num_classes,)))
 
     def metrics(self) -> dict[str, float]:
-        """``mIoU`` and ``accuracy`` in percent."""
+        """Compute ``mIoU`` and ``accuracy`` in percent."""
         confusion = torch.stack(self.results).sum(0).double()
         hits, union = confusion.diag(), confusion.sum(0) + confusion.sum(1) - confusion.diag()
-        present = confusion.sum(1) > 0  # in the labels, as Detectron2 counts
+        present = confusion.sum(1) > 0  # classes in the labels, as Detectron2 counts
         return {
             "mIoU": 100 * float((hits[present] / union[present]).mean()),
             "accuracy": 100 * float(hits.sum() / confusion.sum()),
@@ -129,7 +129,7 @@ class SegmentationEvaluator:
 
 
 def build_evaluator(dataset: Images) -> Evaluator:
-    """The one for the dataset's targets."""
+    """Build the evaluator for the dataset's targets."""
     if isinstance(dataset, CocoImages) and not dataset.semantic:
         return CocoEvaluator(dataset)
     return SegmentationEvaluator(dataset)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torchvision.tv_tensors import Mask
 
+from ..core.errors import ConfigError
 from ..data.labels import check_labels, find_pairs, read_label
 from ..data.splits import LabelSplit, Split
 from .data import CocoImages, Images, read_image
@@ -14,55 +15,60 @@ from .models import is_segmentation
 
 __all__ = ["LabelledImages", "load_data"]
 
-HINT = "(options: --data, --train, --val, --classes)"
-
 
 class LabelledImages(Images):
-    """Images in [0, 1] with ``{"image_id", "semantic": (H, W)}``; all labels are looked at first.
+    """Images in [0, 1] with ``{"image_id", "semantic": (H, W)}``; all labels are checked first.
 
     Args:
         split: the files and the names of the classes.
         crop: see ``Images``.
-        name: for messages.
+        name: the dataset's name in messages.
 
     Raises:
-        FileNotFoundError, ValueError: what ``find_pairs`` and ``check_labels`` find.
+        ConfigError: see ``find_pairs`` and ``check_labels``.
     """
 
     def __init__(self, split: LabelSplit, *, crop: tuple[int, int] | None = None, name: str = "dataset") -> None:
         super().__init__(semantic=True, crop=crop, name=name)
-        self.pairs = find_pairs(split.image_root, split.label_root, name=name, hint=HINT)
-        check_labels(self.pairs, split.classes, name=name, hint=HINT)
+        self.pairs = find_pairs(split.image_root, split.label_root, name=name)
+        check_labels(self.pairs, split.classes, name=name)
         self.categories = dict(enumerate(split.classes))
         self.num_classes = len(split.classes)
         self.ids = list(range(1, len(self.pairs) + 1))
 
     def read(self, index: int) -> tuple[Any, dict[str, Any]]:
-        """Image and labels, as ``check_labels`` has seen them."""
+        """Read image and labels, as ``check_labels`` has seen them."""
         image, label = self.pairs[index]
         return read_image(image, name=self.name), {"semantic": Mask(torch.from_numpy(read_label(label)).long())}
 
 
 def load_data(split: Split, model: str, *, name: str, crop: tuple[int, int] | None = None) -> Images:
-    """The dataset of a split, with the targets that a model needs.
+    """Build the dataset of a split, with the targets that a model needs.
 
     Args:
         split: the files.
         model: the name of the student's model.
-        name: for messages.
+        name: the dataset's name in messages.
         crop: see ``Images``.
 
     Raises:
-        ValueError: a detector is to be trained on labels of pixels or on crops, or the files are not in order.
+        ConfigError: a detector is to be trained on labels of pixels or on crops, or the files cannot be used.
     """
     semantic = is_segmentation(model)
     if isinstance(split, LabelSplit):
         if not semantic:
-            raise ValueError(
-                f"{name}: the label PNGs in {split.label_root} are for segmentation models, as deeplabv3_resnet50, and "
-                f"{model} is none; detectors need COCO format (option: --student)"
+            raise ConfigError(
+                "student",
+                f"{model} for {name} with label PNGs in {split.label_root}",
+                allowed="a segmentation model, as deeplabv3_resnet50",
+                hint="detectors need data in COCO format",
             )
         return LabelledImages(split, crop=crop, name=name)
     if crop and not semantic:
-        raise ValueError(f"crops are for segmentation models, as deeplabv3_resnet50, and {model} is none (--crop)")
+        raise ConfigError(
+            "crop",
+            f"{crop[0]} x {crop[1]} for {model}",
+            allowed="whole images, because only segmentation models, as deeplabv3_resnet50, learn from crops",
+            hint="leave {crop} out, or change {student}",
+        )
     return CocoImages(split, semantic=semantic, masks=model.startswith("maskrcnn"), crop=crop, name=name)

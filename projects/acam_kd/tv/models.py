@@ -1,9 +1,9 @@
 """torchvision's detectors and segmentation models by name, on any of its ResNets and MobileNets.
 
-Names are torchvision's own, as ``fcos_resnet50_fpn`` or ``deeplabv3_resnet101``. Of its pyramid detectors there
-are more: ``<detector>_<trunk>_fpn<channels>``, as ``fcos_resnet18_fpn`` or ``retinanet_mobilenet_v2_fpn64``,
-built from torchvision's own classes, where ``<channels>`` is the width of the pyramid, 256 if left out. With ``_bn`` at
-the end the pyramid has batch normalisation: from scratch its features otherwise grow to any scale.
+Names are torchvision's own, as ``fcos_resnet50_fpn`` or ``deeplabv3_resnet101``. More pyramid detectors are built from
+torchvision's classes: ``<detector>_<trunk>_fpn<channels>``, as ``fcos_resnet18_fpn`` or
+``retinanet_mobilenet_v2_fpn64``. ``<channels>`` is the width of the pyramid, 256 if left out. With ``_bn`` at the end
+the pyramid has batch normalisation; without it, features trained from scratch grow to any scale.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from ..core.errors import ConfigError, RunError
 from .segmentation import Segmentor
 
 __all__ = ["PROBE", "build_model", "is_segmentation", "plain"]
 
 PYRAMID_DETECTORS = {
-    "fcos": partial(FCOS, score_thresh=0.05),  # COCO's AP wants the low scores too; torchvision's default is 0.2
+    "fcos": partial(FCOS, score_thresh=0.05),  # COCO's AP counts low scores too; torchvision's default is 0.2
     "retinanet": RetinaNet,
     "fasterrcnn": FasterRCNN,
     "maskrcnn": MaskRCNN,
@@ -36,11 +37,11 @@ DETECTION = {name for name in list_models(module=torchvision.models.detection) i
 SEGMENTATION = set(list_models(module=torchvision.models.segmentation))
 TRUNKS = {n for n in list_models(module=torchvision.models) if re.match("resnet|resnext|wide_resnet|mobilenet", n)}
 PROBE = 256
-"""Side of the image by which strides are measured."""
+"""The side of the image that strides are measured with."""
 
 
 def is_segmentation(name: str) -> bool:
-    """Whether a name means a model that labels pixels."""
+    """Return whether a name means a model that labels pixels."""
     return name in SEGMENTATION
 
 
@@ -56,33 +57,44 @@ def build_model(
 
     Args:
         name: see the module.
-        num_classes: with the background, as torchvision counts; None for that of ``weights``.
-        size: the shorter side that images are resized to inside the model; None for torchvision's 800 in
-            detectors, for no resizing in segmentation. SSD's is fixed.
+        num_classes: their number with the background, as torchvision counts; None for that of ``weights``.
+        size: the shorter side that images are resized to inside the model. None means torchvision's 800 in detectors,
+            and no resizing in segmentation. SSD's size is fixed.
         weights: a name of torchvision's weights for the whole model, as ``DEFAULT``, or None.
-        backbone_weights: the same for the backbone; of a detector's the beginning is then frozen.
+        backbone_weights: the same for the backbone. The first stages of a detector's backbone are then frozen.
 
     Raises:
-        ValueError: an unknown name of a model or of weights.
+        ConfigError: no model or no weights have that name.
+        RunError: the weights cannot be downloaded.
     """
     if name not in DETECTION | SEGMENTATION and not _composed(name):
-        raise ValueError(
-            f"no model is called {name!r}; known: {', '.join(sorted(DETECTION | SEGMENTATION))}, and "
-            f"({'|'.join(PYRAMID_DETECTORS)})_TRUNK_fpn[CHANNELS][_bn] with TRUNK one of {', '.join(sorted(TRUNKS))}"
+        raise ConfigError(
+            "name",
+            name,
+            allowed=f"one of {', '.join(sorted(DETECTION | SEGMENTATION))}, or "
+            f"({'|'.join(PYRAMID_DETECTORS)})_TRUNK_fpn[CHANNELS][_bn] with TRUNK one of {', '.join(sorted(TRUNKS))}",
         )
     arguments: dict[str, Any] = {} if size is None or name in SEGMENTATION else _sizes(name, size)
     if name not in DETECTION | SEGMENTATION:
         if weights:
-            raise ValueError(f"torchvision has no weights for {name}; give a file, or weights for its backbone")
+            raise ConfigError(
+                "weights",
+                f"{weights} for {name}",
+                allowed="a file, because torchvision has no weights of this model",
+                hint="or give weights of its backbone, {backbone_weights}",
+            )
         return _compose(name, num_classes or 91, backbone_weights, arguments)
     if name.startswith("ssdlite") and backbone_weights:
-        raise ValueError(f"{name} cannot start from its backbone's weights: torchvision gives it another shape then")
+        raise ConfigError(
+            "backbone_weights",
+            f"{backbone_weights} for {name}",
+            allowed="none, because torchvision gives the backbone another shape then",
+        )
     if name.startswith("ssd300") and backbone_weights == "DEFAULT":
-        backbone_weights = "IMAGENET1K_FEATURES"  # the ones that its normalisation of pixels is for
+        backbone_weights = "IMAGENET1K_FEATURES"  # its normalisation of pixels is made for these
     _check_weights(name, weights)
-    _check_weights(
-        max((trunk for trunk in list_models(module=torchvision.models) if trunk in name), key=len), backbone_weights
-    )
+    trunk = max((trunk for trunk in list_models(module=torchvision.models) if trunk in name), key=len)
+    _check_weights(trunk, backbone_weights, "backbone_weights")
     if name in SEGMENTATION and not name.startswith("lraspp"):
         arguments["aux_loss"] = True
     if name.startswith("fcos"):
@@ -97,11 +109,11 @@ def build_model(
 
 
 def _quicken(model: nn.Module) -> None:
-    """Running statistics as fast as torch's default.
+    """Set the momentum of all running statistics to torch's default.
 
-    MobileNetV3's momentum, 0.01, is for weights of torchvision and long runs: from a random start, statistics that lag
-    behind let the model predict one class in evaluation after hundreds of steps. With weights from a file it does no
-    harm. Nothing of it is in the state.
+    MobileNetV3's own momentum, 0.01, is for pretrained weights and long runs. From a random start its statistics lag
+    behind, and in evaluation the model then predicts one class even after hundreds of steps. For weights from a file
+    the default does no harm. The momentum is not in the state.
     """
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -115,21 +127,25 @@ def _composed(name: str) -> re.Match[str] | None:
 
 def _sizes(name: str, size: int) -> dict[str, Any]:
     if name.startswith("ssd"):
-        return {}  # theirs is fixed
-    return {"min_size": size, "max_size": size * 5 // 3}  # as 800 and 1333
+        return {}  # SSD's size is fixed
+    return {"min_size": size, "max_size": size * 5 // 3}  # the ratio of 800 and 1333
 
 
-def _check_weights(name: str, weights: str | None) -> None:
+def _check_weights(name: str, weights: str | None, argument: str = "weights") -> None:
     known = ["DEFAULT", *(entry.name for entry in get_model_weights(name))]
     if weights and weights not in known:
-        raise ValueError(f"no weights of {name} are called {weights!r}; known: {', '.join(known)}, or a file")
+        file = ", or a file" if argument == "weights" else ""
+        raise ConfigError(argument, f"{weights} for {name}", allowed=f"one of {', '.join(known)}{file}")
 
 
 def _get(name: str, **arguments: Any) -> Any:
     try:
         return get_model(name, **arguments)
     except OSError as error:
-        raise ValueError(f"the weights of {name} cannot be downloaded: {error}") from error
+        reason = " ".join(str(error).split())
+        raise RunError(
+            f"the weights cannot be downloaded ({reason})", where=name, remedy="check the network, or give a file"
+        ) from error
 
 
 def _compose(name: str, num_classes: int, backbone_weights: str | None, arguments: dict[str, Any]) -> nn.Module:
@@ -137,8 +153,12 @@ def _compose(name: str, num_classes: int, backbone_weights: str | None, argument
     assert match
     detector, trunk, channels = match[1], match[2], int(match[3] or 256)
     if channels == 0 or (detector == "fcos" and channels % 32):
-        raise ValueError(f"{name}: a pyramid cannot be {channels} wide; FCOS's has to be a multiple of 32")
-    _check_weights(trunk, backbone_weights)
+        raise ConfigError(
+            "name",
+            f"{name}, whose pyramid is {channels} wide",
+            allowed="a width above 0, and for FCOS a multiple of 32",
+        )
+    _check_weights(trunk, backbone_weights, "backbone_weights")
     norm = FrozenBatchNorm2d if backbone_weights else nn.BatchNorm2d
     body, taps = _stages(trunk, backbone_weights, norm)
     dense = detector in ("fcos", "retinanet")
@@ -157,9 +177,9 @@ def _compose(name: str, num_classes: int, backbone_weights: str | None, argument
 
 @torch.no_grad()
 def _stages(trunk: str, weights: str | None, norm: type[nn.Module]) -> tuple[nn.Module, dict[int, tuple[str, int]]]:
-    """A classifier without its head, and stride -> (name of the last child of that stride, its channels).
+    """Build a classifier without its head, and map stride -> (name of the last child of that stride, its channels).
 
-    With weights, what comes before stride 8 is frozen, as Detectron2 does.
+    With weights, the children before stride 8 are frozen, as in Detectron2.
     """
     body = _get(trunk, weights=weights, norm_layer=norm)
     if "mobilenet" in trunk:
@@ -179,5 +199,5 @@ def _stages(trunk: str, weights: str | None, norm: type[nn.Module]) -> tuple[nn.
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """Torchvision's own model: the one that is saved and that anybody can load."""
+    """Return torchvision's own model, which is saved and which anybody can load."""
     return model.network if isinstance(model, Segmentor) else model

@@ -1,11 +1,12 @@
-"""What a run was asked, and what it leaves in its folder."""
+"""The settings of a run, and the folder that it fills."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,6 +18,7 @@ import torchvision
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import nn
 
+from ..core.errors import ConfigError, RunError
 from ..data.splits import Split
 from ..files import write_atomically
 from .data import Images
@@ -32,44 +34,44 @@ ANYTIME = (
     "channels_last",
     "teacher_compile",
 )
-"""Settings that a resumed run may change."""
+"""The settings that a resumed run may change."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides a run.
+    """The settings that decide a run.
 
     Args:
-        train_split, val_split: the data.
-        student: a model's name, or the folder of a finished run, to start from its student.
+        train_split, val_split: the files to train on and to evaluate on.
+        student: a model's name, or the folder of a finished run to start from its student.
         student_weights: a file, or a name of torchvision's weights; empty for a random start.
         student_backbone_weights: a name of torchvision's weights for the backbone, as ``DEFAULT``.
-        teacher: as ``student``; empty for none.
+        teacher: a model's name, or the folder of a finished run; empty for no teacher.
         teacher_weights: as ``student_weights``.
-        teacher_classes: classes of the teacher's file with the background; 0 for those of the data.
-        method: a registered distiller, or empty for none.
-        options: ``name=value`` each, the method's hyper-parameters.
+        teacher_classes: the number of classes of the teacher's file, with the background; 0 for those of the data.
+        method: a registered distiller; empty for none.
+        options: the method's hyper-parameters, ``name=value`` each.
         inherit: ``auto``, ``always`` or ``never``.
         levels: the student's levels to distil; empty for all that can be.
         taps: ``backbone``, ``logits`` or both; empty for logits in segmentation, the backbone in detection.
-        distill_period: only every so many iterations are distilled.
+        distill_period: one of so many iterations is distilled.
         teacher_precision: ``float32``, ``float16`` or ``bfloat16``; empty for the student's.
-        teacher_compile: its backbone by torch.compile.
-        channels_last: the memory format of everything.
+        teacher_compile: the teacher's backbone is compiled by torch.compile.
+        channels_last: the memory format of student, teacher and method.
         size: the shorter side that images are resized to; None for the model's own.
-        crop: height and width of what segmentation models are trained on, cut out at a random scale; None for whole
-            images.
-        iterations: optimizer steps.
+        crop: height and width of the parts that segmentation models are trained on, cut out at a random scale. None
+            means whole images.
+        iterations: the number of optimizer steps.
         batch_size: images a step, of all devices together.
         optimizer: ``sgd`` or ``adamw``.
-        learning_rate: after the warm-up.
-        schedule: how it then falls to zero, ``cosine`` or ``poly``.
-        warmup: steps, at most a quarter of the run.
+        learning_rate: its value after the warm-up.
+        schedule: the curve on which it then falls to zero, ``cosine`` or ``poly``.
+        warmup: the number of its steps, at most a quarter of the run.
         seed: decides the student's start, the order of images and their augmentation.
-        precision: Lightning's, as ``32-true``, ``bf16-mixed``, ``16-mixed``.
-        accelerator, devices: Lightning's.
-        workers: processes that read images, per device.
-        eval_period, checkpoint_period: in iterations.
+        precision: Lightning's name, as ``32-true``, ``bf16-mixed``, ``16-mixed``.
+        accelerator, devices: the same arguments of Lightning's Trainer.
+        workers: the number of processes that read images, per device.
+        eval_period, checkpoint_period: iterations between two evaluations, and between two checkpoints.
     """
 
     train_split: Split
@@ -108,22 +110,24 @@ class Settings:
     @property
     def student_name(self) -> str:
         """The name of the student's model, also if ``student`` is a folder."""
-        return read_card(self.student)[0].name if Path(self.student).is_dir() else self.student
+        if not Path(self.student).is_dir():
+            return self.student
+        return read_card(self.student, argument="student")[0].name
 
     def resolved(self) -> Settings:
-        """With the size of the folder's student, if ``student`` is a folder and no size was asked for."""
+        """Return the settings with the size of a folder's student, if no other size was asked for."""
         if self.size is None and Path(self.student).is_dir():
-            return dataclasses.replace(self, size=read_card(self.student)[0].size)
+            return dataclasses.replace(self, size=read_card(self.student, argument="student")[0].size)
         return self
 
     def asdict(self) -> dict[str, Any]:
-        """Json's types only."""
+        """Return the settings as a dict of json's types only."""
         return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class Card:
-    """What one must know to load a student: beside ``student.pth`` as ``student.json``."""
+    """The facts needed to load a student; they lie beside ``student.pth`` as ``student.json``."""
 
     name: str
     num_classes: int
@@ -133,20 +137,26 @@ class Card:
 
     @classmethod
     def of(cls, settings: Settings, data: Images) -> Card:
-        """The card of a run's student."""
+        """Make the card of a run's student."""
         return cls(settings.student_name, data.num_classes, settings.size, data.categories)
 
 
-def read_card(folder: str | Path) -> tuple[Card, Path]:
-    """The card and the weights in the folder of a finished run.
+def read_card(folder: str | Path, *, argument: str = "folder") -> tuple[Card, Path]:
+    """Find the card and the weights in the folder of a finished run.
+
+    Args:
+        folder: the folder of the run.
+        argument: the name of the argument that the folder was given as, for messages.
 
     Raises:
-        ValueError: there is no finished run.
+        ConfigError: there is no finished run.
     """
     path = Path(folder) / "student.json"
     if not path.is_file() or not path.with_suffix(".pth").is_file():
-        raise ValueError(
-            f"there is no finished run in {Path(folder).absolute()}: it has no student.json and student.pth"
+        raise ConfigError(
+            argument,
+            f"no finished run in {Path(folder).absolute()}",
+            allowed="a folder with student.json and student.pth",
         )
     content = json.loads(path.read_text())
     content["categories"] = {int(label): name for label, name in content["categories"].items()}
@@ -156,18 +166,18 @@ def read_card(folder: str | Path) -> tuple[Card, Path]:
 class RunFolder:
     """The folder of one run.
 
-    | file | what |
+    | file | content |
     |---|---|
-    | ``settings.json`` | what was asked; there from the start |
+    | ``settings.json`` | the settings; there from the start |
     | ``metrics.jsonl`` | a line for every logged step and every evaluation |
     | ``last.ckpt`` | Lightning's checkpoint, to resume from |
-    | ``predictions.json`` | of the last evaluation, in COCO's results format (detection) |
+    | ``predictions.json`` | the detections of the last evaluation, in COCO's results format |
     | ``student.pth`` | the state dict of the plain torchvision model, when the run is complete |
     | ``student.json`` | the model's name, classes, size |
     | ``result.json`` | metrics, time, versions; written last, so a run that has it is complete |
 
-    Only the first process of several writes. A run that is interrupted during an evaluation, before its end, goes on
-    after it: that one line is missing in ``metrics.jsonl``.
+    Only the first process of several writes. A run that is interrupted during an evaluation resumes after it, so the
+    line of that evaluation is missing in ``metrics.jsonl``.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -175,7 +185,7 @@ class RunFolder:
         self.checkpoint = self.path / "last.ckpt"
 
     def result(self) -> dict[str, Any] | None:
-        """The result of a complete run, None if it is not complete."""
+        """Read the result of a complete run; None if the run is not complete."""
         path = self.path / "result.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
@@ -184,51 +194,89 @@ class RunFolder:
         if not path.is_file():
             return
         before, now = json.loads(path.read_text()), settings.asdict()
-        defaults = {option.name: option.default for option in dataclasses.fields(Settings)}
+        defaults = {setting.name: setting.default for setting in dataclasses.fields(Settings)}
         for name, value in now.items():
-            was = before.get(name, defaults[name])  # an option that is newer than the run
+            was = before.get(name, defaults[name])  # the setting may be newer than the run
             if name not in ANYTIME and was != value:
-                raise ValueError(f"{self.path} has a run with {name} {was!r}, not {value!r}; choose another --output")
+                raise ConfigError(
+                    name,
+                    value,
+                    allowed=f"{was!r}, as in the run in {self.path}",
+                    hint="choose another {output}",
+                )
 
     @rank_zero_only
     def check(self, settings: Settings, *, resume: bool) -> None:
-        """Look whether a run may start here, or go on.
+        """Check that a run may start here, or resume.
 
         Raises:
-            ValueError: the folder has a run, and it is not to be resumed, or has other settings.
+            ConfigError: the folder has a run that is not to be resumed, or that has other settings.
         """
         if not resume and (self.path / "settings.json").is_file():
-            raise ValueError(f"{self.path} has a run already: give --resume to go on with it, or another --output")
+            raise ConfigError(
+                "output",
+                f"{self.path}, which has a run already",
+                allowed="a folder without a run",
+                hint="give {resume} to resume that run, or choose another {output}",
+            )
         self._check_settings(settings)
 
     @rank_zero_only
     def start(self, settings: Settings) -> None:
-        """Make the folder and write the settings."""
+        """Make the folder and write the settings.
+
+        Raises:
+            ConfigError: the folder cannot be made or written.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / "settings.json", json.dumps(settings.asdict(), indent=1))
         except OSError as error:
-            raise ValueError(f"{self.path} cannot be written: {error.strerror} (option: --output)") from error
+            raise ConfigError(
+                "output", f"{self.path}, which cannot be written ({error.strerror})", allowed="a folder to write into"
+            ) from error
 
     @rank_zero_only
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append a line to ``metrics.jsonl``."""
+        """Append a line to ``metrics.jsonl``.
+
+        Raises:
+            RunError: it cannot be written, as when the disk is full.
+        """
         if values:
-            with open(self.path / "metrics.jsonl", "a") as file:
+            with self._writing(), open(self.path / "metrics.jsonl", "a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
 
     def write_predictions(self, results: list[Any]) -> None:
-        """Write ``predictions.json``."""
-        write_atomically(self.path / "predictions.json", json.dumps(results))
+        """Write ``predictions.json``.
+
+        Raises:
+            RunError: it cannot be written, as when the disk is full.
+        """
+        with self._writing():
+            write_atomically(self.path / "predictions.json", json.dumps(results))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"writing failed ({error.strerror or error})",
+                where=str(self.path),
+                remedy="make room on the disk, and resume the run",
+            ) from error
 
     def finish(
         self, card: Card, student: nn.Module, settings: Settings, *, metrics: dict[str, float], seconds: float
     ) -> dict[str, Any]:
-        """Write the student, its card and, last, the result, which it returns."""
+        """Write the student, its card and, last, the result; return the result.
+
+        Raises:
+            RunError: they cannot be written, as when the disk is full.
+        """
         buffer = io.BytesIO()
         torch.save({name: tensor.cpu() for name, tensor in student.state_dict().items()}, buffer)
-        write_atomically(self.path / "student.pth", buffer.getvalue())
-        write_atomically(self.path / "student.json", json.dumps(dataclasses.asdict(card), indent=1))
         result = {
             "metrics": metrics,
             "seconds": seconds,
@@ -239,5 +287,8 @@ class RunFolder:
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
             "peak_gpu_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
         }
-        write_atomically(self.path / "result.json", json.dumps(result, indent=1))
+        with self._writing():
+            write_atomically(self.path / "student.pth", buffer.getvalue())
+            write_atomically(self.path / "student.json", json.dumps(dataclasses.asdict(card), indent=1))
+            write_atomically(self.path / "result.json", json.dumps(result, indent=1))
         return result

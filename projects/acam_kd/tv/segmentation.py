@@ -1,4 +1,4 @@
-"""torchvision's segmentation models return logits; here is what makes losses of them."""
+"""The criterion of torchvision's segmentation models, which themselves return logits only."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ __all__ = ["Segmentor"]
 class Segmentor(nn.Module):
     """A segmentation model with the interface of torchvision's detectors.
 
-    In training ``model(images, targets)`` returns a dict of losses: the pixels' cross-entropy, and 0.5 times that of
-    the auxiliary head where there is one, as in torchvision's recipe. In evaluation ``model(images)`` returns per
-    image ``{"semantic": (H, W) labels}`` of its own size. Images are resized inside, and padded to one batch.
+    In training ``model(images, targets)`` returns a dict of losses, as in torchvision's recipe. They are the
+    pixels' cross-entropy, and 0.5 times that of the auxiliary head where there is one. In evaluation
+    ``model(images)`` returns per image ``{"semantic": (H, W) labels}`` of its own size. Images are resized inside, and
+    padded to one batch.
 
     Args:
-        network: returns ``{"out": (N, K, H, W) logits, "aux": ...}``; its state is what is saved.
-        size: the shorter side that images are resized to; None for none.
+        network: returns ``{"out": (N, K, H, W) logits, "aux": ...}``; its state alone is saved.
+        size: the shorter side that images are resized to; None for no resizing.
     """
 
     def __init__(self, network: nn.Module, *, size: int | None = None) -> None:
@@ -32,21 +33,21 @@ class Segmentor(nn.Module):
 
     @property
     def backbone(self) -> nn.Module:
-        """The network's."""
+        """The network's backbone."""
         return self.network.backbone  # type: ignore[return-value]
 
     def batch(self, images: Sequence[Tensor]) -> Tensor:
-        """(3, H, W) images in [0, 1] -> (N, 3, H, W), resized, normalised, padded with the mean colour."""
+        """Make one batch, (N, 3, H, W), of (3, H, W) images in [0, 1]: resize, normalise, pad with the mean colour."""
         mean, std = (images[0].new_tensor(x).view(3, 1, 1) for x in (self.image_mean, self.image_std))
         return _pad([(self._resized(image, "bilinear") - mean) / std for image in images], 0)
 
     def labels(self, targets: Sequence[dict[str, Tensor]]) -> Tensor:
-        """``{"semantic": (H, W)}`` each -> (N, H, W), resized and padded as ``batch`` does with the images."""
+        """Make one batch, (N, H, W), of ``{"semantic": (H, W)}`` each: resize and pad, as ``batch`` does."""
         resized = [self._resized(target["semantic"][None].float(), "nearest")[0].long() for target in targets]
         return _pad(resized, IGNORED)
 
     def _resized(self, x: Tensor, mode: str) -> Tensor:
-        """(K, H, W) with the shorter side at ``size``."""
+        """Resize (K, H, W) so that the shorter side is ``size``."""
         if self.size is None or min(x.shape[1:]) == self.size:
             return x
         shape = [round(side * self.size / min(x.shape[1:])) for side in x.shape[1:]]
@@ -56,14 +57,17 @@ class Segmentor(nn.Module):
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses in training, labels in evaluation.
+        """Return losses in training, labels in evaluation.
 
         Args:
             images: (3, H, W) each, in [0, 1].
             targets: ``{"semantic": (H, W) labels}`` each; needed in training. An image without any label that
                 counts gives a loss of zero.
+
+        Raises:
+            ValueError: there are no targets in training.
         """
-        if not self.training:  # one by one: padding would change what is pooled over the image
+        if not self.training:  # image by image, because padding would change poolings over the whole image
             return [{"semantic": self._labels(self.network(self.batch([i]))["out"][0], i)} for i in images]
         out = self.network(self.batch(images))
         if targets is None:
@@ -75,7 +79,7 @@ class Segmentor(nn.Module):
         return losses
 
     def _labels(self, logits: Tensor, image: Tensor) -> Tensor:
-        """(K, H', W') -> (H, W) of the image."""
+        """Predict labels, (H, W) of the image, from logits (K, H', W')."""
         if logits.shape[1:] != image.shape[1:]:
             logits = F.interpolate(logits[None], image.shape[1:], mode="bilinear", align_corners=False)[0]
         return logits.argmax(0)

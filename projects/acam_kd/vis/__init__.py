@@ -1,1 +1,1 @@
-"""Pictures and the report of a comparison. Arrays in, arrays or a file out; no torch, no framework."""
+"""Pictures and the report of a comparison, made of arrays without torch or a framework."""

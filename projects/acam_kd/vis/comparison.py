@@ -1,7 +1,8 @@
 """Statistics, table and plot of a comparison: several rows, each run with several seeds.
 
-A record is what one run left: a mapping with ``row``, ``seed``, ``metrics`` and what ``acam_kd.compare`` adds.
-Rows are paired by seed, because runs of one seed share their start and the order of their images.
+A record describes one run. It is a mapping with ``row``, ``seed``, ``metrics`` and the entries that
+``acam_kd.compare`` adds. Rows are paired by seed, because runs of one seed share their start and the order of their
+images.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["TEACHER", "Panel", "check_equal", "differences", "half_width", "plot
 
 Record = Mapping[str, Any]
 TEACHER = "teacher"
-"""The row of a setting's teacher: shown, and compared with nothing."""
+"""The row of a setting's teacher, which is shown and compared with nothing."""
 
 # 97.5% quantiles of Student's t for 1 to 30 degrees of freedom, from the usual tables.
 T_QUANTILES = (
@@ -35,15 +36,15 @@ NORMAL_QUANTILE = 1.9600
 
 @dataclass(frozen=True)
 class Panel:
-    """What is known of one setting.
+    """The rows and records of one setting.
 
     Args:
-        name: of the setting.
-        records: of its runs, in any order; those of rows that are not in ``rows`` are left out.
-        rows: in the order of the table.
+        name: the setting's name.
+        records: the records of its runs, in any order. Records of rows that are not in ``rows`` are left out.
+        rows: the rows in the order of the table.
         metrics: names of metrics; the first is compared.
-        baselines: column's name -> row.
-        mimicking: the row that every method should beat; empty for none.
+        baselines: the name of a column -> the row that it compares with.
+        mimicking: the row that every method should beat; empty for no such row.
         failed: row -> seeds whose run failed.
     """
 
@@ -56,57 +57,66 @@ class Panel:
     failed: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def of(self, row: str) -> list[Record]:
-        """The records of a row, by seed."""
+        """List the records of a row by seed."""
         return sorted((r for r in self.records if r["row"] == row), key=lambda r: r["seed"])
 
     def values(self, row: str, metric: str) -> dict[int, float]:
-        """Seed -> a metric."""
+        """Map the seeds of a row to a metric."""
         return {r["seed"]: float(r["metrics"].get(metric, math.nan)) for r in self.of(row)}
 
 
 def t_quantile(degrees: int) -> float:
-    """The 97.5% quantile of Student's t; beyond 30 degrees of freedom that of the normal distribution."""
+    """Return the 97.5% quantile of Student's t; beyond 30 degrees of freedom that of the normal distribution."""
     if degrees < 1:
         raise ValueError(f"there is no t distribution of {degrees} degrees of freedom")
     return T_QUANTILES[degrees - 1] if degrees <= len(T_QUANTILES) else NORMAL_QUANTILE
 
 
 def half_width(values: Sequence[float]) -> float | None:
-    """Half of the 95% interval of the mean, t s / sqrt(n); None for less than two values, or one that is none."""
+    """Return half of the 95% interval of the mean, t s / sqrt(n).
+
+    It is None for fewer than two values, and if a value is not finite.
+    """
     if len(values) < 2 or not all(map(math.isfinite, values)):
         return None
     return t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def differences(panel: Panel, row: str, other: str) -> list[float]:
-    """``row`` minus ``other`` in the first metric, for every seed that both have."""
+    """Subtract ``other`` from ``row`` in the first metric, for every seed that both have."""
     ours, theirs = (panel.values(name, panel.metrics[0]) for name in (row, other))
     return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
 
 
 def check_equal(panel: Panel) -> None:
-    """Look whether the runs may stand in one table.
+    """Check that the runs may stand in one table.
 
     Raises:
-        ValueError: the students had different numbers of iterations, versions of torch, or devices.
+        ConfigError: the students had different numbers of iterations, versions of torch, or devices.
     """
     students = [r for r in panel.records if r["row"] in panel.rows]
-    found: dict[str, dict[Any, Record]] = {"iterations": {}, "versions of torch": {}, "devices": {}}
+    conditions: dict[str, dict[Any, Record]] = {"iterations": {}, "versions of torch": {}, "devices": {}}
     for record in students:
-        found["iterations"].setdefault(record["iterations"], record)
-        found["versions of torch"].setdefault(record["versions"]["torch"], record)
-        found["devices"].setdefault(record.get("device"), record)
-    for name, values in found.items():
+        conditions["iterations"].setdefault(record["iterations"], record)
+        conditions["versions of torch"].setdefault(record["versions"]["torch"], record)
+        conditions["devices"].setdefault(record.get("device"), record)
+    for name, values in conditions.items():
         if len(values) > 1:
+            from ..core.errors import ConfigError  # here, because the core imports torch and pictures need none
+
             each = ", ".join(f"{value} ({r['row']}, seed {r['seed']})" for value, r in values.items())
-            raise ValueError(f"the runs of {panel.name} cannot be compared: different {name}: {each}")
+            raise ConfigError(
+                "records",
+                f"different {name} in {panel.name}: {each}",
+                allowed="the same for all runs that are compared",
+            )
 
 
 def section(panel: Panel) -> str:
-    """The Markdown of one setting: heading, table, and what follows from it.
+    """Write the Markdown of one setting: heading, table, and notes.
 
     Raises:
-        ValueError: see ``check_equal``.
+        ConfigError: see ``check_equal``.
     """
     check_equal(panel)
     notes = _notes(panel)
@@ -124,8 +134,8 @@ def _table(panel: Panel) -> list[str]:
     heads += ["distillation/task", "s/step", "peak GiB of the GPU" if _on_gpu(panel) else "peak GiB of the process"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in (TEACHER, *panel.rows):
-        own, failed = panel.of(row), panel.failed.get(row, ())
-        if not own and not failed:
+        records, failed = panel.of(row), panel.failed.get(row, ())
+        if not records and not failed:
             continue
         seeds = [f"{value:.2f}" for value in panel.values(row, first).values()]
         seeds += [f"**failed** (seed {seed})" for seed in sorted(failed)]
@@ -135,9 +145,9 @@ def _table(panel: Panel) -> list[str]:
             for other in _baselines(panel).values()
         ]
         cells += [
-            _mean(own, "distillation_to_task"),
-            _mean(own, "seconds_per_step"),
-            _mean(own, "peak_gpu_gib" if _on_gpu(panel) else "peak_rss_gib"),
+            _mean(records, "distillation_to_task"),
+            _mean(records, "seconds_per_step"),
+            _mean(records, "peak_gpu_gib" if _on_gpu(panel) else "peak_rss_gib"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -151,7 +161,7 @@ def _spread(panel: Panel, row: str, metric: str) -> str:
     values = list(panel.values(row, metric).values())
     if not values:
         return ""
-    if not all(map(math.isfinite, values)):  # no detection at all has no AP
+    if not all(map(math.isfinite, values)):  # without any detection there is no AP
         return "nan"
     return f"{statistics.mean(values):.2f}" + (f" ({statistics.stdev(values):.2f})" if len(values) > 1 else "")
 
@@ -188,7 +198,7 @@ def _notes(panel: Panel) -> list[str]:
 
 
 def _verdict(panel: Panel) -> list[str]:
-    """Which rows beat plain mimicking: the interval of the difference is above 0."""
+    """List the rows that beat plain mimicking, that is whose interval of the difference is above 0, and the others."""
     if not panel.mimicking or not panel.of(panel.mimicking):
         return []
     better, others, unknown = [], [], []
@@ -216,7 +226,7 @@ def _verdict(panel: Panel) -> list[str]:
 
 
 def plot(panels: Sequence[Panel]) -> bytes:
-    """Dots of all seeds and a stroke at their mean, one panel per setting; a PNG file."""
+    """Draw dots for all seeds and a stroke at their mean, one panel per setting; return a PNG file."""
     shown = [[row for row in (TEACHER, *panel.rows) if panel.of(row)] for panel in panels]
     heights = [0.3 * max(1, len(rows)) + 0.9 for rows in shown]
     with matplotlib.rc_context(STYLE):

@@ -17,10 +17,10 @@ from .results import Row
 __all__ = ["colours", "curve", "loss_names", "series"]
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito's, which the colour-blind can tell apart."""
+"""Okabe and Ito's colours, which the colour-blind can tell apart."""
 GREY = "#6b7280"
 SMOOTHED_FROM = 60
-"""Points from which a running mean is drawn over the pale curve."""
+"""The number of points from which a running mean is drawn over the pale curve."""
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -35,14 +35,14 @@ STYLE: dict[Any, Any] = {
 
 
 def colours(rows: Sequence[Row]) -> dict[str, str]:
-    """Row's name -> colour; teachers are grey."""
+    """Map the names of the rows to colours; teachers are grey."""
     students = [row.name for row in rows if row.role != "teacher"]
-    own = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(students)}
-    return {row.name: own.get(row.name, GREY) for row in rows}
+    coloured = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(students)}
+    return {row.name: coloured.get(row.name, GREY) for row in rows}
 
 
 def loss_names(rows: Sequence[Row]) -> list[str]:
-    """All losses in any history: the total first, then those that most rows share, which are the task's."""
+    """List all losses in any history: the total first, then those that most rows share, which are the task's."""
     counts: dict[str, int] = {}
     for row in rows:
         for name in dict.fromkeys(k for line in row.history for k in line if k == "loss" or k.startswith("loss_")):
@@ -51,7 +51,7 @@ def loss_names(rows: Sequence[Row]) -> list[str]:
 
 
 def series(row: Row, name: str) -> tuple[Array, Array]:
-    """Steps and finite values of a quantity, in the order of the steps."""
+    """Return steps and finite values of a quantity, in the order of the steps."""
     points = [(line["step"], line[name]) for line in row.history if math.isfinite(line.get(name, math.nan))]
     values = np.array(sorted(points), dtype=float).reshape(-1, 2)
     return values[:, 0], values[:, 1]
@@ -61,9 +61,9 @@ def curve(rows: Sequence[Row], name: str, level: Mapping[str, float]) -> bytes |
     """Draw one quantity of all rows.
 
     Args:
-        rows: those without this quantity are left out.
+        rows: the rows to draw; rows without this quantity are left out.
         name: a key of the histories.
-        level: row's name -> a value to draw as a dashed line, for what has no history.
+        level: the name of a row -> a value to draw as a dashed line, for rows without a history.
 
     Returns:
         An SVG file; None if there is nothing to draw.

@@ -1,4 +1,4 @@
-"""How a cost grows: time and memory over positions, on logarithmic axes, and the exponent."""
+"""The growth of a cost: time and memory over positions, on logarithmic axes, and the exponent."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ __all__ = ["FIT_FROM", "exponent", "plot", "series_of", "table"]
 
 Record = Mapping[str, Any]
 FIT_FROM = 4000
-"""Positions from which points count for the exponent: below them what does not grow with positions matters too."""
+"""The positions from which points count for the exponent. Below them, constant costs matter too."""
 
 
 def series_of(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Series -> its records that have times, by positions; device and dtype are named where they differ."""
+    """Map series to their records with times, by positions; device and dtype are named where they differ."""
     where = {(record["device"], record["dtype"], record["threads"]) for record in records}
-    found: dict[str, list[Record]] = {}
+    series: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda record: record["positions"]):
         threads = f", threads: {record['threads']}" if record["device"] == "cpu" else ""
         name = f"{record['series']} ({record['device']}, {record['dtype']}{threads})"
         if record.get("seconds"):
-            found.setdefault(name if len(where) > 1 else record["series"], []).append(record)
-    return found
+            series.setdefault(name if len(where) > 1 else record["series"], []).append(record)
+    return series
 
 
 def exponent(positions: Sequence[float], costs: Sequence[float]) -> float | None:
-    """The b of costs = a * positions^b, by least squares on the logarithms, from ``FIT_FROM`` positions on.
+    """Fit the b of costs = a * positions^b, by least squares on the logarithms, from ``FIT_FROM`` positions on.
 
-    None where there are less than two such points.
+    It is None for fewer than two such points.
     """
     points = [(math.log(n), math.log(cost)) for n, cost in zip(positions, costs) if n >= FIT_FROM and cost > 0]
     if len({x for x, _ in points}) < 2:
@@ -46,7 +46,7 @@ def exponent(positions: Sequence[float], costs: Sequence[float]) -> float | None
 
 
 def table(records: Sequence[Record]) -> str:
-    """Markdown: a row per point, the exponents below it."""
+    """Write a Markdown table with a row per point, and the exponents below it."""
     lines = ["| attention | positions | ms, median (range) | extra memory, GiB |", "|---|---|---|---|"]
     notes = []
     for name, points in series_of(records).items():
@@ -65,7 +65,7 @@ def table(records: Sequence[Record]) -> str:
 
 
 def plot(records: Sequence[Record]) -> bytes:
-    """Time and memory over positions; a PNG file."""
+    """Draw time and memory over positions; return a PNG file."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         both = figure.subplots(1, 2)
@@ -76,7 +76,8 @@ def plot(records: Sequence[Record]) -> bytes:
                 label = name if power is None else f"{name}: positions^{power:.2f}"
                 axes.plot(positions, costs, "o-", color=colour, markersize=4, label=label)
         for axes, title in zip(both, ("forward and backward, seconds", "extra memory at the peak, GiB")):
-            axes.set(xscale="log", yscale="log", xlabel="positions")
+            costs_are_positive = not axes.lines or any((np.asarray(line.get_ydata()) > 0).any() for line in axes.lines)
+            axes.set(xscale="log", yscale="log" if costs_are_positive else "linear", xlabel="positions")
             axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
             if axes.lines:
                 axes.legend(fontsize=8, frameon=False)
@@ -86,7 +87,7 @@ def plot(records: Sequence[Record]) -> bytes:
 
 
 def _costs(points: Sequence[Record]) -> tuple[list[float], list[float]]:
-    """Median seconds, and GiB."""
+    """Return the median seconds and the GiB of each point."""
     return [statistics.median(p["seconds"]) for p in points], [p["extra_memory"] / 2**30 for p in points]
 
 

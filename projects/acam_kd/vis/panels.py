@@ -1,8 +1,7 @@
-"""Pictures of masks and detections: arrays in, RGB arrays out.
+"""Pictures of masks and detections, as RGB arrays.
 
-Letters: M masks, C channels, H x W pixels, h x w positions of one level, K boxes. All pictures
-are uint8 RGB, (H, W, 3).
-The heat scale is the same everywhere, 0 to 1, so that panels of different levels and moments compare.
+Letters: M masks, C channels, H x W pixels, h x w positions of one level, K boxes. All pictures are uint8 RGB,
+(H, W, 3). The heat scale is the same everywhere, 0 to 1, so panels of different levels and moments can be compared.
 """
 
 from __future__ import annotations
@@ -19,29 +18,29 @@ Array = np.ndarray[Any, Any]
 Colour = tuple[int, int, int]
 
 TILE = 150
-"""Longest side of one picture of a mask panel, in pixels."""
+"""The longest side of one picture of a mask panel, in pixels."""
 STRIP_WIDTH, STRIP_HEIGHT = 768, 14
-"""Of one channel mask; the width is a multiple of C, so at least C and at most this where C is smaller."""
+"""The size of one channel mask, in pixels. Its real width is the largest multiple of C up to that, but at least C."""
 OPACITY = 0.6
-"""Of the heat over the grey image."""
+"""The opacity of the heat over the grey image."""
 MARGIN, GAP, LINE = 10, 6, 18
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 FONT, SIZE = cv2.FONT_HERSHEY_SIMPLEX, 0.42
 
 
 def heat(values: Array) -> Array:
-    """Colours of values on the fixed scale from 0, dark blue, to 1, yellow: (...) float -> (..., 3)."""
+    """Colour values on the fixed scale from 0, dark blue, to 1, yellow: (...) float -> (..., 3)."""
     index = (values.clip(0, 1) * 255).round().astype(np.uint8)
     table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_VIRIDIS)
     return table.reshape(256, 3)[:, ::-1][index]
 
 
 def mask_panel(image: Array, masks: Mapping[str, Array], strides: Mapping[str, float]) -> Array:
-    """Spatial masks over the image they were made for: a row per label, the image and then its M masks.
+    """Draw spatial masks over the image they were made for: a row per label, the image and then its M masks.
 
-    Masks cover the batch, which is padded at the right and at the bottom and so may be larger than the image;
-    what lies beyond the image is neither shown nor counted. Under each mask stands its mean and its smallest and
-    largest value, so that also what is too little for the eye can be seen.
+    Masks cover the batch, which is padded at the right and at the bottom. Positions beyond the image are neither shown
+    nor counted. Under each mask stand its mean and its smallest and largest value, because the eye misses small
+    differences.
 
     Args:
         image: (H, W, 3).
@@ -67,7 +66,7 @@ def mask_panel(image: Array, masks: Mapping[str, Array], strides: Mapping[str, f
 
 
 def channel_panel(masks: Mapping[str, Array]) -> Array:
-    """Channel masks as strips, one cell per channel: a group per label, a strip per mask.
+    """Draw channel masks as strips, one cell per channel: a group per label, a strip per mask.
 
     Args:
         masks: label -> (M, C) in [0, 1].
@@ -89,12 +88,12 @@ def channel_panel(masks: Mapping[str, Array]) -> Array:
 def draw_detections(
     image: Array, boxes: Array, labels: Sequence[str], scores: Array | None, colours: Sequence[Colour]
 ) -> Array:
-    """Boxes with their labels on a copy of the image, the first one on top.
+    """Draw boxes with their labels on a copy of the image, the first box on top.
 
     Args:
         image: (H, W, 3).
         boxes: (K, 4), x0, y0, x1, y1 in pixels.
-        labels: K names; "" for no text.
+        labels: K names; an empty one gets no text.
         scores: (K,), printed behind the label; None for ground truth.
         colours: K RGB colours.
     """
@@ -111,7 +110,7 @@ def draw_detections(
 
 
 def _tag(out: Array, text: str, x: int, y: int, colour: Colour) -> None:
-    """A text on a patch of the colour, above the corner where there is room, within the image in any case."""
+    """Draw a text on a patch of the colour: above the corner if there is room, and always within the image."""
     width, height = _extent(text)[0] + 4, LINE - 3
     x = max(0, min(x - 1, out.shape[1] - width))
     y = y - height if y >= height else min(y, out.shape[0] - height)
@@ -136,7 +135,7 @@ def _fit(image: Array) -> Array:
 
 
 def _over_image(mask: Array, stride: float, image: Sequence[int], tile: Sequence[int]) -> tuple[Array, Array]:
-    """The positions whose corner lies in the image, and their values at the tile's pixels (nearest)."""
+    """Return the positions whose corner lies in the image, and for each pixel of a tile the value of the nearest."""
     index = []
     for size, pixels, positions in zip(image, tile, mask.shape):
         centres = (np.arange(pixels) + 0.5) * size / pixels
@@ -162,7 +161,7 @@ def _text(text: str, height: int = LINE) -> Array:
 
 
 def _scale() -> Array:
-    """What the colours mean."""
+    """Draw the scale of the colours."""
     strip = np.repeat(heat(np.linspace(0, 1, 128))[None], LINE - 6, 0)
     padded = np.pad(strip, ((3, 3), (0, 0), (0, 0)), constant_values=255)
     return _beside([_text("mask value 0"), padded, _text("1")])

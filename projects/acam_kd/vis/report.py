@@ -1,4 +1,4 @@
-"""The report: one HTML file that holds everything and needs no network."""
+"""The report: one HTML file that contains everything and needs no network."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from .results import Detections, Example, Row, Snapshot, hits, metric_names, sen
 __all__ = ["write_report"]
 
 SHOWN = 360
-"""Longest side of an example's picture, in pixels."""
+"""The longest side of an example's picture, in pixels."""
 JPEG = [cv2.IMWRITE_JPEG_QUALITY, 92, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-"""For what has a photograph in it: a third of the size of a PNG, and no smeared colours."""
+"""The encoding of pictures with a photograph: a third of the size of a PNG, and no smeared colours."""
 TRUTH, HIT, WRONG = (0, 158, 115), (0, 114, 178), (213, 94, 0)
 UNKNOWN = "-"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An ``<img>``: its data URI, what is said of it to those who do not see it, what stands below it."""
+    """An ``<img>``: its data URI, its text for readers who do not see it, and its caption."""
 
     uri: str
     alt: str
@@ -55,10 +55,10 @@ def write_report(
     Args:
         path: the HTML file; its folder is made.
         title: the heading.
-        about: what was run, for the list below it, as command, seed, versions, date, machine.
-        rows: the table's lines; a row after its controls, because it is compared with those above it.
+        about: facts about the runs for the list below the heading, as command, seed, versions, date, machine.
+        rows: the table's lines. A row comes after its controls, because it is compared with the rows above it.
         intro: a plain paragraph under the title.
-        caveat: what the differences do not show, as the number of seeds; stands with the sentences.
+        caveat: the limits of the differences, as the number of seeds; it stands with the sentences.
         examples: images with detections.
         snapshots: masks of the examples at moments of training.
 
@@ -90,7 +90,7 @@ def write_report(
 
 
 def _table(rows: Sequence[Row]) -> dict[str, Any]:
-    """Header and lines; a cell is (text, bold, what stands small behind it)."""
+    """Make the header and the lines of the table; a cell is (text, bold, small text)."""
     names = metric_names(rows)
     alone = next((row for row in rows if row.role == "alone"), None)
     students = [row for row in rows if row.role != "teacher"]
@@ -137,7 +137,7 @@ def _curves(rows: Sequence[Row], names: Sequence[str]) -> list[Picture]:
 
 
 def _example(example: Example, rows: Sequence[Row]) -> list[Picture]:
-    """The ground truth, and for every row as many of its best detections as there are objects."""
+    """Draw the ground truth, and for every row as many of its best detections as there are objects."""
     truth = example.ground_truth
     objects = len(truth.boxes)
     pictures = [
@@ -171,7 +171,7 @@ def _drawn(example: Example, found: Detections, colour: Sequence[tuple[int, int,
 
 
 def _masks(example: Example, snapshots: Sequence[Snapshot]) -> list[tuple[str, list[Picture]]]:
-    """Per level the spatial masks at all moments in one picture, the channel masks in another."""
+    """Draw, per level, the spatial masks at all moments in one picture and the channel masks in another."""
     snapshots = sorted(snapshots, key=lambda s: s.step)
     levels = []
     for level in dict.fromkeys(level for s in snapshots for level in s.masks):

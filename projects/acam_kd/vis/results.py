@@ -1,4 +1,4 @@
-"""What a comparison gave, and what can be said about it in words."""
+"""The results of a comparison, and their description in words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Detections", "Example", "Row", "Snapshot", "hits", "metric_names", "
 
 ROLES = ("teacher", "alone", "student")
 OVERLAP = 0.5
-"""The intersection over union from which a detection counts as the object."""
+"""The intersection over union from which a detection counts as an object."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,17 @@ class Row:
     """One line of the table: a model that was trained and evaluated.
 
     Args:
-        name: as in the table and the legends; unique.
-        note: what it is, in a few words.
-        metrics: name -> value, higher is better, as ``{"AP": 32.4, "AP50": 60.1}``; NaN for one that is not defined.
-            The first metric of the first row is the main one.
-        seconds: training took that long; NaN if unknown.
-        parameters: of the model as it is used; 0 if unknown.
+        name: a unique name for the table and the legends.
+        note: a description in a few words.
+        metrics: name -> value, higher is better, as ``{"AP": 32.4, "AP50": 60.1}``. An undefined metric is NaN. The
+            first metric of the first row is the main one.
+        seconds: the time of training; NaN if unknown.
+        parameters: the number of parameters of the model as it is used; 0 if unknown.
         history: lines of ``{"step": 40, ...}`` with losses (``loss``, ``loss_*``) or metrics, in any order.
         role: ``"teacher"``, ``"alone"`` for the student without distillation, else ``"student"``.
+
+    Raises:
+        ValueError: there is no such role.
     """
 
     name: str
@@ -45,7 +48,7 @@ class Row:
             raise ValueError(f"the role of row {self.name!r} must be one of {ROLES}, not {self.role!r}")
 
     def metric(self, name: str) -> float:
-        """Its value, NaN if there is none."""
+        """Return the value of a metric; NaN if there is none."""
         return float(self.metrics.get(name, math.nan))
 
 
@@ -60,7 +63,7 @@ class Detections:
 
 @dataclass(frozen=True)
 class Example:
-    """One image, uint8 RGB (H, W, 3), and what was found in it: row's name -> detections."""
+    """One image, uint8 RGB (H, W, 3), its ground truth, and the detections of each row by the row's name."""
 
     file_name: str
     image: Array
@@ -74,7 +77,7 @@ class Snapshot:
 
     Args:
         step: the moment.
-        image: index of the example.
+        image: the index of the example.
         masks: level -> kind -> masks, ``"spatial"`` (M, h, w) and ``"channel"`` (M, C).
         strides: level -> pixels of the example's image per position.
     """
@@ -86,12 +89,12 @@ class Snapshot:
 
 
 def metric_names(rows: Sequence[Row]) -> list[str]:
-    """All metrics that some row has, in the order of their first appearance; the first is the main one."""
+    """List all metrics that some row has, in the order of their first appearance; the first is the main one."""
     return list(dict.fromkeys(name for row in rows for name in row.metrics))
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
-    """One sentence or two per distilled student: how it compares with the students above it in the table.
+    """Compare each distilled student with the students above it in the table, in one sentence or two.
 
     A row therefore has to come after its controls.
     """
@@ -130,7 +133,7 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def _gap(rows: Sequence[Row], value: float, metric: str) -> str:
-    """How much of the way from the student alone to the teacher it went; nothing where there is no such way."""
+    """State the part of the gap between student alone and teacher that a value closes; empty if there is no gap."""
     ends = {row.role: row for row in rows if row.role != "student"}
     if len(ends) < 2:
         return ""
@@ -142,9 +145,10 @@ def _gap(rows: Sequence[Row], value: float, metric: str) -> str:
 
 
 def hits(found: Detections, truth: Detections) -> list[bool]:
-    """Which detections are objects: same label, and an overlap of at least ``OVERLAP`` with one not taken yet.
+    """Return for each detection whether it is an object.
 
-    The one with the highest score chooses first.
+    It has to have the label of an object that no other detection has taken, and an overlap of at least ``OVERLAP`` with
+    it. The detection with the highest score chooses first.
     """
     order = range(len(found.boxes)) if found.scores is None else np.argsort(-found.scores, kind="stable").tolist()
     free = set(range(len(truth.boxes)))
