@@ -30,8 +30,8 @@ import yacs
 from acam_kd.bench.memory import in_own_process, naive_gib
 from acam_kd.bench.report import machine, markdown
 from acam_kd.core import read_methods
-from acam_kd.d2.benchmark import FLOOR, METHODS, NAIVE, PLAIN, Setting, Variant, examine, times, variants
 from acam_kd.core.errors import one_line_errors
+from acam_kd.d2.benchmark import FLOOR, METHODS, NAIVE, PLAIN, Setting, Variant, examine, times, variants
 from acam_kd.files import write_atomically
 
 

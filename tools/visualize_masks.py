@@ -18,9 +18,9 @@ import cv2
 import yacs
 from detectron2.config import CfgNode, get_cfg
 
+from acam_kd.core.errors import one_line_errors
 from acam_kd.d2 import add_distillation_config
 from acam_kd.d2.visualize import image_files, load_for_masks, load_moment, masks_of, read_rgb, strides_of
-from acam_kd.core.errors import one_line_errors
 from acam_kd.vis.panels import Array, channel_panel, mask_panel
 
 Masks = dict[str, dict[str, Array]]  # level -> kind -> masks

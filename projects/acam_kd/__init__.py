@@ -154,7 +154,11 @@ def _methods(method: str | Distiller, options: dict[str, Any]) -> Any:
     wrong = [name for name in by_method if name not in names]
     if wrong or (options and by_method.get(names[0]) is not options):
         found = ", ".join(wrong or options)
-        raise ConfigError("options", found, f"hyper-parameters by method: options={{'{names[0]}': ...}}".replace("{", "{").replace("}", "}"))
+        raise ConfigError(
+            "options",
+            found,
+            f"hyper-parameters by method: options={{'{names[0]}': ...}}".replace("{", "{").replace("}", "}"),
+        )
     return {name: dict(by_method.get(name, {})) for name in names}
 
 

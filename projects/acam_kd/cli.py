@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import acam_kd
 
 from .core import BACKBONE, DISTILLER_REGISTRY, LOGITS, TAPS, read_methods
+from .core.errors import ConfigError, one_line_errors
 from .core.teacher import PRECISIONS
 from .core.token_files import TOKEN_METHODS
 from .data.splits import Split, find_any_split, named_split
 from .tv.names import option
-from .core.errors import ConfigError, one_line_errors
 
 if TYPE_CHECKING:
     from .tv.run import Settings
@@ -188,7 +188,9 @@ def _distillation_options(parser: argparse.ArgumentParser) -> None:
         "upsampling; the predicted classes of a detector. Default: what the method uses, and where it can use several "
         "the logits in segmentation, the backbone in detection",
     )
-    group.add_argument("--levels", nargs="+", action="extend", default=[], help="the student's levels to distil; else all that can be")
+    group.add_argument(
+        "--levels", nargs="+", action="extend", default=[], help="the student's levels to distil; else all that can be"
+    )
     group = parser.add_argument_group("what makes distilling cheaper; the first two depart from the paper")
     group.add_argument(
         "--distill-period",

@@ -134,7 +134,9 @@ def _check_plan(student: Adapter, teacher: Adapter | None, plan: Plan) -> None:
         raise ConfigError("period", plan.period, ">= 1")
     unknown = [tap for tap in plan.taps if tap not in TAPS]
     if unknown or isinstance(plan.taps, str):
-        raise ConfigError("taps", plan.taps if isinstance(plan.taps, str) else unknown[0], f"a list of {', '.join(TAPS)}")
+        raise ConfigError(
+            "taps", plan.taps if isinstance(plan.taps, str) else unknown[0], f"a list of {', '.join(TAPS)}"
+        )
     if teacher is None and (plan.methods or plan.inherit == "always"):
         raise ConfigError("teacher", "none", "a model to learn from", "or no {method} and {inherit} 'never'")
     model = student.model
@@ -188,13 +190,18 @@ def _shapes(student: Adapter, teacher: Adapter, taps: Sequence[str]) -> dict[str
         return {**shapes, "teacher": teacher.levels(taps, side=side)}
     except RuntimeError as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError("teacher", f"a failure on {side} x {side} pixels: {reason}", "one that takes the student's images") from error
+        raise ConfigError(
+            "teacher", f"a failure on {side} x {side} pixels: {reason}", "one that takes the student's images"
+        ) from error
 
 
 def _pairs(student: Adapter, teacher: Adapter, plan: Plan, shapes: Mapping[str, Pyramid]) -> dict[str, str]:
     levels = [level for level in plan.levels if not (level in (LOGITS, CLASSES) and level in shapes["student"])]
     if plan.levels and not levels:  # predictions alone
-        shapes = {"student": {s: x for s, x in shapes["student"].items() if s in plan.levels}, "teacher": shapes["teacher"]}
+        shapes = {
+            "student": {s: x for s, x in shapes["student"].items() if s in plan.levels},
+            "teacher": shapes["teacher"],
+        }
     pairs = match_levels(shapes["student"], shapes["teacher"], levels)
     alone = [level for level in shapes["student"] if level not in pairs]
     if alone and not levels:
@@ -245,17 +252,34 @@ def _check_class_heads(student: Adapter, teacher: Adapter) -> None:
     anchors = student.anchors(), teacher.anchors()
     names = f"a {teacher.name}", f"like the student's, a {student.name}'s"
     if (anchors[0] is None) != (anchors[1] is None):
-        raise ConfigError("teacher", f"{names[0]}, which predicts {'regions' if anchors[1] is None else 'anchors'}", f"a class head {names[1]}", "see {method}")
+        raise ConfigError(
+            "teacher",
+            f"{names[0]}, which predicts {'regions' if anchors[1] is None else 'anchors'}",
+            f"a class head {names[1]}",
+            "see {method}",
+        )
     if type(student) is not type(teacher):
         raise ConfigError("teacher", f"{names[0]} of another framework", "class heads of one framework", "see {method}")
     if student.box_dimension != teacher.box_dimension:
-        raise ConfigError("teacher", f"boxes of {teacher.box_dimension} numbers", f"the student's {student.box_dimension}", "rotated and axis-aligned regions do not correspond")
+        raise ConfigError(
+            "teacher",
+            f"boxes of {teacher.box_dimension} numbers",
+            f"the student's {student.box_dimension}",
+            "rotated and axis-aligned regions do not correspond",
+        )
     if anchors[0] is not None and anchors[1] is not None and not _same(*anchors):
-        raise ConfigError("teacher", f"{names[0]} with other anchors", f"anchors {names[1]}", "classes of other anchors do not correspond; see {method}")
+        raise ConfigError(
+            "teacher",
+            f"{names[0]} with other anchors",
+            f"anchors {names[1]}",
+            "classes of other anchors do not correspond; see {method}",
+        )
 
 
 def _same(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> bool:
     """Compare anchors up to the rounding of a config file."""
     if len(a) != len(b):
         return False
-    return all(x.shape == y.shape and (x.is_meta or torch.allclose(x.cpu(), y.cpu(), rtol=0, atol=0.1)) for x, y in zip(a, b))
+    return all(
+        x.shape == y.shape and (x.is_meta or torch.allclose(x.cpu(), y.cpu(), rtol=0, atol=0.1)) for x, y in zip(a, b)
+    )

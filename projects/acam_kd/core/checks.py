@@ -49,7 +49,12 @@ def check_pair(student: Features, teacher: Features, levels: Mapping[str, str], 
                 hint = "the two heads must predict for the same anchors; see {method}"
             else:
                 hint = f"its strides are not what it claims, or the batch is padded otherwise than it needs; leave {level} out of {{levels}}, or choose a teacher whose backbone is like the student's"
-            raise ConfigError("teacher", f"{sizes[0]} positions at level {of_teacher}", f"the {sizes[1]} of the student's {level}", hint)
+            raise ConfigError(
+                "teacher",
+                f"{sizes[0]} positions at level {of_teacher}",
+                f"the {sizes[1]} of the student's {level}",
+                hint,
+            )
 
 
 def frozen_levels(student: Features, method: Distiller) -> list[str]:
@@ -79,9 +84,16 @@ def check_gradients(part: Distiller, student: Features, losses: Mapping[str, Ten
     name = type(part).__name__
     gradients: Iterable[Tensor | None] = ()
     if total and inputs:
-        gradients = torch.autograd.grad(torch.stack([x.float() for x in total]).sum(), inputs, retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(
+            torch.stack([x.float() for x in total]).sum(), inputs, retain_graph=True, allow_unused=True
+        )
     if all(gradient is None for gradient in gradients):
-        raise ConfigError("method", f"{name}, none of whose losses depends on the student", "a loss with a gradient into the student", "does it detach the student's features?")
+        raise ConfigError(
+            "method",
+            f"{name}, none of whose losses depends on the student",
+            "a loss with a gradient into the student",
+            "does it detach the student's features?",
+        )
 
 
 def check_targets(method: Distiller, targets: Targets) -> None:
@@ -96,7 +108,12 @@ def check_targets(method: Distiller, targets: Targets) -> None:
         if "boxes" in part.needs and (targets.boxes is None or targets.image_sizes is None):
             raise ConfigError("targets", "no boxes", "the boxes of every image in training", hint)
         if "boxes" in part.needs and targets.boxes is not None and targets.boxes.shape[-1] != 4:
-            raise ConfigError("targets", f"boxes of {targets.boxes.shape[-1]} numbers", "axis-aligned boxes of 4: x0, y0, x1, y1", hint)
+            raise ConfigError(
+                "targets",
+                f"boxes of {targets.boxes.shape[-1]} numbers",
+                "axis-aligned boxes of 4: x0, y0, x1, y1",
+                hint,
+            )
         missing = [level for level in part.levels if level not in targets.labels]
         if "labels" in part.needs and missing:
             raise ConfigError("targets", f"no labels for {', '.join(missing)}", "a label for every position", hint)

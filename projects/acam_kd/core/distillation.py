@@ -122,7 +122,12 @@ class Distillation(nn.Module):
     @leave_to_python
     def _before(self, student: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if student is not self._student:
-            raise ConfigError("student", "a copy of it that shares its hooks", "DistributedDataParallel or deepcopy", "nn.DataParallel and copy.copy do not carry a distillation")
+            raise ConfigError(
+                "student",
+                "a copy of it that shares its hooks",
+                "DistributedDataParallel or deepcopy",
+                "nn.DataParallel and copy.copy do not carry a distillation",
+            )
         if self._calls and _running(self._calls[0]):
             self._calls.append(sys._getframe(1))
             self._reader.pause(True)
@@ -195,7 +200,9 @@ class Distillation(nn.Module):
                 self._finite = {s: x.isfinite().all() for s, x in teacher.items()}
             targets = self._targets(student, step.predictions, args, kwargs)
             check_targets(self.method, targets)
-            handles = [] if "gradients" in self._warned else [p.register_forward_hook(_check) for p in self.method.parts()]
+            handles = (
+                [] if "gradients" in self._warned else [p.register_forward_hook(_check) for p in self.method.parts()]
+            )
             try:
                 losses = dict(self.method(student, teacher, targets))
             finally:
@@ -220,9 +227,7 @@ class Distillation(nn.Module):
         finally:
             self._warned.add("teacher")
 
-    def _paired(
-        self, student: Features, teacher: Features, levels: Mapping[str, str]
-    ) -> tuple[Features, Features]:
+    def _paired(self, student: Features, teacher: Features, levels: Mapping[str, str]) -> tuple[Features, Features]:
         teacher = dict(teacher)
         if LOGITS in levels:
             name = levels[LOGITS]
@@ -403,7 +408,9 @@ class Distillation(nn.Module):
         if terms:
             places = [name for name, value in self.metrics().items() if not math.isfinite(value)]
             where = f" (not finite there: {', '.join(places)})" if places else ""
-            raise RunError(f"loss is not finite: {', '.join(terms)}{where}", when, "lower the learning rate or the method's weight")
+            raise RunError(
+                f"loss is not finite: {', '.join(terms)}{where}", when, "lower the learning rate or the method's weight"
+            )
 
     # State: the method's alone, and none of it in the student's.
 

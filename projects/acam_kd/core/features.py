@@ -102,7 +102,10 @@ def match_levels(student: Pyramid, teacher: Pyramid, levels: Sequence[str] = ())
         if len(partners) > 1:
             stride = student[name].stride
             raise ConfigError(
-                "levels", f"{len(partners)} levels of the teacher for {name} (stride {stride})", "one", f"leave it out. {both}"
+                "levels",
+                f"{len(partners)} levels of the teacher for {name} (stride {stride})",
+                "one",
+                f"leave it out. {both}",
             )
         pairs.update((name, partner) for partner in partners)
     if len(set(pairs.values())) < len(pairs):
@@ -111,7 +114,10 @@ def match_levels(student: Pyramid, teacher: Pyramid, levels: Sequence[str] = ())
         raise ConfigError("teacher", "no stride that the student has too", "levels of the same strides", both)
     if not levels and 2 * len(pairs) < len(wanted):
         raise ConfigError(
-            "levels", f"a partner for {len(pairs)} of {len(wanted)} levels", "for most of them", f"name those to distil. {both}"
+            "levels",
+            f"a partner for {len(pairs)} of {len(wanted)} levels",
+            "for most of them",
+            f"name those to distil. {both}",
         )
     if levels and len(pairs) < len(wanted):
         alone = ", ".join(name for name in wanted if name not in pairs)
@@ -125,7 +131,9 @@ def _check_predictions(level: str, student: FeatureSpec, teacher: FeatureSpec) -
     """Raise ConfigError for predictions of two models that do not correspond."""
     hint = "distil the features of the backbones instead, by {taps} or another {method}"
     if student.sigmoid != teacher.sigmoid:
-        kinds = [f"{'a sigmoid for each class' if s.sigmoid else 'one softmax'} ({s.channels})" for s in (student, teacher)]
+        kinds = [
+            f"{'a sigmoid for each class' if s.sigmoid else 'one softmax'} ({s.channels})" for s in (student, teacher)
+        ]
         raise ConfigError("teacher", f"at {level} {kinds[1]} beside the student's {kinds[0]}", "one kind", hint)
     if student.logits and student.channels != teacher.channels:
         raise ConfigError(

@@ -54,7 +54,9 @@ def check_options(methods: Mapping[str, Mapping[str, Any]]) -> None:
                 allowed = ", ".join(f"{argument}={default!r}" for argument, default in known.items())
                 raise ConfigError(f"{name}.{option}", repr(value), f"one of {allowed}" if allowed else "no argument")
             if not _fits(value, known[option]):
-                raise ConfigError(f"{name}.{option}", repr(value), f"{type(known[option]).__name__}, as {known[option]!r}")
+                raise ConfigError(
+                    f"{name}.{option}", repr(value), f"{type(known[option]).__name__}, as {known[option]!r}"
+                )
 
 
 def _fits(value: Any, default: Any) -> bool:
@@ -80,7 +82,9 @@ def choose_taps(methods: Sequence[str], offered: Sequence[str], model: str) -> t
         usable = [tap for tap in offered if tap in DISTILLER_REGISTRY.get(name).reads]
         if not usable:
             reads = " or ".join(DISTILLER_REGISTRY.get(name).reads)
-            raise ConfigError("method", name, f"one for what a {model} gives: {' or '.join(offered)}", f"{name} distils {reads}")
+            raise ConfigError(
+                "method", name, f"one for what a {model} gives: {' or '.join(offered)}", f"{name} distils {reads}"
+            )
         chosen[usable[0]] = None
     return tuple(chosen) or (offered[0],)
 
@@ -91,7 +95,10 @@ def check_taps_used(taps: Sequence[str], methods: Sequence[str]) -> None:
     unused = [tap for tap in taps if tap not in used]
     if methods and unused:
         raise ConfigError(
-            "taps", " and ".join(unused), f"only {' and '.join(sorted(used))} with {' and '.join(methods)}", "see {method}"
+            "taps",
+            " and ".join(unused),
+            f"only {' and '.join(sorted(used))} with {' and '.join(methods)}",
+            "see {method}",
         )
 
 
@@ -104,7 +111,9 @@ def levels_read(method: str, pyramid: Pyramid) -> dict[str, FeatureSpec]:
     reads = DISTILLER_REGISTRY.get(method).reads
     levels = {level: spec for level, spec in pyramid.items() if spec.tap in reads}
     if not levels:
-        raise ConfigError("method", method, f"one for {describe(pyramid)}", f"{method} distils {' or '.join(reads)}; see {{taps}}")
+        raise ConfigError(
+            "method", method, f"one for {describe(pyramid)}", f"{method} distils {' or '.join(reads)}; see {{taps}}"
+        )
     return levels
 
 

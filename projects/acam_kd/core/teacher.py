@@ -94,7 +94,9 @@ class PixelTransform(nn.Module):
         mean_s, std_s = (list(x)[::step] * (channels[1] // channels[0]) for x in (student.mean, student.std))
         scale = [s / t for s, t in zip(std_s, teacher.std)]
         shift = [(s - t) / std for s, t, std in zip(mean_s, teacher.mean, teacher.std)]
-        self.identity = channels[0] == channels[1] and not self.reverse_channels and {*scale, 1} == {1} and {*shift, 0} == {0}
+        self.identity = (
+            channels[0] == channels[1] and not self.reverse_channels and {*scale, 1} == {1} and {*shift, 0} == {0}
+        )
         self.scale: Tensor
         self.shift: Tensor
         self.register_buffer("scale", torch.tensor(scale).view(-1, 1, 1), persistent=False)

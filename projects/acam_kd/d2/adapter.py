@@ -13,7 +13,19 @@ from detectron2.modeling.roi_heads import RROIHeads
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from ..core import BACKBONE, CLASSES, IGNORED, LOGITS, Adapter, ConfigError, FeatureSpec, ModuleTap, Pixels, Reader, Targets
+from ..core import (
+    BACKBONE,
+    CLASSES,
+    IGNORED,
+    LOGITS,
+    Adapter,
+    ConfigError,
+    FeatureSpec,
+    ModuleTap,
+    Pixels,
+    Reader,
+    Targets,
+)
 from ..core.features import Features
 from ..core.reader import as_mapping, named
 from ..core.teacher import Extract, call
@@ -136,7 +148,9 @@ def backbone_of(model: nn.Module) -> nn.Module:
     """
     backbone = getattr(model, "backbone", None)
     if not isinstance(backbone, nn.Module):
-        raise ConfigError("student", f"{type(model).__name__} without a `backbone`", "a model whose `backbone` returns maps")
+        raise ConfigError(
+            "student", f"{type(model).__name__} without a `backbone`", "a model whose `backbone` returns maps"
+        )
     return backbone
 
 

@@ -42,7 +42,9 @@ def checkpoint_distiller(trainer: Any) -> None:
     distillation = getattr(model, "distillation", None)
     if isinstance(distillation, Distillation):
         inner = getattr(trainer, "_trainer", trainer)
-        _check_optimizer(getattr(inner, "optimizer", None) or checkpointer.checkpointables.get("optimizer"), distillation)
+        _check_optimizer(
+            getattr(inner, "optimizer", None) or checkpointer.checkpointables.get("optimizer"), distillation
+        )
         checkpointer.add_checkpointable("distiller", distillation)
     if next(model.parameters()).device.type == "cpu":
         torch.jit.set_fusion_strategy([("STATIC", 0), ("DYNAMIC", 0)])

@@ -43,10 +43,19 @@ def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watch
         RunError: Detectron2 failed.
     """
     if not (CHECKOUT / "configs/demo").is_dir():
-        raise ConfigError("engine", "detectron2", "torchvision", f"there is no checkout with configs/demo in {CHECKOUT}")
+        raise ConfigError(
+            "engine", "detectron2", "torchvision", f"there is no checkout with configs/demo in {CHECKOUT}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     config = "teacher.yaml" if plan.role == "teacher" else "acam.yaml"
-    command = [sys.executable, "-m", "acam_kd.d2.train", "--config-file", str(CHECKOUT / "configs/demo" / config), "--resume"]
+    command = [
+        sys.executable,
+        "-m",
+        "acam_kd.d2.train",
+        "--config-file",
+        str(CHECKOUT / "configs/demo" / config),
+        "--resume",
+    ]
     command += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
     if plan.role != "teacher":
         command += ["DISTILL.TEACHER.WEIGHTS", str(teacher / "model_final.pth"), "DISTILL.METHOD", plan.method]

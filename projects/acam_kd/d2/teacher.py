@@ -151,9 +151,7 @@ def _load(detector: nn.Module, weights: str) -> None:
     logger.info("teacher loaded: all %d tensors from %s (sha256 %s)", len(detector.state_dict()), weights, sha256(path))
 
 
-def load_teacher(
-    model: str | nn.Module, weights: str = "", *, opts: Sequence[Any] = (), device: str = ""
-) -> nn.Module:
+def load_teacher(model: str | nn.Module, weights: str = "", *, opts: Sequence[Any] = (), device: str = "") -> nn.Module:
     """Build a teacher and load all of its weights; for ``acam_kd.distill``, in Python or in a LazyConfig.
 
     Args:

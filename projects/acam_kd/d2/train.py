@@ -84,7 +84,9 @@ def _config_errors() -> Iterator[None]:
     except (KeyError, ValueError, AssertionError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError("--config-file, or KEY VALUE pairs", error.args[0] if error.args else "", "known keys") from error
+        raise ConfigError(
+            "--config-file, or KEY VALUE pairs", error.args[0] if error.args else "", "known keys"
+        ) from error
 
 
 def setup(args: argparse.Namespace) -> CfgNode:

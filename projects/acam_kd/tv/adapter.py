@@ -13,7 +13,19 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.segmentation import LRASPP
 from torchvision.models.segmentation._utils import _SimpleSegmentationModel
 
-from ..core import BACKBONE, CLASSES, IGNORED, LOGITS, Adapter, FeatureSpec, ModuleAdapter, ModuleTap, Pixels, Reader, Targets
+from ..core import (
+    BACKBONE,
+    CLASSES,
+    IGNORED,
+    LOGITS,
+    Adapter,
+    FeatureSpec,
+    ModuleAdapter,
+    ModuleTap,
+    Pixels,
+    Reader,
+    Targets,
+)
 from ..core.features import Features
 from ..core.reader import as_mapping, named
 from ..core.taps import Tap

@@ -127,7 +127,9 @@ def _check_classes_of(name: str, weights: str, num_classes: int | None) -> None:
 
 def _check_categories(role: str, folder: str, card: Card, data: Images, *, hint: str = "") -> None:
     if card.categories != data.categories:
-        raise ConfigError(role, f"{folder} with the categories {card.categories}", f"the data's {data.categories}", hint)
+        raise ConfigError(
+            role, f"{folder} with the categories {card.categories}", f"the data's {data.categories}", hint
+        )
 
 
 def evaluate(

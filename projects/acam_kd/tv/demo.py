@@ -14,7 +14,6 @@ from ..demo import Plan, keep_masks
 from .data import read_image
 from .distillation import normalized_batch
 from .run import Settings
-
 from .training import train
 
 __all__ = ["DESCRIPTION", "run"]

@@ -254,7 +254,12 @@ def train(settings: Settings, output: str | Path, *, resume: bool = False, obser
         return result
     asked, settings = settings, settings.resolved()
     if settings.crop and settings.size:
-        raise ConfigError("crop", settings.crop, f"none beside a size of {settings.size}, to which it would be resized", "choose one of {crop} and {size}")
+        raise ConfigError(
+            "crop",
+            settings.crop,
+            f"none beside a size of {settings.size}, to which it would be resized",
+            "choose one of {crop} and {size}",
+        )
     model_name = settings.student_name
     training = load_data(settings.train_split, model_name, name="training data", crop=settings.crop)
     validation = load_data(settings.val_split, model_name, name="validation data")
@@ -316,7 +321,9 @@ def _trainer(settings: Settings, folder: RunFolder) -> lightning.Trainer:
         return _lightning(settings, folder)
     except (MisconfigurationException, ImportError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError("accelerator", reason, "what Lightning takes", "see {accelerator}, {devices}, {precision}") from error
+        raise ConfigError(
+            "accelerator", reason, "what Lightning takes", "see {accelerator}, {devices}, {precision}"
+        ) from error
 
 
 def _lightning(settings: Settings, folder: RunFolder) -> lightning.Trainer:
