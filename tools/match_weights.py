@@ -71,7 +71,7 @@ class Pull:
 
     @torch.no_grad()
     def _floor(self) -> float:
-        """Return the loss of a student that predicts what the teacher does; 0 where the method has parameters of its own."""
+        """Return the loss of a student equal to the teacher; 0 where the method has parameters of its own."""
         if any(True for _ in self.distiller.parameters()):
             return 0.0
         _, teacher, targets = self.inputs

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
+from acam_kd.tv.taps import pyramid, side_of
 from torch.nn import functional as F  # noqa: N812
 
 from acam_kd.core.errors import ConfigError, RunError
 from acam_kd.tv.distillation import normalized_batch
 from acam_kd.tv.models import build_model, plain
 from acam_kd.tv.segmentation import Segmentor
-from acam_kd.tv.taps import pyramid, side_of
 
 IMAGES = [torch.rand(3, 70, 96), torch.rand(3, 96, 64)]
 DETECTORS = [

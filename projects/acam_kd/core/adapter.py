@@ -159,7 +159,7 @@ def backbone_features(network: nn.Module, batch: Tensor) -> Features:
 class ModuleAdapter(Adapter):
     """Any module: its levels by the paths of submodules, or a ``backbone`` that returns maps by name.
 
-    A level called ``logits`` or ``classes`` is what the model predicts: (N, K), or (N, K, H, W) of a segmentation model.
+    A level called ``logits`` or ``classes`` is what the model predicts: (N, K) or (N, K, H, W).
 
     Args:
         model: called with a batch (N, C, H, W) first among its arguments.
@@ -183,6 +183,7 @@ class ModuleAdapter(Adapter):
         super().__init__(model)
         self.role = role
         self._example = example_inputs
+        self._shapes: dict[str, FeatureSpec] = {}
         self._parts = self._measured_parts(levels) if levels is not None else []
         if levels is None and not isinstance(getattr(model, "backbone", None), nn.Module):
             paths = [path for path, _ in model.named_children()]
@@ -234,7 +235,7 @@ class ModuleAdapter(Adapter):
         finally:
             for tap in taps.values():
                 tap.remove()
-        self._shapes: dict[str, FeatureSpec] = {}
+        self._shapes = {}
         parts = []
         for level, recorded in calls.items():
             part, spec = self._measure(level, levels[level], recorded.output, batch)
@@ -257,7 +258,7 @@ class ModuleAdapter(Adapter):
                 return Path(path, level, leading, patch), FeatureSpec(output.shape[2], patch, logits=logits)
         shape = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ConfigError(
-            f"{self.role}_levels", f"{level}: {path}, which gives {shape}", "a map (N, C, H, W), tokens (N, L, C) or (N, K)",
+            f"{self.role}_levels", f"{level}: {path}, which gives {shape}", "(N, C, H, W), tokens (N, L, C) or (N, K)",
             "name a submodule below it, or another one",
         )  # fmt: skip
 
@@ -294,7 +295,7 @@ class ModuleAdapter(Adapter):
         except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, KeyError, IndexError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(
-                "example_inputs", f"{tuple(batch.shape)}, on which the {self.role}, a {self.name}, fails: {reason[:160]}",
+                "example_inputs", f"{tuple(batch.shape)}, on which the {self.role}, a {self.name}, fails: {reason[:99]}",
                 "inputs that it takes",
             ) from error  # fmt: skip
         return batch

@@ -243,7 +243,8 @@ def _check_class_names(student: Adapter, teacher: Adapter, predicted: Pyramid) -
         known = all(len(x.class_names) == spec.channels - background for x in (student, teacher))
         if known and list(student.class_names) != list(teacher.class_names):
             raise ConfigError(
-                "teacher", f"the classes {', '.join(teacher.class_names)}", f"the student's {', '.join(student.class_names)}",
+                "teacher", f"the classes {', '.join(teacher.class_names)}",
+                f"the student's {', '.join(student.class_names)}",
                 "predictions of other classes do not correspond; see {method} and {taps}",
             )  # fmt: skip
 
@@ -267,7 +268,7 @@ def _check_class_heads(student: Adapter, teacher: Adapter) -> None:
             f"the student's {student.box_dimension}",
             "rotated and axis-aligned regions do not correspond",
         )
-    if anchors[0] is not None and anchors[1] is not None and not _same(*anchors):
+    if anchors[0] is not None and anchors[1] is not None and not _same(anchors[0], anchors[1]):
         raise ConfigError(
             "teacher",
             f"{names[0]} with other anchors",

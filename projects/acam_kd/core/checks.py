@@ -48,7 +48,10 @@ def check_pair(student: Features, teacher: Features, levels: Mapping[str, str], 
             if level == CLASSES:
                 hint = "the two heads must predict for the same anchors; see {method}"
             else:
-                hint = f"its strides are not what it claims, or the batch is padded otherwise than it needs; leave {level} out of {{levels}}, or choose a teacher whose backbone is like the student's"
+                hint = (
+                    "its strides are not what it claims, or the batch is padded otherwise than it needs; leave "
+                    f"{level} out of {{levels}}, or choose a teacher whose backbone is like the student's"
+                )
             raise ConfigError(
                 "teacher",
                 f"{sizes[0]} positions at level {of_teacher}",

@@ -63,6 +63,14 @@ class Distillation(nn.Module):
         ConfigError: the student cannot take an attachment, or ``period`` is below 1.
     """
 
+    _student: nn.Module
+    _side: tuple[nn.Module, Extract]
+    _calls: list[Any]
+    _handled: BaseException | None
+    _losses: dict[str, Tensor]
+    _finite: dict[str, Tensor]
+    _ratio: Tensor | None
+
     def __init__(
         self,
         *,
@@ -140,7 +148,6 @@ class Distillation(nn.Module):
             return
         self._check_read()
         self._begin()
-        self._step = None
         self._losses, self._finite, self._ratio = {}, {}, None
         if self.distils:
             self._reader.arm()
@@ -220,7 +227,8 @@ class Distillation(nn.Module):
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(
-                "teacher", f"a failure on the student's batch {tuple(batch.shape)}: {reason[:200]}", "a teacher that takes it",
+                "teacher", f"a failure on the student's batch {tuple(batch.shape)}: {reason[:200]}",
+                "a teacher that takes it",
                 "does it need other padding (sides that are multiples of 32, say) or other channels? Choose a teacher "
                 "whose backbone is like the student's, or images, or crops, of such sides",
             ) from error  # fmt: skip
@@ -340,9 +348,10 @@ class Distillation(nn.Module):
 
         The ratio, ``distillation_to_task``, is left out where the task's loss is 0.
         """
-        finite = self._ratio is not None and bool(self._ratio.isfinite())
-        ratio = {"distillation_to_task": self._ratio} if finite and self._ratio is not None else {}
-        return {**ratio, **self.method.metrics()}
+        measured = self.method.metrics()
+        if self._ratio is not None and bool(self._ratio.isfinite()):
+            measured = {"distillation_to_task": self._ratio, **measured}
+        return measured
 
     def masks(self) -> dict[str, dict[str, Tensor]]:
         """Return the method's masks of the last distilled step; see ``Distiller.masks``."""
@@ -445,18 +454,14 @@ class Distillation(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _forget_step(self) -> None:
-        self._calls: list[Any] = []
-        self._handled: BaseException | None = None
+        self._calls, self._handled = [], None
         self._active, self._waiting = False, False
-        self._losses: dict[str, Tensor] = {}
-        self._finite: dict[str, Tensor] = {}
-        self._ratio: Tensor | None = None
-        self._step: Any = None
+        self._losses, self._finite, self._ratio = {}, {}, None
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles have no tensors of a step, and look at optimizers of their own."""
-        forgotten = {"_calls": [], "_handled": None, "_active": False, "_waiting": False, "_watch": None}
-        return {**self.__dict__, **forgotten, "_losses": {}, "_finite": {}, "_ratio": None, "_step": None}
+        forgotten: dict[str, Any] = {"_calls": [], "_handled": None, "_active": False, "_waiting": False}
+        return {**self.__dict__, **forgotten, "_watch": None, "_losses": {}, "_finite": {}, "_ratio": None}
 
 
 def _check(part: Distiller, args: tuple[Any, ...], losses: Mapping[str, Tensor]) -> None:

@@ -95,7 +95,7 @@ def _config(folder: Path) -> CfgNode:
 
 
 def _history(folder: Path, end: int) -> list[dict[str, float]]:
-    """Return Detectron2's metrics.json with the report's names; its iteration 19 is the end of step 20, but not the last."""
+    """Return Detectron2's metrics.json with the report's names: its iteration 19 is the end of step 20."""
     history = []
     for text in (folder / "metrics.json").read_text().splitlines():
         line = {NAMES.get(k, k.removeprefix("bbox/")): v for k, v in json.loads(text).items()}

@@ -59,7 +59,7 @@ class D2Distillation(Distillation):
         self._new = False
         if self.last_of(self.log_period):
             self._log()
-        batched_inputs = args[0] if args else next(iter(kwargs.values()), None)
+        batched_inputs: Any = args[0] if args else next(iter(kwargs.values()), None)
         if self.vis_period > 0 and self.first_of(self.vis_period) and comm.is_main_process():
             put_masks(self, batched_inputs)
 

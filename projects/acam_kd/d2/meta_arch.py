@@ -1,4 +1,4 @@
-"""The meta-architecture: reads the config, once, and attaches a distillation to the student that the config describes."""
+"""The meta-architecture: it reads the config, once, and attaches a distillation to the student described there."""
 
 from __future__ import annotations
 

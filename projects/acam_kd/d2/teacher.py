@@ -28,7 +28,7 @@ logger = logging.getLogger("detectron2.acam_kd.teacher")
 
 
 def teacher_config(cfg: CfgNode) -> CfgNode:
-    """Return the teacher's full config: today's defaults of Detectron2 and of ours, its file, its overrides, its weights.
+    """Return the teacher's full config: today's defaults, its file, its overrides, its weights.
 
     Keys that other projects added to ``cfg`` are known to the teacher's config too, with the values they have
     in ``cfg``, so that its file may set them.

@@ -123,8 +123,8 @@ def image_files(paths: Sequence[str]) -> list[str]:
     """List the files among the paths, and the images in the folders among them, sorted.
 
     Raises:
-        ConfigError: a folder has no images; or two files have the same name but for folder and suffix, so pictures named
-            after them would too.
+        ConfigError: a folder has no images; or two files differ in folder and suffix only, so pictures named after
+            them would collide.
     """
     files: list[str] = []
     for path in paths:

@@ -216,11 +216,11 @@ def backbone_and_logits(model: nn.Module, batch: Tensor) -> Features:
 
 @torch.no_grad()
 def _stages(model: nn.Module) -> dict[str, str]:
-    """Return ``c2``, ``c3``, ... -> the last part of a classifier with stride 4, 8, ..., and ``logits`` -> its last layer.
+    """Return ``c2``, ``c3``, ... -> the last part with stride 4, 8, ..., and ``logits`` -> the last layer of a classifier.
 
     Parts are its children, or those of ``features``.
     """
-    parts = {name: part for name, part in model.named_children()}
+    parts = dict(model.named_children())
     if isinstance(parts.get("features"), nn.Module):
         parts = {f"features.{name}": part for name, part in model.features.named_children()}  # type: ignore[union-attr]
     linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]

@@ -61,8 +61,8 @@ def build(settings: Settings, data: Images) -> nn.Module:
         The student, with its distillation attached if there is a method.
 
     Raises:
-        ConfigError: see ``load_model`` and ``build_distillation``; or the student knows other classes than the data has,
-            or the teacher has no weights.
+        ConfigError: see ``load_model`` and ``build_distillation``; or the student knows other classes than the data
+            has, or the teacher has no weights.
     """
     methods = parse_options(settings.method, settings.options)
     student, card = load_model(
@@ -120,7 +120,8 @@ def _check_classes_of(name: str, weights: str, num_classes: int | None) -> None:
         return  # build_model says what is wrong
     if num_classes not in (None, known):
         raise ConfigError(
-            "student_weights", f"{weights} of {name} for {known} classes with the background", f"the data's {num_classes}",
+            "student_weights", f"{weights} of {name} for {known} classes with the background",
+            f"the data's {num_classes}",
             "start from {student_backbone_weights}",
         )  # fmt: skip
 

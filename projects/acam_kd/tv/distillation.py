@@ -133,7 +133,7 @@ def build_distillation(student: nn.Module, teacher: nn.Module | None, plan: Plan
 
 
 def normalized_batch(student: nn.Module, images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Return what the student's backbone gets for (3, H, W) images in [0, 1]: the batch, and each image's part of it."""
+    """Return the batch that the backbone gets for (3, H, W) images in [0, 1], and the size of each image in it."""
     if isinstance(student, Segmentor):
         singles = [student.batch([image]).shape[-2:] for image in images]
         return student.batch(images), [(h, w) for h, w in singles]

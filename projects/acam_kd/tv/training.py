@@ -54,6 +54,8 @@ class Training(lightning.LightningModule):
         observers: called before the first step and at every evaluation.
     """
 
+    _distillation: Distillation | None
+
     def __init__(
         self,
         model: nn.Module,
@@ -189,7 +191,7 @@ class Training(lightning.LightningModule):
                 os.replace(part, self.folder.checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add to Lightning's checkpoint the random state of the first process, what the method has learnt, and the time so far."""
+        """Add the random state of the first process, what the method has learnt, and the time so far."""
         checkpoint["rng"] = torch.get_rng_state()
         if torch.cuda.is_available():
             checkpoint["rng_cuda"] = torch.cuda.get_rng_state()
