@@ -25,7 +25,7 @@ def test_coco_ids_keep_their_numbers_and_others_are_counted():
 
 @pytest.fixture
 def one(tmp_path):
-    """Return a function that writes one image, 8 x 6, with a box inside, a box that reaches beyond it, an empty box and a crowd."""
+    """Return a function that writes one image, 8 x 6, with a box inside, a box beyond its edge, an empty box and a crowd."""
 
     def make(**changes):
         (tmp_path / "images").mkdir(exist_ok=True)
