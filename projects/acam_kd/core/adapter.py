@@ -295,7 +295,7 @@ class ModuleAdapter(Adapter):
         except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, KeyError, IndexError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(
-                "example_inputs", f"{tuple(batch.shape)}, on which the {self.role}, a {self.name}, fails: {reason[:99]}",
+                "example_inputs", f"{tuple(batch.shape)}, on which a {self.name} fails: {reason[:160]}",
                 "inputs that it takes",
             ) from error  # fmt: skip
         return batch

@@ -216,7 +216,7 @@ def backbone_and_logits(model: nn.Module, batch: Tensor) -> Features:
 
 @torch.no_grad()
 def _stages(model: nn.Module) -> dict[str, str]:
-    """Return ``c2``, ``c3``, ... -> the last part with stride 4, 8, ..., and ``logits`` -> the last layer of a classifier.
+    """Return ``c2``, ``c3``, ... -> the last part of stride 4, 8, ..., and ``logits`` -> the last layer.
 
     Parts are its children, or those of ``features``.
     """
