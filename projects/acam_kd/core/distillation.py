@@ -137,10 +137,10 @@ class Distillation(nn.Module):
                 "nn.DataParallel and copy.copy do not carry a distillation",
             )
         if self._calls and _running(self._calls[0]):
-            self._calls.append(sys._getframe(1))
+            self._calls.append(_call_frame())
             self._reader.pause(True)
             return
-        self._calls = [sys._getframe(1)]
+        self._calls = [_call_frame()]
         self._handled = sys.exc_info()[1]
         self._reader.disarm()
         self._active = student.training and torch.is_grad_enabled()
@@ -202,7 +202,11 @@ class Distillation(nn.Module):
             of_teacher = self._asked(step.batch, *regions)
             student, teacher = self._paired(step.features, of_teacher, self.levels)
             if frozen := frozen_levels(student, self.method):
-                self._warn("frozen", f"no gradient reaches the student at {', '.join(frozen)}: leave these levels out")
+                self._warn(
+                    "frozen",
+                    f"no gradient reaches the student at {', '.join(frozen)}: leave these levels out, if that part is "
+                    "frozen; or checkpoint it with use_reentrant=False",
+                )
             if self.teacher.precision:
                 self._finite = {s: x.isfinite().all() for s, x in teacher.items()}
             targets = self._targets(student, step.predictions, args, kwargs)
@@ -468,8 +472,16 @@ def _check(part: Distiller, args: tuple[Any, ...], losses: Mapping[str, Tensor])
     check_gradients(part, args[0], losses)
 
 
+def _call_frame() -> Any:
+    """Return the frame of the module's call that runs the hook, which is on the stack until the call ends."""
+    frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename != nn.modules.module.__file__:
+        frame = frame.f_back
+    return frame
+
+
 def _running(frame: Any) -> bool:
-    """Say whether a frame is on the stack: a call that failed where no hook saw it is not."""
+    """Say whether a frame is on the stack: that of a call that failed where no hook saw it is not."""
     current: Any = sys._getframe(1)
     while current is not None and current is not frame:
         current = current.f_back
