@@ -1,0 +1,216 @@
+"""LazyConfigs in Detectron2's own ``tools/lazyconfig_train_net.py``, unchanged and with the lines that it is told."""
+
+from __future__ import annotations
+
+import logging
+import runpy
+from pathlib import Path
+
+import detectron2
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling.meta_arch.fcos import FCOS
+from detectron2.utils.events import EventStorage
+
+import acam_kd
+from acam_kd import ConfigError
+from acam_kd.d2 import add_distillation_config, checkpoint_distiller, load_teacher
+
+from .conftest import ROOT, detector_config, inputs, save_config, save_weights
+
+TOOL = Path(detectron2.__file__).resolve().parent.parent / "tools" / "lazyconfig_train_net.py"
+LAZY = ROOT / "configs" / "lazy"
+LINES = """
+    from acam_kd.d2 import checkpoint_distiller
+    checkpoint_distiller(checkpointer)
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_fusion():
+    torch.jit.set_fusion_strategy([("STATIC", 0), ("DYNAMIC", 0)])
+
+
+def small(cfg, teacher, weights):
+    """The config on models of a few channels and a dataset in memory."""
+    model = cfg.model
+    cfg.train.device, cfg.train.max_iter, cfg.train.init_checkpoint = "cpu", 4, ""
+    cfg.train.eval_period, cfg.train.amp.enabled, cfg.train.checkpointer = 100, False, {"period": 2}
+    model.teacher.model, model.teacher.weights, model.teacher.device = teacher, weights, "cpu"
+    cfg.dataloader.train.dataset.names = "lazy_train"
+    cfg.dataloader.train.total_batch_size, cfg.dataloader.train.num_workers = 2, 0
+    cfg.dataloader.test.dataset.names = "lazy_train"
+    cfg.optimizer.lr = 0.001
+    return cfg
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    import cv2
+
+    images = []
+    for number, x in enumerate(inputs(4)):
+        path = str(tmp_path / f"{number}.png")
+        cv2.imwrite(path, x["image"].permute(1, 2, 0).numpy())
+        boxes = [{"bbox": b.tolist(), "bbox_mode": 0, "category_id": 0} for b in x["instances"].gt_boxes]
+        images.append({"file_name": path, "image_id": number, "height": 64, "width": 96, "annotations": boxes})
+    DatasetCatalog.register("lazy_train", lambda: images)
+    MetadataCatalog.get("lazy_train").thing_classes = ["a"]
+    yield
+    DatasetCatalog.remove("lazy_train")
+    MetadataCatalog.remove("lazy_train")
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    cfg = detector_config("Base-RetinaNet.yaml", "MODEL.FPN.OUT_CHANNELS", 24)
+    return save_config(cfg, tmp_path / "t.yaml"), save_weights(cfg, tmp_path / "t.pth")
+
+
+def fcos(teacher, tmp_path):
+    cfg = small(LazyConfig.load(str(LAZY / "acam_fcos_r50_retinanet_r101.py")), *teacher)
+    bottom_up = cfg.model.student.backbone.bottom_up
+    bottom_up.stem.norm, bottom_up.stages.norm, bottom_up.freeze_at = "BN", "BN", 0
+    (resize, _) = cfg.dataloader.train.mapper.augmentations
+    resize.short_edge_length, resize.max_size = [64], 96
+    cfg.train.output_dir = str(tmp_path / "out")
+    return cfg
+
+
+class Config:
+    """The tool's own main, with a config that is made in memory."""
+
+    def __init__(self, source=""):
+        text = TOOL.read_text()
+        if source:
+            text = text.replace("    checkpointer.resume_or_load", f"{source}\n    checkpointer.resume_or_load", 1)
+            assert source in text
+        self.path = source and text
+
+    def run(self, cfg, tmp_path, *flags):
+        path = tmp_path / "config.yaml"
+        LazyConfig.save(cfg, str(path))
+        script = TOOL
+        if self.path:
+            script = tmp_path / "lazyconfig_train_net.py"
+            script.write_text(self.path)
+        tool = runpy.run_path(str(script))
+        tool["main"](tool["default_argument_parser"]().parse_args(["--config-file", str(path), *flags]))
+
+
+def test_the_configs_name_models_that_exist():
+    for path in sorted(LAZY.glob("*.py")):
+        cfg = LazyConfig.load(str(path))
+        assert cfg.model._target_ in ("acam_kd.distill", acam_kd.distill)
+        assert {"dataloader", "optimizer", "lr_multiplier", "train"} <= cfg.keys()
+
+
+def test_fcos_learns_from_retinanet(teacher, dataset, tmp_path):
+    cfg = fcos(teacher, tmp_path)
+    model = instantiate(cfg.model).train()
+    assert isinstance(model, FCOS) and set(model.distillation.levels) == {"p3", "p4", "p5", "p6", "p7"}
+    assert model.distillation.teacher.pixels.identity
+    batch = inputs()
+    with EventStorage():
+        losses = model(batch)
+    sum(losses.values()).backward()
+    assert {"loss_fcos_cls", "loss_acam_spatial"} <= set(losses)
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    model.zero_grad()
+    assert set(model(batch)) == set(losses)  # without a storage
+    assert model.distillation.iteration == 0
+
+
+def test_detectron2s_own_tool_trains_resumes_and_says_what_is_lost(teacher, dataset, tmp_path, caplog):
+    cfg = fcos(teacher, tmp_path)
+    cfg.train.max_iter = 2
+    torch.manual_seed(0)
+    Config().run(cfg, tmp_path)
+    saved = torch.load(tmp_path / "out" / "model_0000001.pth", weights_only=False)
+    plain = instantiate(cfg.model.student)
+    assert set(saved["model"]) == set(plain.state_dict()) and "distiller" not in saved
+    cfg.train.max_iter = 4
+    with caplog.at_level(logging.WARNING, logger="detectron2.acam_kd"):
+        Config().run(cfg, tmp_path, "--resume")
+    assert "NEW distiller" in caplog.text and "checkpoint_distiller(checkpointer)" in caplog.text
+    assert (tmp_path / "out" / "model_0000003.pth").is_file()
+
+
+def test_a_copy_of_the_tool_with_those_lines_resumes_exactly(teacher, dataset, tmp_path, caplog):
+    cfg = fcos(teacher, tmp_path)
+    cfg.dataloader.train.sampler = {"_target_": "torch.utils.data.SequentialSampler", "data_source": list(range(4))}
+    tool = Config(LINES)
+
+    def run(folder, iterations, *flags):
+        cfg.train.output_dir, cfg.train.max_iter = str(tmp_path / folder), iterations
+        cfg.lr_multiplier = {"_target_": "fvcore.common.param_scheduler.ConstantParamScheduler", "value": 1.0}
+        torch.manual_seed(0)
+        cfg.train.seed = 3
+        tool.run(cfg, tmp_path, *flags)
+        return torch.load(Path(cfg.train.output_dir) / f"model_{iterations - 1:07d}.pth", weights_only=False)
+
+    run("parts", 2)
+    first = torch.load(tmp_path / "parts" / "model_0000001.pth", weights_only=False)
+    with caplog.at_level(logging.WARNING, logger="detectron2.acam_kd"):
+        second = run("parts", 4, "--resume")
+    assert "NEW distiller" not in caplog.text
+    assert set(first["distiller"]) == set(second["distiller"]) and first["distiller"]
+    assert any(not torch.equal(v, second["distiller"][k]) for k, v in first["distiller"].items())
+
+
+def test_layer_wise_rates_of_a_vit_are_those_of_the_plain_model(teacher, tmp_path):
+    cfg = LazyConfig.load(str(LAZY / "acam_vitdet_b_r101.py"))
+    rcnn = detector_config("Base-RCNN-FPN.yaml", "MODEL.MASK_ON", True)
+    cfg.model.teacher.model = save_config(rcnn, tmp_path / "r.yaml")
+    cfg.model.teacher.weights, cfg.model.teacher.device = "random", "cpu"
+    student = cfg.model.student
+    net = student.backbone.net
+    net.embed_dim, net.depth, net.num_heads, net.img_size, net.window_size = 16, 12, 2, 128, 0
+    student.backbone.square_pad = 128
+    student.num_classes = 3
+    student.backbone.out_channels = 16
+    for head in (student.roi_heads.box_head, student.roi_heads.mask_head):
+        head.conv_dims, head.input_shape.channels = [16, 16], 16
+    student.roi_heads.box_head.fc_dims = [16]
+    student.roi_heads.box_predictor.input_shape.channels = 16
+    student.proposal_generator.head.in_channels = 16
+    plain, distilled = instantiate(student), instantiate(cfg.model).train()
+
+    def rates(model):
+        cfg.optimizer.params.model = model
+        optimizer = instantiate(cfg.optimizer)
+        names = {id(p): n for n, p in model.named_parameters()}
+        return {names[id(p)]: g["lr"] for g in optimizer.param_groups for p in g["params"]}
+
+    there, here = rates(plain), rates(distilled)
+    assert len(set(there.values())) > 6
+    assert {n: r for n, r in here.items() if not n.startswith("distillation.")} == there
+    with EventStorage():
+        losses = distilled(inputs(size=(90, 120)))
+    sum(losses.values()).backward()
+    assert {"loss_mask", "loss_acam_spatial"} <= set(losses) and "p6" in distilled.distillation.levels
+
+
+def test_a_lazyconfig_is_not_a_cfgnode(teacher):
+    with pytest.raises(ConfigError) as error:
+        add_distillation_config(LazyConfig.load(str(LAZY / "acam_fcos_r50_retinanet_r101.py")))
+    assert error.value.argument == "cfg" and "L(acam_kd.distill)" in error.value.hint
+
+
+def test_checkpoint_distiller_takes_a_checkpointer_and_says_so(teacher, tmp_path):
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.engine import SimpleTrainer
+
+    model = acam_kd.distill(
+        load_teacher(*teacher, device="cpu"), load_teacher(*teacher, device="cpu"), method="ACAMKD"
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = SimpleTrainer(model, [inputs()], optimizer)
+    with pytest.raises(ConfigError) as error:
+        checkpoint_distiller(trainer)
+    assert "checkpoint_distiller(checkpointer)" in error.value.hint
+    checkpointer = DetectionCheckpointer(model, str(tmp_path), trainer=trainer)
+    checkpoint_distiller(checkpointer)
+    assert checkpointer.checkpointables["distiller"] is model.distillation
