@@ -124,8 +124,8 @@ def check_datasets(cfg: CfgNode, *, training: bool) -> None:
     only at an index, and keypoints partly only in the evaluation at the end.
 
     Raises:
-        ConfigError: a name is unknown, no dataset is named, a file or folder does not exist, the numbers of classes
-            differ, or the keypoints do not fit (see ``check_keypoints``).
+        ConfigError: no dataset is named, a name is unknown, or a file or folder does not exist. Or the numbers of
+            classes differ, or the keypoints do not fit (see ``check_keypoints``).
     """
     if training and not cfg.DATASETS.TRAIN:
         raise ConfigError(TRAIN, cfg.DATASETS.TRAIN, allowed="at least one dataset to train on")

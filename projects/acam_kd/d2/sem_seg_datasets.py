@@ -42,8 +42,8 @@ def register_sem_seg_datasets(datasets: Sequence[Sequence[str]], *, check: bool 
         check: read every label, which takes a second for 400 small ones. One process of several is enough.
 
     Raises:
-        ConfigError: an entry is malformed, its name is taken, a folder or the file of classes does not exist, an image
-            has no label, or a label does not fit its image or the classes.
+        ConfigError: an entry is malformed, its name is taken, or a folder or the file of classes does not exist. Or an
+            image has no label, or a label does not fit its image or the classes.
     """
     for entry in datasets:
         if isinstance(entry, str) or len(entry) != 4 or not all(isinstance(value, str) for value in entry):

@@ -1,7 +1,7 @@
 """The heads of DeepLabV3 and PSPNet for ``SemanticSegmentor``, as the distillation literature builds them.
 
-Detectron2 has a DeepLabV3 head of its own. Its pooling branch, dropout and loss differ from those of the networks whose
-results are published for Cityscapes (CIRKD, MasKD and the methods that they compare with).
+Detectron2 has a DeepLabV3 head of its own, with another pooling branch, dropout and loss. The heads here are those of
+the published results on Cityscapes (CIRKD, MasKD and the methods that they compare with).
 """
 
 from __future__ import annotations
