@@ -115,7 +115,6 @@ def distill(
     plan = Plan(
         methods=_methods(method, options),
         levels=levels,
-        taps=_taps(levels),
         inherit=inherit,
         period=period,
         teacher_precision=teacher_precision,
@@ -150,19 +149,13 @@ def _methods(method: str | Distiller, options: dict[str, Any]) -> Any:
     names = read_methods(method)
     if not names:
         raise ConfigError("method", method, "a name", "without a method there is nothing to attach")
-    by_method = options.pop("options", {}) if len(names) > 1 or "options" in options else {names[0]: options}
-    wrong = [name for name in by_method if name not in names]
-    if wrong or (options and by_method.get(names[0]) is not options):
-        found = ", ".join(wrong or options)
-        raise ConfigError(
-            "options",
-            found,
-            f"hyper-parameters by method: options={{'{names[0]}': ...}}".replace("{", "{").replace("}", "}"),
-        )
+    by_method: dict[str, Any] = {names[0]: options}
+    if "options" in options or len(names) > 1:
+        by_method = options.pop("options", {})
+        if options:
+            hint = f"options={{{{'{names[0]}': {{{{...}}}}}}}}"
+            raise ConfigError("options", ", ".join(options), "hyper-parameters by method", f"write {hint}")
+    if wrong := [name for name in by_method if name not in names]:
+        raise ConfigError("options", ", ".join(wrong), f"one of {', '.join(names)}")
     return {name: dict(by_method.get(name, {})) for name in names}
 
-
-def _taps(levels: Sequence[str]) -> tuple[str, ...]:
-    """Return the taps that names of levels ask for, if one is a prediction's."""
-    predictions = tuple(name for name in levels if name in ("logits", "classes"))
-    return predictions + (("backbone",) if len(predictions) < len(levels) else ()) if predictions else ()

@@ -168,6 +168,9 @@ def _inherit(student: Adapter, teacher: Adapter, how: str) -> None:
 def _taps(student: Adapter, teacher: Adapter, plan: Plan, names: Sequence[str]) -> tuple[str, ...]:
     """Return the taps asked for; none stands for what each method can use first."""
     taps = tuple(plan.taps)
+    if not taps and {LOGITS, CLASSES} & {*plan.levels}:  # a prediction is asked for by its level's name
+        shapes = student.levels(student.offered, student=True)
+        taps = tuple(tap for tap in TAPS if any(shapes[level].tap == tap for level in plan.levels if level in shapes))
     if not taps and not names:
         assert isinstance(plan.methods, Distiller)
         taps = tuple(tap for tap in student.offered if any(tap in part.reads for part in plan.methods.parts()))
