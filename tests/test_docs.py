@@ -65,7 +65,9 @@ def test_deeplab(root):
 def test_lightning_saves_and_resumes(root, tmp_path):
     task = run(root, "A LightningModule")["Task"]
     torch.manual_seed(0)
-    batches = [([torch.rand(3, 64, 96)] * 2, [{"boxes": torch.tensor([[5.0, 5, 50, 50]]), "labels": torch.tensor([1])}] * 2)]
+    batches = [
+        ([torch.rand(3, 64, 96)] * 2, [{"boxes": torch.tensor([[5.0, 5, 50, 50]]), "labels": torch.tensor([1])}] * 2)
+    ]
 
     def fit(steps, checkpoint=None):
         torch.manual_seed(1)

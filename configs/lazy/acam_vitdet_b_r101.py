@@ -1,6 +1,7 @@
 """Mask R-CNN on a ViTDet-B backbone from the model zoo's Mask R-CNN R101-FPN, with Detectron2's own tool.
 
-    cd detectron2 && python tools/lazyconfig_train_net.py --num-gpus 8 --config-file .../configs/lazy/acam_vitdet_b_r101.py
+    cd detectron2 && python tools/lazyconfig_train_net.py --num-gpus 8 \
+        --config-file .../configs/lazy/acam_vitdet_b_r101.py
 
 The student's batches are padded to squares of 1024 pixels, which the teacher's FPN takes as they are. Layer-wise
 learning rates go by parameter name, and the student's names are those of the plain ViTDet. The recipe is Detectron2's,
@@ -20,9 +21,7 @@ from acam_kd.d2 import load_teacher
 
 model = L(acam_kd.distill)(
     student=get_config("common/models/mask_rcnn_vitdet.py").model,
-    teacher=L(load_teacher)(
-        model="COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml", device="${train.device}"
-    ),
+    teacher=L(load_teacher)(model="COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml", device="${train.device}"),
     method="ACAMKD",
     alpha=1.0,
 )

@@ -158,4 +158,3 @@ def _methods(method: str | Distiller, options: dict[str, Any]) -> Any:
     if wrong := [name for name in by_method if name not in names]:
         raise ConfigError("options", ", ".join(wrong), f"one of {', '.join(names)}")
     return {name: dict(by_method.get(name, {})) for name in names}
-

@@ -285,7 +285,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def train_settings(arguments: Sequence[str]) -> Settings:
-    """The settings of ``acam-kd train`` with these arguments."""
+    """Return the settings of ``acam-kd train`` with these arguments."""
     return _settings(_parser().parse_args(["train", *arguments]))
 
 

@@ -213,9 +213,7 @@ def test_checkpoint_distiller_takes_a_checkpointer_and_says_so(teacher, tmp_path
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.engine import SimpleTrainer
 
-    model = acam_kd.distill(
-        load_teacher(*teacher, device="cpu"), load_teacher(*teacher, device="cpu"), method="ACAMKD"
-    )
+    model = acam_kd.distill(load_teacher(*teacher, device="cpu"), load_teacher(*teacher, device="cpu"), method="ACAMKD")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = SimpleTrainer(model, [inputs()], optimizer)
     with pytest.raises(ConfigError) as error:

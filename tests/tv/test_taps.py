@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torchvision
+from acam_kd.tv.taps import pyramid
 
 from acam_kd.core.distillers import Mimic
 from acam_kd.tv.build import build
 from acam_kd.tv.data import CocoImages
 from acam_kd.tv.distillation import build_distillation, normalized_batch
 from acam_kd.tv.models import build_model, plain
-from acam_kd.tv.taps import pyramid
 from acam_kd.tv.training import train
 
 LRASPP, DEEPLAB, FCN = "lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fcn_resnet50"

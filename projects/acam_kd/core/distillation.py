@@ -463,7 +463,7 @@ class Distillation(nn.Module):
         self._losses, self._finite, self._ratio = {}, {}, None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles have no tensors of a step, and look at optimizers of their own."""
+        """Leave tensors of a step out of copies and pickles, which look at optimizers of their own."""
         forgotten: dict[str, Any] = {"_calls": [], "_handled": None, "_active": False, "_waiting": False}
         return {**self.__dict__, **forgotten, "_watch": None, "_losses": {}, "_finite": {}, "_ratio": None}
 

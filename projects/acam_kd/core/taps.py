@@ -101,7 +101,7 @@ class Tap:
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles have no tensors of a step."""
+        """Leave tensors of a step out of copies and pickles."""
         return {**self.__dict__, "armed": False, "_last": None, "_times": 0}
 
 

@@ -191,5 +191,5 @@ class FrozenTeacher:
             raise ConfigError("teacher_compile", True, "False", f"it cannot be compiled here: {reason}") from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTeacher:
-        """Copies of a student share their teacher."""
+        """Return the very teacher: copies of a student share it."""
         return self
