@@ -137,10 +137,10 @@ class Distillation(nn.Module):
                 "nn.DataParallel and copy.copy do not carry a distillation",
             )
         if self._calls and _running(self._calls[0]):
-            self._calls.append(sys._getframe(1))
+            self._calls.append(_caller())
             self._reader.pause(True)
             return
-        self._calls = [sys._getframe(1)]
+        self._calls = [_caller()]
         self._handled = sys.exc_info()[1]
         self._reader.disarm()
         self._active = student.training and torch.is_grad_enabled()
@@ -206,7 +206,7 @@ class Distillation(nn.Module):
             if self.teacher.precision:
                 self._finite = {s: x.isfinite().all() for s, x in teacher.items()}
             targets = self._targets(student, step.predictions, args, kwargs)
-            check_targets(self.method, targets)
+            check_targets(self.method, targets, self.shapes["student"])
             handles = (
                 [] if "gradients" in self._warned else [p.register_forward_hook(_check) for p in self.method.parts()]
             )
@@ -466,6 +466,16 @@ class Distillation(nn.Module):
 
 def _check(part: Distiller, args: tuple[Any, ...], losses: Mapping[str, Tensor]) -> None:
     check_gradients(part, args[0], losses)
+
+
+def _caller() -> Any:
+    """Return the frame that called the hook: those of ``leave_to_python`` in between end before the forward begins."""
+    frame: Any = sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
+        ("torch._compile", "torch._dynamo")
+    ):
+        frame = frame.f_back
+    return frame
 
 
 def _running(frame: Any) -> bool:
