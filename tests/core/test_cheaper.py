@@ -10,12 +10,12 @@ import torch
 from acam_kd.errors import as_options
 from torch import nn
 
-from acam_kd.core import DISTILLER_REGISTRY, FrozenTeacher
+from acam_kd.core import DISTILLER_REGISTRY, FrozenTeacher, ModuleAdapter, Plan, RunError, assemble
 from acam_kd.core.distillers import ACAMKD
 from acam_kd.core.losses import with_unused
 
+from .detectors import Backbone, Detector, build, refused
 from .test_distillers import READ, maps, specs, targets
-from .test_model import Backbone, Detector, build
 
 
 @pytest.fixture
@@ -33,43 +33,73 @@ def calls(module):
 
 
 def periodic(period, method=ACAMKD):
-    model = build(method)
-    model.period = period
-    return model
+    """A model and a copy of its student alone."""
+    model = build(method, period=period)
+    alone = copy.deepcopy(model)
+    alone.distillation.remove()
+    return model, alone
 
 
 def test_between_distilled_steps_the_student_is_alone(batch):
-    model = periodic(3)
-    teacher, distiller = calls(model.teacher.network), calls(model.distiller)
-    alone = copy.deepcopy(model.student)
+    model, alone = periodic(3)
+    teacher, method = calls(model.distillation.teacher.network), calls(model.distillation.method)
     for iteration in range(5):
-        model.iteration = iteration
+        model.distillation.iteration = iteration
         losses = model(batch)
         want = alone(batch)
         assert torch.equal(losses["loss_cls"], want["loss_cls"])
         assert len(losses) == (4 if iteration in (0, 3) else 1)
-    assert len(teacher) == len(distiller) == 2
+    assert len(teacher) == len(method) == 2
+
+
+def test_steps_are_counted_unless_an_engine_sets_them(batch):
+    model, _ = periodic(3)
+    found = []
+    for _ in range(5):
+        found.append(len(model(batch)))
+        with torch.no_grad():
+            model(batch)  # no step
+        model.eval()(batch)
+        model.train()
+    assert found == [4, 1, 1, 4, 1] and model.distillation.iteration == 4
+    model.distillation.iteration = 3
+    assert [len(model(batch)) for _ in range(3)] == [4, 4, 4] and model.distillation.iteration == 3
 
 
 def test_between_distilled_steps_every_parameter_has_a_gradient_and_the_students_is_its_own(batch):
-    model = periodic(2)
-    alone = copy.deepcopy(model.student)
-    model.iteration = 1
+    model, alone = periodic(2)
+    model.distillation.iteration = 1
     model(batch)["loss_cls"].backward()
     alone(batch)["loss_cls"].backward()
-    assert all(torch.equal(p.grad, q.grad) for p, q in zip(model.student.parameters(), alone.parameters()))
-    assert all(p.grad is not None and not p.grad.any() for p in model.distiller.parameters())
-    assert model._taps[0]._recorded is None  # no feature is kept until the next step
+    own = dict(model.named_parameters())
+    assert all(torch.equal(own[name].grad, p.grad) for name, p in alone.named_parameters())
+    assert all(p.grad is not None and not p.grad.any() for p in model.distillation.method.parameters())
+    taps = model.distillation._reader._taps()
+    assert taps and not any(tap.armed or tap.called or tap._last for tap in taps)  # no feature is kept
+
+
+def test_between_distilled_steps_an_output_without_losses_has_gradients_of_zero_waiting(batch):
+    class Plain(Detector):
+        def forward(self, batch):
+            return self.head(self.backbone(batch)["p3"])
+
+    model = build(ACAMKD, student=Plain(), period=2)
+    model.distillation.iteration = 1
+    output = model(batch)
+    losses = model.distillation.losses
+    assert {name: loss.item() for name, loss in losses.items()} == {"loss_unused": 0}
+    (output.mean() + sum(losses.values())).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.distillation.method.parameters())
 
 
 def test_between_distilled_steps_momentum_and_weight_decay_go_on(batch):
-    model = periodic(2)
-    model.iteration = 1
-    before = [p.detach().clone() for p in model.distiller.parameters()]
+    model, _ = periodic(2)
+    model.distillation.iteration = 1
+    before = [p.detach().clone() for p in model.distillation.method.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, weight_decay=0.1)
     model(batch)["loss_cls"].backward()
     optimizer.step()
-    for p, was in zip(model.distiller.parameters(), before):
+    for p, was in zip(model.distillation.method.parameters(), before):
         torch.testing.assert_close(p.detach(), 0.95 * was)
 
 
@@ -84,7 +114,7 @@ def test_what_was_unused_adds_nothing():
 
 def test_metrics_are_logged_where_they_were_measured():
     """Once in every window that has a distilled step, and, without a period, when they always were."""
-    model = build()
+    model = build().distillation
     for period in range(1, 8):
         for window in range(1, 8):
             model.period = period
@@ -103,19 +133,28 @@ def test_metrics_are_logged_where_they_were_measured():
 
 
 def test_a_period_of_nothing_is_refused():
-    model = build()
-    with pytest.raises(ValueError, match=r"at least 1, not 0 \(key: DISTILL.PERIOD\)") as error:
-        type(model)(student=Detector(), teacher=model.teacher, distiller=model.distiller, levels={}, period=0)
-    assert as_options(str(error.value)).endswith("(option: --distill-period)")
+    with refused("period", "0", ">= 1"):
+        build(period=0)
+    known = build().distillation
+    with refused("period", "0", ">= 1"):
+        type(known)(
+            student=Detector(),
+            teacher=known.teacher,
+            method=known.method,
+            levels=known.levels,
+            shapes=known.shapes,
+            reader=known._reader,
+            student_side=known._side,
+            period=0,
+        )
 
 
 # The teacher's precision.
 
 
 def in_precision(precision):
-    model = build()
-    model.teacher = FrozenTeacher(model.teacher.network, precision=precision)
-    return model, calls(model.teacher.network.conv)
+    model = build(teacher_precision=precision)
+    return model, calls(model.distillation.teacher.network.conv)
 
 
 def made_in(dtype):
@@ -125,13 +164,12 @@ def made_in(dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_teacher_alone_is_in_half_precision(batch, dtype):
     model, made = in_precision(made_in(dtype))
-    student = calls(model.student.backbone.conv)
+    student, network = calls(model.backbone.conv), model.distillation.teacher.network
     loss = model(batch)["loss_mimic_mse"]
     assert made[0].dtype == dtype and student[0].dtype == torch.float32 and loss.dtype == torch.float32
-    assert {p.dtype for p in model.teacher.network.parameters()} == {torch.float32}
-    half, full = (FrozenTeacher(model.teacher.network, precision=p)(batch)["p3"] for p in (made_in(dtype), "float32"))
-    own = model.student.backbone(batch)["p3"]
-    model._taps[0].clear()
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    half, full = (FrozenTeacher(network, precision=p)(batch)["p3"] for p in (made_in(dtype), "float32"))
+    own = model.backbone(batch)["p3"]
     torch.testing.assert_close(loss, (own - half.float()).square().mean())
     assert not torch.equal(half.float(), full)
 
@@ -140,7 +178,7 @@ def test_features_are_handed_over_in_the_students_type(batch):
     for precision, dtype in (("float32", torch.float32), ("", torch.bfloat16), ("float16", torch.float16)):
         model, made = in_precision(precision)
         got = []
-        model.distiller.register_forward_pre_hook(lambda module, args, got=got: got.append(args[:2]))
+        model.distillation.method.register_forward_pre_hook(lambda module, args, got=got: got.append(args[:2]))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             model(batch)
         ((student, teacher),) = got
@@ -148,44 +186,57 @@ def test_features_are_handed_over_in_the_students_type(batch):
         assert teacher["p3"].dtype == student["p3"].dtype == torch.bfloat16
 
 
-def test_a_teacher_that_overflows_is_named_with_its_key_whatever_the_loss_is(batch):
+def test_a_teacher_that_overflows_is_named_with_its_argument_whatever_the_loss_is(batch):
     for precision, fails in (("float16", True), ("bfloat16", False), ("float32", False)):
         model, _ = in_precision(precision)
         with torch.no_grad():
-            model.teacher.network.conv.weight.mul_(1e6)
+            model.distillation.teacher.network.conv.weight.mul_(1e6)
         model(batch)
         losses = {"loss_bounded": torch.tensor(1.0)}
         if not fails:
-            model.raise_if_not_finite(losses, when="iteration 7")
+            model.distillation.raise_if_not_finite(losses, when="iteration 7")
             continue
-        with pytest.raises(FloatingPointError, match="iteration 7: the teacher's .* float16, are not finite: p3 ") as e:
-            model.raise_if_not_finite(losses, when="iteration 7")
-        assert as_options(str(e.value)).endswith("option: --teacher-precision)")
+        with pytest.raises(RunError) as error:
+            model.distillation.raise_if_not_finite(losses, when="iteration 7")
+        assert error.value.where == "iteration 7" and error.value.what.endswith("not finite: p3")
+        assert "the teacher's features, made in float16" in error.value.what
+        assert "see {teacher_precision}" in error.value.remedy
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(ValueError, match=r"one of float32, float16, bfloat16, not 'half' \(key: DISTILL.TEACHER.PREC"):
-        FrozenTeacher(Backbone(), precision="half")
+    for make in (lambda: FrozenTeacher(Backbone(), precision="half"), lambda: build(teacher_precision="half")):
+        with refused("teacher_precision", "half", "one of float32, float16, bfloat16, or empty for the student's"):
+            make()
 
 
 # Memory format.
 
 
+def planned(student, teacher, **plan):
+    adapters = ModuleAdapter(student), ModuleAdapter(teacher, role="teacher")
+    torch.manual_seed(3)
+    assemble(*adapters, Plan(methods={"ACAMKD": {}}, **plan))
+    return student
+
+
 def test_channels_last_changes_no_gradient_and_no_checkpoint(batch):
-    model = build(ACAMKD).double()
-    twin = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    for network in (twin.student.backbone, twin.teacher.network):
+    student, teacher = Detector().double(), Detector().double()
+    model = planned(copy.deepcopy(student), copy.deepcopy(teacher)).double()
+    twin = planned(student, teacher, channels_last=True).double()
+    for network in (twin.backbone, twin.distillation.teacher.network):
         assert network.conv.weight.is_contiguous(memory_format=torch.channels_last)
         assert not network.conv.weight.is_contiguous()
-    teacher = calls(twin.teacher.network)
+    method = [p for p in twin.distillation.method.parameters() if p.dim() == 4 and min(p.shape[1:]) > 1]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in method)
+    made = calls(twin.distillation.teacher.network)
     for each in (model, twin):
         sum(each(batch.double()).values()).backward()
-    assert teacher[0]["p3"].is_contiguous(memory_format=torch.channels_last)
+    assert made[0]["p3"].is_contiguous(memory_format=torch.channels_last)
     for p, q in zip(model.parameters(), twin.parameters()):
         torch.testing.assert_close(q.grad, p.grad)
     plain = Detector().double()
-    plain.load_state_dict(twin.student.state_dict())
-    assert all(torch.equal(v, plain.state_dict()[k]) for k, v in twin.student.state_dict().items())
+    plain.load_state_dict(twin.state_dict())
+    assert all(torch.equal(v, plain.state_dict()[k]) for k, v in twin.state_dict().items())
     assert plain.backbone.conv.weight.is_contiguous()
 
 
@@ -222,32 +273,40 @@ def compilations(monkeypatch):
     torch._dynamo.reset()
 
 
+def compiled():
+    """A model whose teacher is compiled, and the same teacher as it is."""
+    student, teacher = Detector(), Detector()
+    eager = FrozenTeacher(copy.deepcopy(teacher.backbone))
+    return planned(student, teacher, teacher_compile=True), eager
+
+
 def test_a_compiled_teacher_gives_the_same_and_is_compiled_once_for_all_sizes(batch, compilations):
-    model = build()
-    names = list(model.teacher.network.state_dict())
-    eager = copy.deepcopy(model.teacher)
-    model.teacher = FrozenTeacher(model.teacher.network, compiled=True)
+    model, eager = compiled()
+    teacher = model.distillation.teacher
     for size in ((32, 48), (64, 32), (96, 96), (48, 128)):
         image = torch.randn(2, 3, *size)
-        torch.testing.assert_close(model.teacher(image), eager(image))
+        torch.testing.assert_close(teacher(image), eager(image))
     assert len(compilations) == 1
-    assert list(model.teacher.network.state_dict()) == names
-    assert set(model(batch)) == {"loss_cls", "loss_mimic_mse"}
+    assert list(teacher.network.state_dict()) == list(eager.network.state_dict())
+    assert set(model(batch)) == {"loss_cls", "loss_acam_spatial", "loss_acam_channel", "loss_acam_diversity"}
 
 
 def test_a_compiled_teacher_follows_the_model_and_its_copies_work(batch, compilations):
-    model = build()
-    model.teacher = FrozenTeacher(model.teacher.network, compiled=True)
-    single = model.teacher(batch)["p3"]
+    model, _ = compiled()
+    teacher = model.distillation.teacher
+    single = teacher(batch)["p3"]
     twin = copy.deepcopy(model)
+    assert twin.distillation.teacher is teacher
+    copied = FrozenTeacher(copy.deepcopy(teacher.network))
     model.double()
-    double = model.teacher(batch.double())["p3"]
+    double = teacher(batch.double())["p3"]
     assert double.dtype == torch.float64 and len(compilations) == 2
     torch.testing.assert_close(double.float(), single)
-    torch.testing.assert_close(twin.teacher(batch)["p3"], single)
+    torch.testing.assert_close(copied(batch)["p3"], single)
+    torch.testing.assert_close(twin.distillation.teacher(batch)["p3"], single)  # back to the type of the twin's batch
     with torch.no_grad():
-        model.teacher.network.conv.weight.zero_()
-    assert not torch.equal(model.teacher(batch.double())["p3"], double)  # the weights are not frozen into the graph
+        teacher.network.conv.weight.zero_()
+    assert not torch.equal(teacher(batch.double())["p3"], double)  # the weights are not frozen into the graph
 
 
 def test_the_backbone_alone_is_compiled_where_there_is_a_head(batch, compilations):
@@ -261,7 +320,6 @@ def test_where_nothing_can_be_compiled_one_line_says_so(batch, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     torch._dynamo.reset()
-    with pytest.raises(ValueError, match=r"^the teacher cannot be compiled here: .*no compiler") as error:
+    with refused("teacher_compile", "True", "False", "it cannot be compiled here: ") as error:
         FrozenTeacher(Backbone(), compiled=True)(batch)
-    assert "\n" not in str(error.value)
-    assert as_options(str(error.value)).endswith("(option: --teacher-compile)")
+    assert "no compiler" in error.value.hint and "and much more" not in error.value.hint

@@ -23,6 +23,8 @@ from acam_kd.core import (
 from acam_kd.core.distillers import ACAMKD, KD, PKD, Mimic
 from acam_kd.core.methods import SeveralMethods
 
+from .detectors import refused
+
 P3 = {"p3": FeatureSpec(4, 8)}
 HEAD = {"classes": FeatureSpec(3, 0, logits=True, sigmoid=True)}
 MAP = {"logits": FeatureSpec(3, 8, logits=True)}
@@ -41,7 +43,7 @@ class Head(nn.Module):
 
 
 class Owner(nn.Module):
-    """A model, and beside it what reads it, as in ``DistillationModel``."""
+    """A model, and beside it what reads it, as in ``Distillation``."""
 
     def __init__(self):
         super().__init__()
@@ -51,55 +53,82 @@ class Owner(nn.Module):
     def forward(self, x):
         return self.head(x), self.head.label(x, shift=2)
 
+    def arm(self):
+        for tap in self.taps:
+            tap.arm()
+        return self
+
 
 X = torch.ones(1, 2, 1, 1)
 
 
 def test_a_tap_gives_arguments_and_result_once():
-    owner = Owner()
+    owner = Owner().arm()
     out, labels = owner(X)
-    (seen,), result = owner.taps[0].pop()
-    assert seen is X and result is out
-    (seen,), result = owner.taps[1].pop()
-    assert seen is X and result is labels and torch.equal(labels, X + 2)
-    with pytest.raises(RuntimeError, match="Head.forward ran 0 times in one training step, once is needed"):
-        owner.taps[0].pop()
+    call = owner.taps[0].read()
+    assert call.args == (X,) and call.first is X and call.output is out
+    call = owner.taps[1].read()
+    assert call.args == (X,) and call.kwargs == {"shift": 2} and call.output is labels and torch.equal(labels, X + 2)
+    owner.arm()
+    with refused("student", "0 calls of Head.forward in one training step", "one call", "replaced after attaching"):
+        owner.taps[0].read()
 
 
-def test_more_than_one_call_is_an_error_once_and_the_last_can_be_asked_for():
-    owner = Owner()
+def test_more_than_one_call_is_an_error_and_the_last_can_be_asked_for():
+    owner = Owner().arm()
     owner(X), owner(X)
-    with pytest.raises(RuntimeError, match="Head.label ran 2 times"):
-        owner.taps[1].pop()
+    with refused("student", "2 calls of Head.label in one training step", "one call"):
+        owner.taps[1].read()
+    owner.arm()
     last = owner.head.label(X)
-    assert owner.taps[1].pop()[1] is last
-    owner(X)
+    assert owner.taps[1].read().output is last
+    owner.arm()(X)
     out, _ = owner(X)
-    assert owner.taps[0].last()[1] is out
-    with pytest.raises(RuntimeError, match="ran 0 times"):
-        owner.taps[0].pop()
+    assert owner.taps[0].read(last=True).output is out
+    owner.arm()
+    with refused("student", "0 calls of Head.forward"):
+        owner.taps[0].read(last=True)
 
 
-def test_it_records_in_training_only_and_forgets_on_clear():
-    owner = Owner().eval()
+def test_it_records_when_armed_only_in_whatever_mode_and_forgets_when_disarmed():
+    owner = Owner()
     owner(X)
-    with pytest.raises(RuntimeError, match="ran 0 times"):
-        owner.taps[0].pop()
-    owner.train()(X)
-    owner.taps[0].clear()
+    assert not owner.taps[0].called
+    with refused("student", "0 calls"):
+        owner.taps[0].read()
+    owner.eval().arm()  # a frozen head in evaluation mode is tapped too
     out, _ = owner(X)
-    assert owner.taps[0].pop()[1] is out
+    assert owner.taps[0].called and owner.taps[0].read().output is out
+    owner.taps[0].disarm()
+    owner(X)
+    assert not owner.taps[0].called
+    with refused("student", "0 calls"):
+        owner.taps[0].read()
 
 
 def test_nothing_of_a_step_is_kept_after_it():
-    owner = Owner()
+    owner = Owner().arm()
     out, _ = owner(X)
     kept = weakref.ref(out)
     del out
     assert kept() is not None
-    owner.taps[0].pop()
+    owner.taps[0].disarm()
     gc.collect()
     assert kept() is None
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["of its class", "of its own"])
+def test_a_tap_that_is_removed_leaves_the_module_as_it_was(own):
+    head = Head()
+    if own:
+        head.label = lambda boxes: boxes + 5
+    before = dict(head.__dict__)
+    tap = MethodTap(head, "label")
+    assert head.__dict__ != before
+    tap.remove()
+    assert head.__dict__ == before and torch.equal(head.label(X), X + 5 * own)
+    tap.remove()  # nothing is left to take off
+    assert head.__dict__ == before
 
 
 @pytest.mark.parametrize(
@@ -108,27 +137,32 @@ def test_nothing_of_a_step_is_kept_after_it():
     ids=["deepcopy", "pickle"],
 )
 def test_a_copy_has_taps_of_its_own(duplicate):
-    owner = Owner()
+    owner = Owner().arm()
+    owner(X)  # a step with a graph: it is left out of the copy
     twin = duplicate(owner)
+    assert not any(tap.armed or tap.called for tap in twin.taps)
     with torch.no_grad():
         twin.head.conv.weight.zero_()
         twin.head.conv.bias.fill_(7.0)
+    owner.arm(), twin.arm()
     out, _ = twin(X)
     assert torch.equal(out, torch.full((1, 3, 1, 1), 7.0))  # by the twin's weights
-    assert twin.taps[0].pop()[1] is out
-    with pytest.raises(RuntimeError, match="ran 0 times"):
-        owner.taps[0].pop()
+    assert twin.taps[0].read().output is out
+    with refused("student", "0 calls"):
+        owner.taps[0].read()
+    twin.arm()
     own, _ = owner(X)
-    assert owner.taps[0].pop()[1] is own and not torch.equal(own, out)
-    with pytest.raises(RuntimeError, match="ran 0 times"):
-        twin.taps[0].pop()
+    assert owner.taps[0].read().output is own and not torch.equal(own, out)
+    with refused("student", "0 calls"):
+        twin.taps[0].read()
 
 
 def test_a_tap_that_is_copied_before_its_module_works_too():
     tap = MethodTap(Head(), "forward")
     for twin in (copy.deepcopy(tap), pickle.loads(pickle.dumps(tap))):
+        twin.arm()
         out = twin._module(X)
-        assert twin.pop()[1] is out
+        assert twin.read().output is out
 
 
 def test_a_tapped_module_has_the_state_of_a_plain_one():
@@ -139,11 +173,13 @@ def test_a_tapped_module_has_the_state_of_a_plain_one():
 def test_names_are_read_in_order():
     assert read_methods("") == []
     assert read_methods("PKD") == ["PKD"] and read_methods("PKD + KD") == ["PKD", "KD"]
-    with pytest.raises(KeyError, match="no distiller is called 'Nothing'; known: ACAMKD, .*Mimic"):
+    with refused("method", "Nothing", "one of ACAMKD, ") as error:
         read_methods("PKD+Nothing")
-    with pytest.raises(KeyError, match="no distiller is called ''"):
+    assert "Mimic" in error.value.allowed
+    with refused("method", "", "one of ACAMKD, ") as error:
         read_methods("PKD+")
-    with pytest.raises(ValueError, match="a method comes twice in 'KD.PKD.KD' .key: DISTILL.METHOD"):
+    assert error.value.value == "" and "found ''" in str(error.value)
+    with refused("method", "KD+PKD+KD", "each method once"):
         read_methods("KD+PKD+KD")
 
 
@@ -164,11 +200,11 @@ def test_each_method_chooses_the_first_tap_that_it_reads(methods, offered, taps)
 
 
 def test_a_method_that_reads_none_of_the_taps_is_refused():
-    with pytest.raises(ValueError, match="KD distils logits or classes, a Trunk gives backbone .key: DISTILL.METHOD"):
+    with refused("method", "KD", "one for what a Trunk gives: backbone", "KD distils logits or classes"):
         choose_taps(["PKD", "KD"], ("backbone",), "Trunk")
-    with pytest.raises(ValueError, match=r"KD distils logits or classes, and what is tapped is p3 \(stride 8"):
+    with refused("method", "KD", "one for p3 (stride 8", "KD distils logits or classes; see {taps}"):
         build_distiller({"PKD": {}, "KD": {}}, P3, P3)
-    with pytest.raises(ValueError, match="alpha must be .* found -1.0 .key: DISTILL.PKD.ALPHA"):
+    with refused("PKD.alpha", "-1.0", ">= 0"):
         build_distiller({"PKD": {"alpha": -1.0}, "Mimic": {}}, P3, P3)
 
 

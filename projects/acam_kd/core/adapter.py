@@ -268,10 +268,15 @@ class ModuleAdapter(Adapter):
         tap.arm()
         try:
             batch = self._run_example(backbone)
-            maps = as_mapping(tap.read().output, batch)
+            output = tap.read().output
         finally:
             tap.remove()
-        return {name: FeatureSpec(x.shape[1], round(batch.shape[2] / x.shape[2])) for name, x in maps.items()}
+        if not isinstance(output, Mapping):
+            raise ConfigError(
+                f"{self.role}_levels", f"nothing, and a {type(output).__name__} from the backbone of a {self.name}",
+                "level name -> path of a submodule", f"{self.role}_levels={{'c4': 'backbone.layer3'}}, say",
+            )  # fmt: skip
+        return {name: FeatureSpec(x.shape[1], round(batch.shape[2] / x.shape[2])) for name, x in output.items()}
 
     @torch.no_grad()
     def _run_example(self, network: nn.Module) -> Tensor:

@@ -99,8 +99,13 @@ def check_gradients(part: Distiller, student: Features, losses: Mapping[str, Ten
         )
 
 
-def check_targets(method: Distiller, targets: Targets) -> None:
+def check_targets(method: Distiller, targets: Targets, student: Pyramid) -> None:
     """Check that the annotations are there that methods need.
+
+    Args:
+        method: may consist of several.
+        targets: what is known of the batch.
+        student: the levels; only those that are predictions have labels.
 
     Raises:
         ConfigError: they are not.
@@ -117,7 +122,7 @@ def check_targets(method: Distiller, targets: Targets) -> None:
                 "axis-aligned boxes of 4: x0, y0, x1, y1",
                 hint,
             )
-        missing = [level for level in part.levels if level not in targets.labels]
+        missing = [level for level in part.levels if student[level].logits and level not in targets.labels]
         if "labels" in part.needs and missing:
             raise ConfigError("targets", f"no labels for {', '.join(missing)}", "a label for every position", hint)
 

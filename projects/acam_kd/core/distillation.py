@@ -210,7 +210,7 @@ class Distillation(nn.Module):
             if self.teacher.precision:
                 self._finite = {s: x.isfinite().all() for s, x in teacher.items()}
             targets = self._targets(student, step.predictions, args, kwargs)
-            check_targets(self.method, targets)
+            check_targets(self.method, targets, self.shapes["student"])
             handles = (
                 [] if "gradients" in self._warned else [p.register_forward_hook(_check) for p in self.method.parts()]
             )

@@ -81,8 +81,8 @@ class Distiller(nn.Module):
         """Return the problems that the last step showed: place -> a plain sentence.
 
         A sentence names the level, and the argument to change as a ``{argument}`` field: "set {standardize} to True".
-        The engine fills such fields by ``str.format_map`` with its own names; a sentence has no other braces. The
-        engine reports each place once per run.
+        The engine fills such fields with its own names; a sentence has no other braces. The engine reports
+        each place once per run.
         """
         return {}
 

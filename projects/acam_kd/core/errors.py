@@ -6,6 +6,7 @@ it prints the error: see :meth:`ConfigError.render`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -19,20 +20,13 @@ def _same(name: str) -> str:
     return name
 
 
-class _Fields(dict[str, str]):
-    """Fills the ``{argument}`` fields of a text."""
-
-    def __init__(self, names: Names) -> None:
-        super().__init__()
-        self._names = names
-
-    def __missing__(self, argument: str) -> str:
-        return self._names(argument)
+FIELD = re.compile(r"\{([A-Za-z_][\w.]*)\}")
+"""The field of an argument. Other braces, as of a dict in a hint, are text."""
 
 
 def rendered(text: str, names: Names) -> str:
     """Replace the ``{argument}`` fields of a hint or a warning by a front end's names."""
-    return text.format_map(_Fields(names))
+    return FIELD.sub(lambda field: names(field[1]), text)
 
 
 def names_of(method: str, arguments: Iterable[str], names: Names) -> Names:
