@@ -64,7 +64,7 @@ def test_real_parts_are_not_negative(storage):
 
 def test_mixed_precision_is_that_of_the_forward(storage):
     step, seen = Step(named(FLOOR), setting(amp=True), SIZE), []
-    step.model.student.backbone.bottom_up.register_forward_hook(lambda *args: seen.extend(args[2].values()))
+    step.model.backbone.bottom_up.register_forward_hook(lambda *args: seen.extend(args[2].values()))
     step()
     assert {x.dtype for x in seen} == {torch.float16}
 
@@ -115,7 +115,7 @@ def test_the_method_with_other_options(capsys):
     assert precise.name == "ACAM-KD, TEACHER.PRECISION bfloat16" and pooled.name.startswith("ACAM-KD, POOLING all, LEV")
     assert precise.build(setting()).teacher.precision == "bfloat16"
     model = pooled.build(setting())
-    assert model.distiller.pooling == "all" and list(model.levels) == ["p3"]
+    assert model.distillation.method.pooling == "all" and list(model.distillation.levels) == ["p3"]
     with pytest.raises(ValueError, match="every step here is distilled.*DISTILL.PERIOD"):
         variants(setting(), [], [["DISTILL.PERIOD", "2"]])
     with pytest.raises(AssertionError, match="Non-existent key: DISTILL.NONE"):
@@ -196,7 +196,7 @@ def test_a_trace_that_fails_is_said(monkeypatch):
 def test_out_of_memory_leaves_the_others(monkeypatch):
     class Small(Step):
         def __call__(self, seed=0):
-            if self.model.distiller is not None and seed == 1:
+            if self.model.distillation.method is not None and seed == 1:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().__call__(seed)
 

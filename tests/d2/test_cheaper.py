@@ -91,6 +91,6 @@ def test_the_students_state_is_the_plain_ones_in_every_case(retinanet, retinanet
     plain = build_model(retinanet)
     assert list(model.state_dict()) == list(plain.state_dict())
     plain.load_state_dict(model.state_dict())
-    assert model.student.head.cls_subnet[0].weight.stride(1) == 1 and plain.head.cls_subnet[0].weight.stride(1) == 9
-    assert model.teacher.network.fpn_output3.weight.stride(1) == 1
+    assert model.head.cls_subnet[0].weight.stride(1) == 1 and plain.head.cls_subnet[0].weight.stride(1) == 9
+    assert model.distillation.teacher.network.fpn_output3.weight.stride(1) == 1
     copy.deepcopy(model)

@@ -69,7 +69,7 @@ def build(tmp_path, student, teacher=None, method="KD", *opts):
 def spy(model):
     """What the distiller is given: (student, teacher, targets) of every step."""
     seen = []
-    model.distiller.register_forward_pre_hook(lambda module, args: seen.append(args))
+    model.distillation.method.register_forward_pre_hook(lambda module, args: seen.append(args))
     return seen
 
 
@@ -87,14 +87,14 @@ def distilled(losses):
 def test_a_student_that_is_its_own_teacher_has_nothing_to_learn(kind, tmp_path, storage):
     """So the teacher is asked about the same anchors, or regions, in the same order, and class by class."""
     model = build(tmp_path, config(kind))
-    model.teacher.network.load_state_dict(model.student.state_dict())
+    model.distillation.teacher.network.load_state_dict(model.state_dict())
     seen = spy(model)
     assert model(inputs())["loss_kd_kl"] < 1e-6
     ((student, teacher, _),) = seen
     assert student["classes"].std() > 1e-4  # and not because all is alike
     torch.testing.assert_close(student["classes"], teacher["classes"], rtol=1e-4, atol=1e-5)
     with torch.no_grad():
-        class_weight(model.teacher.network).mul_(-30)
+        class_weight(model.distillation.teacher.network).mul_(-30)
     assert model(inputs())["loss_kd_kl"] > 1e-4
 
 
@@ -104,30 +104,32 @@ def test_a_student_that_is_its_own_teacher_has_nothing_to_learn(kind, tmp_path, 
 def test_class_head_and_backbone_learn_and_the_teacher_does_not(kind, method, boxes, tmp_path, storage):
     model = build(tmp_path, config(kind), None, method)
     with torch.no_grad():
-        class_weight(model.teacher.network).mul_(-30)
-    before = {name: value.clone() for name, value in model.teacher.network.state_dict().items()}
+        class_weight(model.distillation.teacher.network).mul_(-30)
+    before = {name: value.clone() for name, value in model.distillation.teacher.network.state_dict().items()}
     losses = model(inputs(boxes=boxes))
     loss = distilled(losses)
     loss.backward()
-    weight, backbone = class_weight(model.student).grad, next(model.student.backbone.parameters()).grad
+    weight, backbone = class_weight(model).grad, next(model.backbone.parameters()).grad
     nothing = method != "KD" and not boxes and kind in (*DENSE, "sigmoid rcnn")  # there is no foreground
     assert (weight.abs().sum() == 0) == (backbone.abs().sum() == 0) == nothing
     assert (loss == 0) == nothing and loss.isfinite()
-    assert all(p.grad is None for p in model.teacher.network.parameters())
-    assert all(torch.equal(before[name], value) for name, value in model.teacher.network.state_dict().items())
+    assert all(p.grad is None for p in model.distillation.teacher.network.parameters())
+    assert all(
+        torch.equal(before[name], value) for name, value in model.distillation.teacher.network.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("kind", DENSE)
 def test_anchors_have_the_labels_and_the_order_that_the_student_is_trained_with(kind, tmp_path, storage):
     model = build(tmp_path, config(kind), None, "DKD")
     seen, raw = spy(model), []
-    model.student.head.cls_score.register_forward_hook(lambda m, a, out: raw.append(out))
+    model.head.cls_score.register_forward_hook(lambda m, a, out: raw.append(out))
     batch = inputs()
     batch[1]["instances"] = batch[1]["instances"][:1]
     model(batch)
     ((student, _, targets),) = seen
-    anchors = model.student.anchor_generator(raw)
-    labels, _ = type(model.student).label_anchors(model.student, anchors, [x["instances"] for x in batch])
+    anchors = model.anchor_generator(raw)
+    labels, _ = type(model).label_anchors(model, anchors, [x["instances"] for x in batch])
     assert torch.equal(targets.labels["classes"], torch.stack(labels)[..., None])
     assert set(targets.labels["classes"].unique().tolist()) >= {0, K}
     per_position = raw[0].shape[1] // K
@@ -145,10 +147,12 @@ def test_anchors_have_the_labels_and_the_order_that_the_student_is_trained_with(
 def test_regions_are_those_that_were_sampled_for_the_student(kind, tmp_path, storage, monkeypatch):
     model = build(tmp_path, config(kind), None, "DKD")
     seen, trained, asked = spy(model), [], []
-    predictor = model.student.roi_heads.box_predictor
+    predictor = model.roi_heads.box_predictor
     losses = predictor.losses
     monkeypatch.setattr(predictor, "losses", lambda *args: trained.append(args) or losses(*args))
-    model.teacher.network.roi_heads.box_pooler.register_forward_pre_hook(lambda m, args: asked.append(args[1]))
+    model.distillation.teacher.network.roi_heads.box_pooler.register_forward_pre_hook(
+        lambda m, args: asked.append(args[1])
+    )
     model(inputs())
     (((scores, _), proposals),) = trained
     ((student, teacher, targets),) = seen
@@ -159,15 +163,15 @@ def test_regions_are_those_that_were_sampled_for_the_student(kind, tmp_path, sto
     assert torch.equal(student["classes"][..., 0, 0], scores[:, :channels])
     assert all(torch.equal(a.tensor, p.proposal_boxes.tensor) for a, p in zip(asked[0], proposals))
     if kind == "sigmoid rcnn":  # the background has no channel there, and is no position to compare
-        assert model.distiller.metrics()["classes/positions"] == (labels < K).sum()
+        assert model.distillation.method.metrics()["classes/positions"] == (labels < K).sum()
     else:
-        assert model.distiller.metrics()["classes/positions"] == len(labels)
+        assert model.distillation.method.metrics()["classes/positions"] == len(labels)
 
 
 def test_of_a_cascade_the_first_stage_teaches(tmp_path, storage):
     model = build(tmp_path, config("faster rcnn"), config("faster rcnn", *CASCADE))
     seen, asked = spy(model), []
-    heads = model.teacher.network.roi_heads
+    heads = model.distillation.teacher.network.roi_heads
     heads.box_pooler.register_forward_hook(lambda m, args, out: asked.append(out))
     model(inputs())
     with torch.no_grad():
@@ -273,18 +277,18 @@ def test_a_copy_reads_its_own_head_and_the_state_is_the_plain_students(kind, dup
     twin = duplicate(model)
     assert list(twin.state_dict()) == list(build_model(config(kind)).state_dict())
     sum(twin(inputs()).values()).backward()
-    assert class_weight(model.student).grad is None and class_weight(twin.student).grad is not None
+    assert class_weight(model).grad is None and class_weight(twin).grad is not None
     assert taps(model) and all(not tap._times for tap in (*taps(model), *taps(twin)))
     sum(model(inputs()).values()).backward()
-    assert class_weight(model.student).grad is not None
+    assert class_weight(model).grad is not None
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "faster rcnn"])
 def test_nothing_of_a_step_is_kept(kind, tmp_path, storage):
     model, kept = build(tmp_path, config(kind)), []
-    module = model.student.head.cls_score if kind == "retinanet" else model.student.roi_heads.box_predictor.cls_score
+    module = model.head.cls_score if kind == "retinanet" else model.roi_heads.box_predictor.cls_score
     module.register_forward_hook(lambda m, a, out: kept.append(weakref.ref(out)))
-    model.student(inputs())  # behind the wrapper's back: nobody asks the taps
+    model(inputs())  # behind the wrapper's back: nobody asks the taps
     assert any(ref() is not None for ref in kept)
     sum(model(inputs()).values()).backward()
     gc.collect()
@@ -313,7 +317,7 @@ def test_a_step_that_fails_does_not_spoil_the_next(kind, tmp_path, storage):
 @pytest.mark.parametrize("kind", ["retinanet", "faster rcnn"])
 def test_features_and_classes_together(kind, tmp_path, storage):
     model = build(tmp_path, config(kind), None, "PKD+KD", "DISTILL.PKD.ALPHA", 3.0, "DISTILL.LOG_PERIOD", 1)
-    pkd, kd = model.distiller.parts()
+    pkd, kd = model.distillation.method.parts()
     assert pkd.alpha == 3 and "classes" not in pkd.levels and kd.levels == ["classes"]
     losses = model(inputs())
     assert {"loss_pkd_pearson", "loss_kd_kl"} == {name for name in losses if name.split("_")[1] in ("pkd", "kd")}
@@ -321,6 +325,6 @@ def test_features_and_classes_together(kind, tmp_path, storage):
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
     assert "distill/KD/classes/agreement" in storage.latest() and "distill/PKD/p4/pearson" in storage.latest()
     chosen = build(tmp_path, config(kind), None, "PKD+KD", "DISTILL.LEVELS", "['p4']")
-    assert chosen.levels == {"p4": "p4", "classes": "classes"}
+    assert chosen.distillation.levels == {"p4": "p4", "classes": "classes"}
     with pytest.raises(ValueError, match="KD distils logits or classes, and what is tapped is p"):
         build(tmp_path, config(kind), None, "PKD+KD", "DISTILL.TAPS", "['backbone']")

@@ -47,8 +47,8 @@ def test_it_builds(path):
         model = build_model(cfg)
     if cfg.MODEL.META_ARCHITECTURE == "DistillationMetaArch" and cfg.DISTILL.METHOD:
         segments = cfg.DISTILL.STUDENT_META_ARCHITECTURE == "SemanticSegmentor"
-        assert model.levels == {"logits": "logits"} if segments else len(model.levels) >= 4
-        assert "+".join(type(method).__name__ for method in model.distiller.parts()) == cfg.DISTILL.METHOD
+        assert model.distillation.levels == {"logits": "logits"} if segments else len(model.distillation.levels) >= 4
+        assert "+".join(type(method).__name__ for method in model.distillation.method.parts()) == cfg.DISTILL.METHOD
 
 
 def on_meta(path):
@@ -65,7 +65,7 @@ def test_a_method_is_added_to_a_pair(path, tmp_path):
     pair = ROOT / "configs" / PAIRS.get(family, PAIRS["retinanet"])
     (tmp_path / "c.yaml").write_text(f"_BASE_: [{pair}, {path}]\n")
     model = on_meta(tmp_path / "c.yaml")
-    assert type(model.distiller).__name__.lower() == name
+    assert type(model.distillation.method).__name__.lower() == name
     assert path.read_text().startswith("# ") and "run" in path.read_text()
 
 
@@ -147,4 +147,4 @@ def test_the_segmentors_are_those_of_the_literature(name, parameters):
     assert (cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.WEIGHT_DECAY_NORM, cfg.SOLVER.BASE_LR_END) == (5e-4, 5e-4, 1e-4)
     assert [*cfg.INPUT.MIN_SIZE_TRAIN, *cfg.INPUT.CROP.SIZE] == [512, 2048, 512, 1024]
     if name != "deeplabv3_r101.yaml":
-        assert model.distiller.masking["spatial"]["logits"].units.shape == (19, 19)
+        assert model.distillation.method.masking["spatial"]["logits"].units.shape == (19, 19)

@@ -78,7 +78,7 @@ def test_the_student_starts_alike_under_every_method(retinanet, retinanet_teache
 def test_no_teacher_is_built_for_the_student_alone(retinanet, storage):
     cfg = distillation_config(retinanet, "nowhere.yaml", "DISTILL.METHOD", "", "DISTILL.INHERIT", "never")
     model = build_model(cfg).train()
-    assert set(model(inputs())) == {"loss_cls", "loss_box_reg"} and model.teacher is None
+    assert set(model(inputs())) == {"loss_cls", "loss_box_reg"} and model.distillation.teacher is None
 
 
 def test_state_is_the_plain_students(retinanet, retinanet_teacher):
@@ -90,7 +90,7 @@ def test_state_is_the_plain_students(retinanet, retinanet_teacher):
 def test_stock_imagenet_weights_load_through_the_wrapper(retinanet, retinanet_teacher, tmp_path):
     """In a peer with the teacher as a submodule this stops with "Cannot match one checkpoint key to multiple keys"."""
     model = build_model(distillation_config(retinanet, retinanet_teacher, "DISTILL.INHERIT", "never"))
-    bottom_up = copy.deepcopy(model.student.backbone.bottom_up)
+    bottom_up = copy.deepcopy(model.backbone.bottom_up)
     weights = {
         k: torch.randn_like(v).numpy() if v.dtype.is_floating_point else v.numpy()
         for k, v in bottom_up.state_dict().items()
@@ -98,7 +98,7 @@ def test_stock_imagenet_weights_load_through_the_wrapper(retinanet, retinanet_te
     with open(tmp_path / "R-50.pkl", "wb") as file:
         pickle.dump({"model": weights, "__author__": "test", "matching_heuristics": True}, file)
     DetectionCheckpointer(model).load(str(tmp_path / "R-50.pkl"))
-    loaded = model.student.backbone.bottom_up.state_dict()
+    loaded = model.backbone.bottom_up.state_dict()
     assert all((loaded[k].numpy() == v).all() for k, v in weights.items())
 
 
@@ -114,11 +114,11 @@ def test_weights_of_another_number_of_classes_load_as_into_the_student(retinanet
 
 def test_the_wrapper_answers_as_the_student(retinanet, retinanet_teacher):
     model = build_model(distillation_config(retinanet, retinanet_teacher))
-    assert model.backbone is model.student.backbone and model.device == model.student.device
+    assert model.backbone is model.backbone and model.device == model.device
     with pytest.raises(AttributeError, match="nonsense"):
         model.nonsense  # noqa: B018
     twin = copy.deepcopy(model)
-    assert twin.backbone is twin.student.backbone and twin.student is not model.student
+    assert twin.backbone is twin.backbone and twin is not model
     assert set(pickle.loads(pickle.dumps(model)).state_dict()) == set(model.state_dict())
 
 
@@ -154,7 +154,7 @@ def test_a_method_registered_too_late_is_named(retinanet, retinanet_teacher, mon
 def test_a_new_distiller_in_a_resumed_run_is_a_warning(retinanet, retinanet_teacher, storage, caplog):
     cfg = distillation_config(retinanet, retinanet_teacher)
     forgotten, restored = build_model(cfg).train(), build_model(cfg).train()
-    restored.distiller.load_state_dict(forgotten.distiller.state_dict())
+    restored.distillation.method.load_state_dict(forgotten.distillation.method.state_dict())
     storage.iter = 5
     with caplog.at_level(logging.WARNING, logger="detectron2.acam_kd"):
         restored(inputs())
@@ -166,7 +166,7 @@ def test_a_new_distiller_in_a_resumed_run_is_a_warning(retinanet, retinanet_teac
 
 def test_levels_can_be_chosen_and_a_wrong_one_lists_the_known(retinanet, retinanet_teacher):
     model = build_model(distillation_config(retinanet, retinanet_teacher, "DISTILL.LEVELS", "['p4', 'p5']"))
-    assert list(model.distiller.levels) == ["p4", "p5"]
+    assert list(model.distillation.method.levels) == ["p4", "p5"]
     with pytest.raises(KeyError, match="unknown level 'p2'; the student has: p3, p4, p5, p6, p7"):
         build_model(distillation_config(retinanet, retinanet_teacher, "DISTILL.LEVELS", "['p2']"))
 
@@ -219,7 +219,7 @@ def test_channel_order_and_statistics_are_the_teachers(retinanet, tmp_path, stor
     retinanet.MODEL.PIXEL_MEAN = [10.0, 20.0, 30.0]
     model = build_model(distillation_config(retinanet, save_config(rgb, tmp_path / "rgb.yaml"))).train()
     seen = []
-    model.teacher.network.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    model.distillation.teacher.network.register_forward_hook(lambda module, args, out: seen.append(args[0]))
     batch = inputs()
     for x in batch:
         x["image"] = torch.tensor([10, 20, 30], dtype=torch.uint8).view(3, 1, 1).expand(3, 64, 96)
@@ -296,13 +296,13 @@ def test_a_collapse_warns_once_with_level_and_key(retinanet, retinanet_teacher, 
     opts = ["DISTILL.LOG_PERIOD", 1, "DISTILL.ACAMKD.MASK_GRADIENT", "paper"]
     model = build_model(distillation_config(retinanet, retinanet_teacher, *opts)).train()
     with torch.no_grad():  # the fused map becomes 1 everywhere
-        model.distiller.fusion["p5"].value.weight.copy_(torch.eye(16)[:, :, None, None])
-        model.distiller.align["p5"].weight.zero_()
-        model.distiller.align["p5"].bias.fill_(1.0)
+        model.distillation.method.fusion["p5"].value.weight.copy_(torch.eye(16)[:, :, None, None])
+        model.distillation.method.align["p5"].weight.zero_()
+        model.distillation.method.align["p5"].bias.fill_(1.0)
     with caplog.at_level(logging.WARNING, logger="detectron2.acam_kd"):
         for vanished in (5, 6):
             with torch.no_grad():
-                model.distiller.masking["channel"]["p5"].units[:vanished].fill_(-20.0)
+                model.distillation.method.masking["channel"]["p5"].units[:vanished].fill_(-20.0)
             model(inputs())
             storage.step()
     assert "5 of 6 channel masks of level p5" in caplog.text and caplog.text.count("masks collapsed") == 1
@@ -313,7 +313,7 @@ def test_non_finite_losses_name_term_level_and_iteration(retinanet, retinanet_te
     model = build_model(distillation_config(retinanet, retinanet_teacher)).train()
     storage.iter = 41
     with torch.no_grad():
-        next(model.teacher.network.fpn_output4.parameters()).fill_(float("inf"))
+        next(model.distillation.teacher.network.fpn_output4.parameters()).fill_(float("inf"))
     with pytest.raises(FloatingPointError, match=r"iteration 41: .*loss_acam_spatial.*p4/spatial_mse"):
         model(inputs())
 
@@ -321,8 +321,8 @@ def test_non_finite_losses_name_term_level_and_iteration(retinanet, retinanet_te
 def test_amp_trains_teacher_and_student_under_one_autocast(retinanet, retinanet_teacher, storage):
     model = build_model(distillation_config(retinanet, retinanet_teacher)).train()
     dtypes = []
-    model.teacher.network.fpn_output4.register_forward_hook(lambda m, a, out: dtypes.append(out.dtype))
-    model.student.backbone.fpn_output4.register_forward_hook(lambda m, a, out: dtypes.append(out.dtype))
+    model.distillation.teacher.network.fpn_output4.register_forward_hook(lambda m, a, out: dtypes.append(out.dtype))
+    model.backbone.fpn_output4.register_forward_hook(lambda m, a, out: dtypes.append(out.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = model(inputs())
     assert dtypes == [torch.bfloat16] * 2

@@ -19,7 +19,7 @@ def build(tmp_path, student, method, *opts):
 def test_boxes_are_in_pixels_of_the_batch_and_sizes_without_padding(tmp_path, storage):
     model = build(tmp_path, detector_config("Base-RetinaNet.yaml"), "FGD")
     seen, batches = spy(model), []
-    model.student.backbone.register_forward_hook(lambda m, args, out: batches.append(args[0]))
+    model.backbone.register_forward_hook(lambda m, args, out: batches.append(args[0]))
     batch = [*inputs(1), *inputs(1, (48, 80)), *inputs(1, (33, 65), boxes=False)]
     batch[1]["instances"] = batch[1]["instances"][1:]
     losses = model(batch)
@@ -70,11 +70,11 @@ def test_ignored_and_padded_pixels_are_not_compared(method, tmp_path, storage):
     full[0, 32:], full[1, :40, :72] = batch[0]["sem_seg"][32:], batch[1]["sem_seg"]
     assert torch.equal(targets.labels["logits"], full[:, 2::4, 2::4])
     compared = 8 * 24 + 10 * 18
-    assert model.distiller.metrics()["logits/positions"] == compared
+    assert model.distillation.method.metrics()["logits/positions"] == compared
     loss = sum(value for name, value in losses.items() if method.lower() in name)
     loss.backward()
-    assert loss > 0 and model.student.sem_seg_head.predictor.weight.grad.abs().sum() > 0
-    assert all(p.grad is None for p in model.teacher.network.parameters())
+    assert loss > 0 and model.sem_seg_head.predictor.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in model.distillation.teacher.network.parameters())
 
 
 def test_an_image_of_ignored_pixels_only_is_no_loss(tmp_path, storage):
@@ -87,12 +87,12 @@ def test_an_image_of_ignored_pixels_only_is_no_loss(tmp_path, storage):
     nothing = {name: value for name, value in _without_task(model, batch).items() if "nkd" in name}
     assert set(nothing) == {"loss_nkd_target", "loss_nkd_nontarget"} and sum(nothing.values()) == 0
     sum(nothing.values()).backward()
-    assert model.student.sem_seg_head.predictor.weight.grad.abs().sum() == 0
+    assert model.sem_seg_head.predictor.weight.grad.abs().sum() == 0
 
 
 def _without_task(model, batch):
     """Detectron2's own loss is nan there."""
-    head = model.student.sem_seg_head
+    head = model.sem_seg_head
     losses = head.losses
     head.losses = lambda predictions, targets: {
         name: value.nan_to_num() for name, value in losses(predictions, targets).items()

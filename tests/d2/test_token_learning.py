@@ -82,9 +82,9 @@ def test_tokens_are_learnt_and_used(teacher, method, drawn, tmp_path, watched, s
         assert not torch.equal(value, watched["start"][f"tokens.{name}"]), name
     cfg.merge_from_list(["DISTILL.METHOD", method, f"DISTILL.{method.upper()}.TOKENS", path])
     model = build_model(cfg).train()
-    assert model.distiller.warnings() == {} and len(model.levels) >= 3
-    for own, other in model.levels.items():
-        assert torch.equal(model.distiller.tokens[own].tokens, learnt[other].tokens)
+    assert model.distillation.method.warnings() == {} and len(model.distillation.levels) >= 3
+    for own, other in model.distillation.levels.items():
+        assert torch.equal(model.distillation.method.tokens[own].tokens, learnt[other].tokens)
     losses = model(inputs())
     sum(losses.values()).backward()
     assert any(name.startswith(f"loss_{method.lower()}") for name in losses)
@@ -116,10 +116,10 @@ def test_faults_are_named(drawn, tmp_path):
 def test_untrained_tokens_and_other_teachers_are_noticed(drawn, tmp_path):
     cfg = pair("retinanet", drawn, tmp_path, "DISTILL.METHOD", "MasKD")
     model = build_model(cfg)
-    assert "untrained" in model.distiller.warnings()["tokens"]
-    tokens = {f"p{n}": model.distiller.tokens[f"p{n}"] for n in (3, 4, 5)}
+    assert "untrained" in model.distillation.method.warnings()["tokens"]
+    tokens = {f"p{n}": model.distillation.method.tokens[f"p{n}"] for n in (3, 4, 5)}
     path = str(tmp_path / "some.pth")
-    save_tokens(path, "MasKD", tokens, {k: token_learning.pyramid(model.student, ["backbone"])[k] for k in tokens})
+    save_tokens(path, "MasKD", tokens, {k: token_learning.pyramid(model, ["backbone"])[k] for k in tokens})
     cfg.DISTILL.MASKD.TOKENS = path
     with pytest.raises(ValueError, match="none, or several, for p6 .stride 64, 16 channels.; they are for p3 "):
         build_model(cfg)
@@ -140,7 +140,7 @@ def test_tokens_of_a_segmentor_are_for_its_logits(head, tmp_path, storage):
     cfg = distillation_config(segmentor(), save_config(segmentor(head), tmp_path / "t.yaml"))
     cfg.merge_from_list(["DISTILL.METHOD", "MasKD", "DISTILL.MASKD.TOKENS", path])
     model = build_model(cfg).train()
-    assert model(labelled())["loss_maskd_feature"].requires_grad and model.levels == {"logits": "logits"}
+    assert model(labelled())["loss_maskd_feature"].requires_grad and model.distillation.levels == {"logits": "logits"}
 
 
 def test_a_method_without_levels_to_read_is_named(tmp_path):

@@ -182,7 +182,7 @@ def test_a_stock_trainer_in_somebody_elses_code(arguments, data, tmp_path):
         trainer.train()
     assert trainer.start_iter == 3
     saved = torch.load(tmp_path / "run/model_final.pth", weights_only=False)
-    assert all(torch.equal(v, saved["distiller"][k]) for k, v in trainer.model.distiller.state_dict().items())
+    assert all(torch.equal(v, saved["distiller"][k]) for k, v in trainer.model.distillation.method.state_dict().items())
     student = student_config(cfg)
     student.MODEL.WEIGHTS = str(tmp_path / "run/model_final.pth")
     assert "instances" in DefaultPredictor(student)(np.zeros((64, 64, 3), np.uint8))
@@ -222,7 +222,7 @@ def test_gradients_are_clipped_over_the_whole_model(arguments, tmp_path):
 def test_a_gradient_that_is_not_finite_stops_before_the_step(arguments, tmp_path):
     args = train_net.parser().parse_args(arguments("OUTPUT_DIR", tmp_path / "a"))
     trainer = train_net.Trainer(train_net.setup(args))
-    weight = trainer.model.student.head.cls_score.weight
+    weight = trainer.model.head.cls_score.weight
     before = weight.clone()
     trainer._trainer.data_loader = FixedOrder(trainer)
     weight.register_hook(lambda grad: grad * float("nan"))
@@ -241,7 +241,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(arguments, tmp_pat
     trainer = train_net.Trainer(train_net.setup(args))
     trainer.resume_or_load(resume=True)
     with torch.no_grad():
-        next(trainer.model.teacher.network.fpn_output3.parameters()).fill_(float("nan"))
+        next(trainer.model.distillation.teacher.network.fpn_output3.parameters()).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="iteration 2: .*loss_acam_spatial = nan.*p3/"):
         trainer.train()
     assert (out / "model_0000001.pth").read_bytes() == saved

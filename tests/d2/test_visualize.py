@@ -33,9 +33,9 @@ def save(cfg, path, seed=0, **entries):
     torch.manual_seed(seed)
     model = build_model(cfg)
     with torch.no_grad():
-        for p in model.distiller.parameters():
+        for p in model.distillation.method.parameters():
             p.add_(torch.randn_like(p))
-    checkpointer = DetectionCheckpointer(model, str(path.parent), distiller=model.distiller)
+    checkpointer = DetectionCheckpointer(model, str(path.parent), distiller=model.distillation.method)
     checkpointer.save(path.stem, iteration=9, **entries)
     return str(path)
 
@@ -50,7 +50,7 @@ def picture(path, size=(48, 80)):
 def test_the_storage_gets_a_picture_every_vis_period_iterations(cfg, storage, period):
     cfg.VIS_PERIOD = period
     model = build_model(cfg).train()
-    model.student.vis_period = 0  # Detectron2's own pictures
+    model.vis_period = 0  # Detectron2's own pictures
     for storage.iter in range(7):
         model(inputs())
     ours = [(step, image) for name, image, step in storage._vis_data if name == "distill/spatial masks"]
@@ -88,7 +88,7 @@ def test_detectrons_own_pictures_stay(rcnn, rcnn_teacher, storage):
 @pytest.mark.parametrize("opts", [["DISTILL.METHOD", "Mimic"], ["DISTILL.ACAMKD.SPATIAL_MASKING", ""]])
 def test_no_picture_without_spatial_masks(retinanet, retinanet_teacher, storage, opts):
     model = build_model(distillation_config(retinanet, retinanet_teacher, "VIS_PERIOD", 1, *opts)).train()
-    model.student.vis_period = 0
+    model.vis_period = 0
     model(inputs())
     assert storage._vis_data == []
 
@@ -107,16 +107,16 @@ def test_masks_of_a_checkpoint_equal_a_direct_computation(cfg, tmp_path, layout)
     assert small.shape == (64, 103, 3)
     pixels = torch.tensor(small.astype("float32")).permute(2, 0, 1)
     pixels = pixels if layout == "RGB" else pixels.flip(0)
-    normalised = (pixels - model.student.pixel_mean) / model.student.pixel_std
+    normalised = (pixels - model.pixel_mean) / model.pixel_std
     batch = ImageList.from_tensors([normalised], 32).tensor
     assert batch.shape == (1, 3, 64, 128)
     other = build_model(cfg).eval()
     checkpoint = torch.load(weights)
-    other.student.load_state_dict(checkpoint["model"])
-    other.distiller.load_state_dict(checkpoint["distiller"])
+    other.load_state_dict(checkpoint["model"])
+    other.distillation.method.load_state_dict(checkpoint["distiller"])
     with torch.no_grad():
-        other.distiller(other.student.backbone(batch), other.teacher.network(batch))
-    want = other.distiller.masks()
+        other.distillation.method(other.backbone(batch), other.distillation.teacher.network(batch))
+    want = other.distillation.method.masks()
     assert list(got) == ["p3", "p4", "p5", "p6", "p7"] and set(got["p3"]) == {"spatial", "channel"}
     assert got["p3"]["spatial"].shape == (6, 8, 16) and got["p3"]["channel"].shape == (6, 16)
     for level, kinds in want.items():
@@ -128,13 +128,13 @@ def test_masks_of_a_checkpoint_equal_a_direct_computation(cfg, tmp_path, layout)
 
 def test_looking_changes_nothing(cfg, tmp_path):
     model = load_for_masks(cfg, save(cfg, tmp_path / "model.pth")).train()
-    before = {k: v.clone() for k, v in model.student.state_dict().items()}
+    before = {k: v.clone() for k, v in model.state_dict().items()}
     image = read_rgb(picture(tmp_path / "a.png"))
     first, second = masks_of(model, cfg, image), masks_of(model, cfg, image)
-    assert model.training and model.student.training
-    assert all(torch.equal(v, before[k]) for k, v in model.student.state_dict().items())
+    assert model.training and model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all((first[x]["spatial"] == second[x]["spatial"]).all() for x in first)
-    assert not model.student.backbone._forward_pre_hooks
+    assert not model.backbone._forward_pre_hooks
 
 
 def test_another_moment(cfg, tmp_path):
@@ -249,7 +249,7 @@ def test_masks_beside_a_class_head(retinanet, retinanet_teacher, tmp_path, stora
     """What it predicts lies on no map, and a method without masks may come first."""
     cfg = distillation_config(retinanet, retinanet_teacher, "DISTILL.METHOD", methods, "VIS_PERIOD", 1)
     model = build_model(cfg).train()
-    model.student.vis_period = 0
+    model.vis_period = 0
     model(inputs())
     assert [name for name, _, _ in storage._vis_data] == ["distill/spatial masks"]
     model = load_for_masks(cfg, save(cfg, tmp_path / "model.pth"))
