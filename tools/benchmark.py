@@ -25,21 +25,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yacs
-
 from acam_kd.bench.memory import in_own_process, naive_gib
 from acam_kd.bench.report import machine, markdown
 from acam_kd.core import read_methods
-from acam_kd.core.errors import one_line_errors
+from acam_kd.core.errors import ConfigError, one_line_errors
 from acam_kd.d2.benchmark import FLOOR, METHODS, NAIVE, PLAIN, Setting, Variant, examine, times, variants
+from acam_kd.d2.names import key
 from acam_kd.files import write_atomically
 
 
 def _methods(text: str) -> str:
     try:
         return "all" if text == "all" else "+".join(read_methods(text))
-    except (KeyError, ValueError) as error:
-        raise argparse.ArgumentTypeError(error.args[0]) from None
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _pairs(text: str) -> list[str]:
@@ -139,7 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(given)
     if min(args.batch, args.repeats, *(side for size in args.size or () for side in size)) < 1:
         parser.error("--size, --batch and --repeats must be at least 1")
-    with one_line_errors("benchmark.py", yacs):
+    with one_line_errors("benchmark.py", key):
         tables = markdown(measure(args, f"python tools/benchmark.py {shlex.join(given)}"))
     if args.markdown:
         write_atomically(args.markdown, tables)

@@ -19,6 +19,7 @@ from acam_kd.core import read_methods
 from acam_kd.core.errors import ConfigError, one_line_errors
 from acam_kd.core.token_files import TOKEN_METHODS
 from acam_kd.d2 import add_dataset_options, add_distillation_config, register_datasets
+from acam_kd.d2.names import key
 from acam_kd.d2.token_learning import learn
 
 OPTIONS = {"config_file": "--config-file", "opts": "KEY VALUE"}
@@ -83,5 +84,5 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    with one_line_errors("learn_tokens.py", lambda name: OPTIONS.get(name, name)):
+    with one_line_errors("learn_tokens.py", lambda name: OPTIONS.get(name) or key(name)):
         run(parser().parse_args())

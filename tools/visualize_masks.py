@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import yacs
 from detectron2.config import CfgNode, get_cfg
 
 from acam_kd.core.errors import one_line_errors
 from acam_kd.d2 import add_distillation_config
+from acam_kd.d2.config import merge
+from acam_kd.d2.names import key
 from acam_kd.d2.visualize import image_files, load_for_masks, load_moment, masks_of, read_rgb, strides_of
 from acam_kd.vis.panels import Array, channel_panel, mask_panel
 
@@ -61,8 +62,7 @@ def run(args: argparse.Namespace) -> None:
     """Read everything, draw, write, and print what was written."""
     cfg = get_cfg()
     add_distillation_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    merge(cfg, args.config_file, args.opts)
     files = image_files(args.images)
     images = [read_rgb(path) for path in files]
     args.output.mkdir(parents=True, exist_ok=True)
@@ -86,5 +86,5 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    with one_line_errors("visualize_masks.py", yacs):
+    with one_line_errors("visualize_masks.py", key):
         run(parser().parse_args())

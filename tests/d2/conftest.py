@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
+from acam_kd.core import ConfigError, RunError
 from acam_kd.d2 import add_distillation_config
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -110,3 +114,23 @@ def retinanet_teacher(retinanet, tmp_path):
 @pytest.fixture
 def rcnn_teacher(rcnn, tmp_path):
     return save_config(rcnn, tmp_path / "rcnn_teacher.yaml")
+
+
+@contextmanager
+def refused(argument: str, value: str = "", allowed: str = "", hint: str = "") -> Iterator[None]:
+    """Expect a ConfigError of an argument, whose other fields have these patterns."""
+    with pytest.raises(ConfigError) as error:
+        yield
+    found = error.value
+    assert found.argument == argument, str(found)
+    for pattern, field in ((value, found.value), (allowed, found.allowed), (hint, found.hint)):
+        assert re.search(pattern, str(field)), f"{pattern!r} is not in {field!r}"
+
+
+@contextmanager
+def broken(what: str, where: str = "", remedy: str = "") -> Iterator[None]:
+    """Expect a RunError whose fields have these patterns."""
+    with pytest.raises(RunError) as error:
+        yield
+    for pattern, field in ((what, error.value.what), (where, error.value.where), (remedy, error.value.remedy)):
+        assert re.search(pattern, field), f"{pattern!r} is not in {field!r}"

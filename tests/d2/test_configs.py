@@ -47,8 +47,8 @@ def test_it_builds(path):
         model = build_model(cfg)
     if cfg.MODEL.META_ARCHITECTURE == "DistillationMetaArch" and cfg.DISTILL.METHOD:
         segments = cfg.DISTILL.STUDENT_META_ARCHITECTURE == "SemanticSegmentor"
-        assert model.levels == {"logits": "logits"} if segments else len(model.levels) >= 4
-        assert "+".join(type(method).__name__ for method in model.distiller.parts()) == cfg.DISTILL.METHOD
+        assert model.distillation.levels == {"logits": "logits"} if segments else len(model.distillation.levels) >= 4
+        assert "+".join(type(method).__name__ for method in model.distillation.method.parts()) == cfg.DISTILL.METHOD
 
 
 def on_meta(path):
@@ -65,12 +65,12 @@ def test_a_method_is_added_to_a_pair(path, tmp_path):
     pair = ROOT / "configs" / PAIRS.get(family, PAIRS["retinanet"])
     (tmp_path / "c.yaml").write_text(f"_BASE_: [{pair}, {path}]\n")
     model = on_meta(tmp_path / "c.yaml")
-    assert type(model.distiller).__name__.lower() == name
+    assert type(model.distillation.method).__name__.lower() == name
     assert path.read_text().startswith("# ") and "run" in path.read_text()
 
 
 def test_methods_are_combined():
-    distiller = on_meta(ROOT / "configs" / "pkd_dkd_r50_r101.yaml").distiller
+    distiller = on_meta(ROOT / "configs" / "pkd_dkd_r50_r101.yaml").distillation.method
     pkd, dkd = distiller.parts()
     assert (pkd.alpha, pkd.levels) == (6.0, ["p2", "p3", "p4", "p5"]) and (dkd.beta, dkd.levels) == (0.25, ["classes"])
     assert distiller.needs == ("labels",)
@@ -111,7 +111,7 @@ def test_every_key_of_a_method_reaches_it():
             "student",
         ]
     )
-    method = build_model(cfg).distiller
+    method = build_model(cfg).distillation.method
     assert isinstance(method, ACAMKD)
     assert (method.alpha, method.lambda_div, method.mask_gradient, method.standardize) == (2.0, 0.5, "paper", True)
     assert method.masking["spatial"]["p3"].units.shape[0] == 3 and method.fusion["p3"].query_from == "student"
@@ -142,9 +142,10 @@ def test_the_segmentors_are_those_of_the_literature(name, parameters):
     cfg.MODEL.DEVICE, cfg.DISTILL.TEACHER.WEIGHTS = "meta", "random"
     with torch.device("meta"):
         model = build_model(cfg)
-    assert sum(p.numel() for p in getattr(model, "student", model).parameters()) == parameters
+    own = (p.numel() for name, p in model.named_parameters() if not name.startswith("distillation."))
+    assert sum(own) == parameters
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR) == (16, 40000, 0.02)
     assert (cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.WEIGHT_DECAY_NORM, cfg.SOLVER.BASE_LR_END) == (5e-4, 5e-4, 1e-4)
     assert [*cfg.INPUT.MIN_SIZE_TRAIN, *cfg.INPUT.CROP.SIZE] == [512, 2048, 512, 1024]
     if name != "deeplabv3_r101.yaml":
-        assert model.distiller.masking["spatial"]["logits"].units.shape == (19, 19)
+        assert model.distillation.method.masking["spatial"]["logits"].units.shape == (19, 19)

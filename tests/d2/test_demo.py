@@ -11,6 +11,8 @@ from acam_kd.d2 import demo as engine
 from acam_kd.data import shapes
 from acam_kd.demo import PLANS, TEACHER, demo
 
+from .conftest import refused
+
 
 @pytest.fixture
 def short(root, tmp_path, monkeypatch):
@@ -59,5 +61,5 @@ def test_it_runs_and_is_not_repeated(short, capfd):
 
 def test_without_the_repository_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "CHECKOUT", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"runs train_net.py of a checkout.*\(option: --engine\)"):
+    with refused("engine", "detectron2", "torchvision", f"no checkout with configs/demo in {tmp_path}"):
         engine.run(TEACHER, tmp_path, data=tmp_path, teacher=tmp_path, seed=0, watched=[])

@@ -13,7 +13,7 @@ from torch import nn
 from acam_kd.d2.adapter import backbone_and_logits
 from acam_kd.d2.visualize import masks_of, strides_of
 
-from .conftest import NARROW, TINY, distillation_config, save_config
+from .conftest import NARROW, TINY, distillation_config, refused, save_config
 
 FPN = [
     "MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone",
@@ -62,11 +62,11 @@ def test_logits_of_every_head_and_stride(student, teacher, tmp_path, storage):
     """Strides are 4, 16 and 4."""
     path = save_config(segmentor(teacher), tmp_path / "teacher.yaml")
     model = build_model(distillation_config(segmentor(student), path, "DISTILL.METHOD", "Mimic")).train()
-    assert model.levels == {"logits": "logits"} and not list(model.distiller.parameters())
+    assert model.distillation.levels == {"logits": "logits"} and not list(model.distillation.method.parameters())
     losses = model(labelled())
     assert set(losses) == {"loss_sem_seg", "loss_mimic_mse"}
     sum(losses.values()).backward()
-    assert model.student.sem_seg_head.predictor.weight.grad.abs().sum() > 0
+    assert model.sem_seg_head.predictor.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -89,7 +89,7 @@ def test_acam_on_logits_makes_as_many_masks_as_classes(tmp_path, storage):
     assert {"loss_sem_seg", "loss_acam_spatial", "loss_acam_channel", "loss_acam_diversity"} == set(losses)
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in model.parameters())
-    masks = model.distiller.masks()["logits"]
+    masks = model.distillation.method.masks()["logits"]
     assert masks["spatial"].shape == (2, 5, 16, 24) and masks["channel"].shape == (2, 5, 5)
     image = labelled(1)[0]["image"].permute(1, 2, 0).numpy()
     assert masks_of(model, cfg, image)["logits"]["spatial"].shape == (5, 16, 24)
@@ -99,8 +99,8 @@ def test_acam_on_logits_makes_as_many_masks_as_classes(tmp_path, storage):
 def test_the_backbone_can_be_tapped_too(tmp_path, storage):
     path = save_config(segmentor("FPN", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "9"), tmp_path / "teacher.yaml")
     only = build_model(distillation_config(segmentor(), path, "DISTILL.TAPS", "['backbone']")).train()
-    assert list(only.levels) == ["p2", "p3", "p4", "p5", "p6"] and "loss_acam_spatial" in only(labelled())
-    with pytest.raises(ValueError, match="predicts 5 classes, the teacher 9, .*DISTILL.TAPS"):
+    assert list(only.distillation.levels) == ["p2", "p3", "p4", "p5", "p6"] and "loss_acam_spatial" in only(labelled())
+    with refused("teacher", "9 classes at logits", "the student's 5", "{taps} or another {method}"):
         build_model(distillation_config(segmentor(), path))
     path = save_config(segmentor(), tmp_path / "teacher.yaml")
     both = build_model(
@@ -109,7 +109,7 @@ def test_the_backbone_can_be_tapped_too(tmp_path, storage):
         )
     ).train()
     both(labelled())
-    assert {k: v["spatial"].shape[1] for k, v in both.distiller.masks().items()} == {"p5": 6, "logits": 5}
+    assert {k: v["spatial"].shape[1] for k, v in both.distillation.method.masks().items()} == {"p5": 6, "logits": 5}
 
 
 def test_nothing_is_inherited_by_default(tmp_path):
@@ -117,7 +117,7 @@ def test_nothing_is_inherited_by_default(tmp_path):
     path = save_config(segmentor(), tmp_path / "teacher.yaml")
     torch.manual_seed(3)
     model = build_model(distillation_config(segmentor(), path))
-    own, teacher = model.student.sem_seg_head.predictor, model.teacher.network.sem_seg_head.predictor
+    own, teacher = model.sem_seg_head.predictor, model.distillation.teacher.network.sem_seg_head.predictor
     assert not torch.equal(own.weight, teacher.weight)
 
 
@@ -126,22 +126,22 @@ def test_the_checkpoint_is_the_plain_segmentor_and_the_teacher_is_in_none(tmp_pa
     model = build_model(distillation_config(segmentor(), path))
     missing, unexpected = build_model(segmentor()).load_state_dict(model.state_dict())
     assert not missing and not unexpected
-    teacher = {id(p) for p in model.teacher.network.parameters()}
+    teacher = {id(p) for p in model.distillation.teacher.network.parameters()}
     assert not teacher & {id(p) for p in model.parameters()}
-    assert not any(isinstance(m, nn.Module) and m is model.teacher.network for m in model.modules())
+    assert not any(isinstance(m, nn.Module) and m is model.distillation.teacher.network for m in model.modules())
 
 
-@pytest.mark.parametrize("opts", [[], ["INPUT.CROP.SIZE", "(64, 80)"], ["INPUT.CROP.ENABLED", "False"]])
+@pytest.mark.parametrize("size", [(64, 96), (64, 80), (50, 70)])
 @pytest.mark.parametrize("student", ["DeepLabV3", "FPN"])
-def test_a_teacher_that_needs_padding_gets_crops_or_padding_of_its_multiple(student, opts, tmp_path):
+def test_a_teacher_that_needs_padding_gets_crops_or_padding_of_its_multiple(student, size, tmp_path, storage):
     """A pyramid adds maps of neighbouring strides; one as a student is padded to what the teacher needs."""
     path = save_config(segmentor("FPN"), tmp_path / "teacher.yaml")
-    cfg = distillation_config(segmentor(student, *opts), path)
-    if student == "FPN" or not opts:
-        build_model(cfg)
+    model = build_model(distillation_config(segmentor(student, "INPUT.CROP.SIZE", str(size)), path)).train()
+    if student == "FPN" or size == (64, 96):
+        assert "loss_acam_spatial" in model(labelled(size=size))
     else:
-        with pytest.raises(ValueError, match=r"padded to multiples of 1: .* multiples of 32 \(INPUT.CROP\)"):
-            build_model(cfg)
+        with refused("teacher", rf"batch \(2, 3, {size[0]}, {size[1]}\)", "", "multiples of 32.*or crops, of such sides"):
+            model(labelled(size=size))
 
 
 def test_masks_of_an_image_of_any_size(tmp_path):
@@ -153,7 +153,7 @@ def test_masks_of_an_image_of_any_size(tmp_path):
 
 
 def test_a_teacher_without_logits_is_an_error_with_the_keys(rcnn_teacher):
-    with pytest.raises(ValueError, match="GeneralizedRCNN has no `sem_seg_head`.*DISTILL.TEACHER.CONFIG_FILE"):
+    with refused("taps", "logits", "backbone or classes of the teacher, a GeneralizedRCNN", "{method}"):
         build_model(distillation_config(segmentor(), rcnn_teacher))
 
 
@@ -171,4 +171,4 @@ def test_any_head_with_a_predictor_can_teach(tmp_path, storage):
     path = save_config(segmentor("FPN", "MODEL.SEM_SEG_HEAD.NAME", "ManyLayersHead"), tmp_path / "teacher.yaml")
     model = build_model(distillation_config(segmentor(), path)).train()
     assert "loss_acam_spatial" in model(labelled())
-    assert not model.teacher.network.sem_seg_head.predictor._forward_hooks
+    assert not model.distillation.teacher.network.sem_seg_head.predictor._forward_hooks

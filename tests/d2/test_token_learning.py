@@ -14,9 +14,10 @@ from detectron2.modeling import build_model
 from acam_kd.core.token_files import build_tokens, save_tokens
 from acam_kd.core.token_learning import TokenLearning
 from acam_kd.d2 import register_coco_datasets, token_learning
+from acam_kd.d2.adapter import logits_module, pyramid
 from acam_kd.data import shapes
 
-from .conftest import ROOT, detector_config, distillation_config, inputs, save_config, save_weights
+from .conftest import ROOT, detector_config, distillation_config, inputs, refused, save_config, save_weights
 from .test_segmentation import HEADS, labelled, segmentor
 
 TEACHERS = {
@@ -82,9 +83,9 @@ def test_tokens_are_learnt_and_used(teacher, method, drawn, tmp_path, watched, s
         assert not torch.equal(value, watched["start"][f"tokens.{name}"]), name
     cfg.merge_from_list(["DISTILL.METHOD", method, f"DISTILL.{method.upper()}.TOKENS", path])
     model = build_model(cfg).train()
-    assert model.distiller.warnings() == {} and len(model.levels) >= 3
-    for own, other in model.levels.items():
-        assert torch.equal(model.distiller.tokens[own].tokens, learnt[other].tokens)
+    assert model.distillation.method.warnings() == {} and len(model.distillation.levels) >= 3
+    for own, other in model.distillation.levels.items():
+        assert torch.equal(model.distillation.method.tokens[own].tokens, learnt[other].tokens)
     losses = model(inputs())
     sum(losses.values()).backward()
     assert any(name.startswith(f"loss_{method.lower()}") for name in losses)
@@ -103,12 +104,12 @@ def test_faults_are_named(drawn, tmp_path):
     cfg = pair("retinanet", drawn, tmp_path)
     output = str(tmp_path / "tokens.pth")
     cfg.DATASETS.TRAIN = ("nowhere",)
-    with pytest.raises(ValueError, match="unknown dataset 'nowhere'"):
+    with refused("DATASETS.TRAIN", "nowhere", "a registered dataset"):
         token_learning.learn(cfg, "MasKD", output, iterations=1)
     cfg.DATASETS.TRAIN = (drawn[0],)
     cfg.DISTILL.TEACHER.OPTS = ["MODEL.RETINANET.NUM_CLASSES", "9"]
     cfg.DISTILL.TEACHER.WEIGHTS = "random"
-    with pytest.raises(ValueError, match="but MODEL.RETINANET.NUM_CLASSES is 9"):
+    with refused("MODEL.RETINANET.NUM_CLASSES", "9", f"{len(shapes.CLASSES)}, the classes of dataset {drawn[0]}"):
         token_learning.learn(cfg, "MasKD", output, iterations=1)
     assert not (tmp_path / "tokens.pth").exists()
 
@@ -116,21 +117,22 @@ def test_faults_are_named(drawn, tmp_path):
 def test_untrained_tokens_and_other_teachers_are_noticed(drawn, tmp_path):
     cfg = pair("retinanet", drawn, tmp_path, "DISTILL.METHOD", "MasKD")
     model = build_model(cfg)
-    assert "untrained" in model.distiller.warnings()["tokens"]
-    tokens = {f"p{n}": model.distiller.tokens[f"p{n}"] for n in (3, 4, 5)}
+    assert "untrained" in model.distillation.method.warnings()["tokens"]
+    tokens = {f"p{n}": model.distillation.method.tokens[f"p{n}"] for n in (3, 4, 5)}
     path = str(tmp_path / "some.pth")
-    save_tokens(path, "MasKD", tokens, {k: token_learning.pyramid(model.student, ["backbone"])[k] for k in tokens})
+    save_tokens(path, "MasKD", tokens, {k: pyramid(model, ["backbone"])[k] for k in tokens})
     cfg.DISTILL.MASKD.TOKENS = path
-    with pytest.raises(ValueError, match="none, or several, for p6 .stride 64, 16 channels.; they are for p3 "):
+    both = "none, or several, for p6 .stride 64, 16 channels.: its tokens are for p3 "
+    with refused("MasKD.tokens", both, "exactly one", "set {tokens}"):
         build_model(cfg)
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_tokens_of_a_segmentor_are_for_its_logits(head, tmp_path, storage):
     teacher = build_model(segmentor(head))
-    levels = token_learning.pyramid(teacher, ["logits"])
+    levels = pyramid(teacher, ["logits"])
     tokens = build_tokens("MasKD", levels)
-    learning = TokenLearning(teacher, tokens, logits=token_learning.logits_module(teacher))
+    learning = TokenLearning(teacher, tokens, logits=logits_module(teacher))
     losses = learning(labelled(1))
     assert set(losses) == {"loss_sem_seg", "loss_tokens_diversity"}
     losses["loss_sem_seg"].backward()
@@ -140,12 +142,12 @@ def test_tokens_of_a_segmentor_are_for_its_logits(head, tmp_path, storage):
     cfg = distillation_config(segmentor(), save_config(segmentor(head), tmp_path / "t.yaml"))
     cfg.merge_from_list(["DISTILL.METHOD", "MasKD", "DISTILL.MASKD.TOKENS", path])
     model = build_model(cfg).train()
-    assert model(labelled())["loss_maskd_feature"].requires_grad and model.levels == {"logits": "logits"}
+    assert model(labelled())["loss_maskd_feature"].requires_grad and model.distillation.levels == {"logits": "logits"}
 
 
 def test_a_method_without_levels_to_read_is_named(tmp_path):
     cfg = distillation_config(segmentor(), save_config(segmentor(), tmp_path / "t.yaml"), "DISTILL.TAPS", "['logits']")
-    with pytest.raises(ValueError, match="FreeKD distils backbone, and what is tapped is logits .*DISTILL.TAPS"):
+    with refused("method", "FreeKD", "one for logits", "FreeKD distils backbone; see {taps}"):
         token_learning._levels(cfg, "FreeKD", build_model(segmentor()))
     cfg.DISTILL.TAPS = []
     assert set(token_learning._levels(cfg, "FreeKD", build_model(segmentor()))) == {"p2", "p3", "p4", "p5", "p6"}
@@ -166,5 +168,5 @@ def test_the_tool(drawn, tmp_path):
     bad = [*command, "--output", str(tmp_path / "x.pth"), "DATASETS.TRAIN", "('gone',)"]
     refused = subprocess.run(bad, capture_output=True, text=True)
     assert refused.returncode == 1 and refused.stderr.strip().splitlines()[-1].startswith(
-        "learn_tokens.py: unknown dataset 'gone'"
+        "learn_tokens.py: DATASETS.TRAIN: found gone, expected a registered dataset"
     )

@@ -26,7 +26,7 @@ from acam_kd.d2 import (
 )
 from acam_kd.data import shapes
 
-from .conftest import ROOT, detector_config, distillation_config, inputs, save_config
+from .conftest import ROOT, broken, detector_config, distillation_config, inputs, save_config
 
 OWN = ["own_train", "own_val"]
 
@@ -123,7 +123,7 @@ def test_two_and_two_iterations_equal_four(arguments, tmp_path, opts):
     parts = train(arguments("OUTPUT_DIR", tmp_path / "parts", *opts, flags=["--resume"]))
     assert parts.start_iter == 2
     names = dict(whole.model.named_parameters())
-    assert any(name.startswith("distiller.fusion") for name in names)
+    assert any(name.startswith("distillation.method.fusion") for name in names)
     for name, value in parts.model.named_parameters():
         assert torch.equal(value, names[name]), name
     buffers = dict(whole.model.named_buffers())
@@ -182,7 +182,7 @@ def test_a_stock_trainer_in_somebody_elses_code(arguments, data, tmp_path):
         trainer.train()
     assert trainer.start_iter == 3
     saved = torch.load(tmp_path / "run/model_final.pth", weights_only=False)
-    assert all(torch.equal(v, saved["distiller"][k]) for k, v in trainer.model.distiller.state_dict().items())
+    assert all(torch.equal(v, saved["distiller"][k]) for k, v in trainer.model.distillation.state_dict().items())
     student = student_config(cfg)
     student.MODEL.WEIGHTS = str(tmp_path / "run/model_final.pth")
     assert "instances" in DefaultPredictor(student)(np.zeros((64, 64, 3), np.uint8))
@@ -222,13 +222,11 @@ def test_gradients_are_clipped_over_the_whole_model(arguments, tmp_path):
 def test_a_gradient_that_is_not_finite_stops_before_the_step(arguments, tmp_path):
     args = train_net.parser().parse_args(arguments("OUTPUT_DIR", tmp_path / "a"))
     trainer = train_net.Trainer(train_net.setup(args))
-    weight = trainer.model.student.head.cls_score.weight
+    weight = trainer.model.head.cls_score.weight
     before = weight.clone()
     trainer._trainer.data_loader = FixedOrder(trainer)
     weight.register_hook(lambda grad: grad * float("nan"))
-    with pytest.raises(
-        FloatingPointError, match="iteration 0: the gradient is not finite in student.head.cls_score.weight"
-    ):
+    with broken("the gradient is not finite: head.cls_score.weight", "iteration 0"):
         trainer.train()
     assert torch.equal(weight, before) and not (tmp_path / "a" / "last_checkpoint").exists()
 
@@ -241,8 +239,8 @@ def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(arguments, tmp_pat
     trainer = train_net.Trainer(train_net.setup(args))
     trainer.resume_or_load(resume=True)
     with torch.no_grad():
-        next(trainer.model.teacher.network.fpn_output3.parameters()).fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="iteration 2: .*loss_acam_spatial = nan.*p3/"):
+        next(trainer.model.distillation.teacher.network.fpn_output3.parameters()).fill_(float("nan"))
+    with broken("loss_acam_spatial = nan.*p3/", "iteration 2"):
         trainer.train()
     assert (out / "model_0000001.pth").read_bytes() == saved
     assert (out / "last_checkpoint").read_text() == "model_0000001.pth"
@@ -251,20 +249,21 @@ def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(arguments, tmp_pat
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["DISTILL.METHOD", "DK"], "no distiller is called 'DK'; known: ACAMKD, "),
-        (["DISTILL.LEVELS", "['p2']"], "unknown level 'p2'"),
-        (["DISTILL.TEACHER.CONFIG_FILE", "gone.yaml"], "no teacher config gone.yaml: tried "),
-        (["DISTILL.TEACHER.WEIGHTS", "gone.pth"], "gone.pth (key: DISTILL.TEACHER.WEIGHTS)"),
+        (["DISTILL.METHOD", "DK"], "DISTILL.METHOD: found DK, expected one of ACAMKD, "),
+        (["DISTILL.LEVELS", "['p2']"], "DISTILL.LEVELS: found p2, expected levels of the student: p3, "),
+        (["DISTILL.TEACHER.CONFIG_FILE", "gone.yaml"], "DISTILL.TEACHER.CONFIG_FILE: found no file "),
+        (["DISTILL.TEACHER.WEIGHTS", "gone.pth"], "DISTILL.TEACHER.WEIGHTS: found no file "),
         (
             ["MODEL.RETINANET.NUM_CLASSES", 5],
-            "has 6 classes (plain disc, barred disc, plain square, barred square, plain triangle, ...), but MODEL.RETINANET.NUM_CLASSES is 5",
+            "MODEL.RETINANET.NUM_CLASSES: found 5, expected 6, the classes of dataset own_train: plain disc, barred disc, "
+            "plain square, barred square, plain triangle, ...",
         ),
-        (["DATASETS.TRAIN", "('nowhere',)"], "unknown dataset 'nowhere'"),
-        (["MODEL.WEIGHTS", "gone.pth"], "gone.pth (key: MODEL.WEIGHTS)"),
-        (["TEST.AUG.ENABLED", True], "no test-time augmentation for RetinaNet"),
-        (["DISTILL.MAX_GRADIENT_NORM", -1.0], "MAX_GRADIENT_NORM must not be negative"),
-        (["DISTILL.PERIOD", 0], "must be at least 1, not 0 (key: DISTILL.PERIOD)"),
-        (["DISTILL.TEACHER.PRECISION", "half"], "not 'half' (key: DISTILL.TEACHER.PRECISION)"),
+        (["DATASETS.TRAIN", "('nowhere',)"], "DATASETS.TRAIN: found nowhere, expected a registered dataset"),
+        (["MODEL.WEIGHTS", "gone.pth"], "MODEL.WEIGHTS: found no file "),
+        (["TEST.AUG.ENABLED", True], "TEST.AUG.ENABLED: found True, expected False: Detectron2 has no test-time augmentation for RetinaNet"),
+        (["DISTILL.MAX_GRADIENT_NORM", -1.0], "DISTILL.MAX_GRADIENT_NORM: found -1.0, expected >= 0"),
+        (["DISTILL.PERIOD", 0], "DISTILL.PERIOD: found 0, expected >= 1"),
+        (["DISTILL.TEACHER.PRECISION", "half"], "DISTILL.TEACHER.PRECISION: found half, expected one of float32, "),
         (["DISTILL.ACAMKD.ALPHA", 2], "DISTILL.ACAMKD.ALPHA"),
         (["DISTILL.NOPE", 1], "NOPE"),
     ],
@@ -273,6 +272,7 @@ def test_bad_input_is_one_line(arguments, tmp_path, opts, message):
     with pytest.raises(SystemExit) as stop:
         run(arguments("OUTPUT_DIR", tmp_path / "run", *opts))
     assert str(stop.value).startswith("train_net.py: ") and message in str(stop.value)
+    assert "\n" not in str(stop.value) and "{" not in str(stop.value)
 
 
 def test_a_mistake_in_our_code_keeps_its_traceback(arguments, tmp_path, monkeypatch):

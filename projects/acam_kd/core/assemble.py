@@ -25,8 +25,6 @@ __all__ = ["INHERIT", "Plan", "assemble"]
 
 INHERIT = ("auto", "always", "never")
 
-logger = logging.getLogger("acam_kd")
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -78,13 +76,13 @@ def assemble(
     """
     _check_plan(student, teacher, plan)
     if teacher is not None:
-        _inherit(student, teacher, plan.inherit)
+        _inherit(student, teacher, plan.inherit, kind.logger)
     if teacher is None or not plan.methods:
         return None
     names = list(plan.methods) if isinstance(plan.methods, Mapping) else []
     taps = _taps(student, teacher, plan, names)
     shapes = _shapes(student, teacher, taps)
-    pairs = _pairs(student, teacher, plan, shapes)
+    pairs = _pairs(plan, shapes, kind.logger)
     shapes = {
         "student": {s: shapes["student"][s] for s in pairs},
         "teacher": {t: shapes["teacher"][t] for t in pairs.values()},
@@ -119,7 +117,7 @@ def assemble(
     if plan.channels_last:
         for model in (student.model, network):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    logger.info("distilling with %s on %s", _title(plan), ", ".join(f"{s} <- {pairs[s]}" for s in method.levels))
+    kind.logger.info("distilling with %s on %s", _title(plan), ", ".join(f"{s} <- {pairs[s]}" for s in method.levels))
     return built
 
 
@@ -158,7 +156,7 @@ def _check_plan(student: Adapter, teacher: Adapter | None, plan: Plan) -> None:
         raise ConfigError("student", f"an attribute {NAME} of its own", "none", "rename it: that name is needed")
 
 
-def _inherit(student: Adapter, teacher: Adapter, how: str) -> None:
+def _inherit(student: Adapter, teacher: Adapter, how: str, logger: logging.Logger) -> None:
     if how == "always" or (how == "auto" and student.kind is not None and student.kind == teacher.kind):
         logger.info("%s", inherit(student.inheriting, teacher.inheriting, exclude=[student.trunk]))
     elif how == "auto":
@@ -198,7 +196,7 @@ def _shapes(student: Adapter, teacher: Adapter, taps: Sequence[str]) -> dict[str
         ) from error
 
 
-def _pairs(student: Adapter, teacher: Adapter, plan: Plan, shapes: Mapping[str, Pyramid]) -> dict[str, str]:
+def _pairs(plan: Plan, shapes: Mapping[str, Pyramid], logger: logging.Logger) -> dict[str, str]:
     levels = [level for level in plan.levels if not (level in (LOGITS, CLASSES) and level in shapes["student"])]
     if plan.levels and not levels:  # predictions alone
         shapes = {

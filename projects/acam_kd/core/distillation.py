@@ -30,8 +30,6 @@ __all__ = ["NAME", "Distillation"]
 NAME = "distillation"
 """The student's attribute."""
 
-logger = logging.getLogger("acam_kd")
-
 ReadTargets = Callable[..., Targets]
 """The arguments of the student's forward -> what is known of the batch."""
 
@@ -63,6 +61,9 @@ class Distillation(nn.Module):
         ConfigError: the student cannot take an attachment, or ``period`` is below 1.
     """
 
+    logger = logging.getLogger("acam_kd")
+    """Where it, and its assembly, report."""
+
     _student: nn.Module
     _side: tuple[nn.Module, Extract]
     _calls: list[Any]
@@ -93,6 +94,7 @@ class Distillation(nn.Module):
         self.__dict__["_student"], self.__dict__["_side"] = student, student_side  # no submodules: a cycle otherwise
         self._iteration, self._counting = -1, True
         self._warned: set[str] = set()
+        self._taken: tuple[int, ...] | None = None  # by the teacher: channels and sides of a batch
         self._seen_losses = False
         self._watch: OptimizerWatch | None = None
         self._forget_step()
@@ -225,9 +227,9 @@ class Distillation(nn.Module):
     def _asked(self, batch: Tensor, *regions: Any) -> Features:
         """Ask the teacher, and name the batch if the teacher cannot take it."""
         try:
-            return self.teacher(batch, *regions)
+            features = self.teacher(batch, *regions)
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or "teacher" in self._warned:
+            if isinstance(error, torch.OutOfMemoryError) or batch.shape[1:] == self._taken:
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(
@@ -236,8 +238,8 @@ class Distillation(nn.Module):
                 "does it need other padding (sides that are multiples of 32, say) or other channels? Choose a teacher "
                 "whose backbone is like the student's, or images, or crops, of such sides",
             ) from error  # fmt: skip
-        finally:
-            self._warned.add("teacher")
+        self._taken = batch.shape[1:]
+        return features
 
     def _paired(self, student: Features, teacher: Features, levels: Mapping[str, str]) -> tuple[Features, Features]:
         teacher = dict(teacher)
@@ -377,7 +379,7 @@ class Distillation(nn.Module):
     def _warn(self, place: str, text: str) -> None:
         if place not in self._warned:
             self._warned.add(place)
-            logger.warning(text)
+            self.logger.warning(text)
 
     @torch.no_grad()
     def observe(self, batch: Tensor) -> dict[str, dict[str, Tensor]]:

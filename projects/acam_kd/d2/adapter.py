@@ -130,7 +130,7 @@ class D2Adapter(Adapter):
 
 def _pixels(model: nn.Module, order: str) -> Pixels | None:
     mean, std = getattr(model, "pixel_mean", None), getattr(model, "pixel_std", None)
-    if not isinstance(mean, Tensor) or not isinstance(std, Tensor):
+    if not isinstance(mean, Tensor) or not isinstance(std, Tensor) or mean.is_meta or std.is_meta:
         return None
     return Pixels(_exact(mean), _exact(std), order)
 

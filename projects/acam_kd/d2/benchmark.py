@@ -23,7 +23,7 @@ from ..core import DISTILLER_REGISTRY, ConfigError, Distiller, FeatureSpec, Targ
 from ..core.distiller import NOTHING_KNOWN
 from ..core.features import CLASSES, Features
 from ..core.fusion import CrossAttentionFusion
-from .config import add_distillation_config
+from .config import add_distillation_config, merge
 
 __all__ = [
     "FLOOR",
@@ -81,11 +81,8 @@ class Variant:
         """Return the config; students start alike in all variants, so that they find the same proposals."""
         cfg = get_cfg()
         add_distillation_config(cfg)
-        cfg.merge_from_file(setting.config_file)
-        cfg.merge_from_list(
-            ["DISTILL.TEACHER.WEIGHTS", "random", "DISTILL.LOG_PERIOD", "1000000000", "VIS_PERIOD", "0"]
-        )
-        cfg.merge_from_list([*setting.opts, "DISTILL.INHERIT", "never", *self.opts])
+        quiet = ("DISTILL.TEACHER.WEIGHTS", "random", "DISTILL.LOG_PERIOD", "1000000000", "VIS_PERIOD", "0")
+        merge(cfg, setting.config_file, [*quiet, *setting.opts, "DISTILL.INHERIT", "never", *self.opts])
         cfg.DATASETS.TRAIN = ()  # noise; the names of its classes do not matter
         return cfg
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from types import MethodType
 from typing import Any
 
@@ -19,6 +20,7 @@ __all__ = [
     "add_distillation_config",
     "check_student",
     "exported_student_config",
+    "merge",
     "student_config",
 ]
 
@@ -60,6 +62,22 @@ def merge_from_file(self: CfgNode, cfg_filename: str, allow_unsafe: bool = True)
     type(self).merge_from_file(self, cfg_filename, allow_unsafe)
     if "CONFIG_FILE" in _teacher_node(loaded):
         self.DISTILL.TEACHER.CONFIG_FILE = _teacher_node(loaded)["CONFIG_FILE"]
+
+
+def merge(cfg: CfgNode, config_file: str, opts: Sequence[Any] = ()) -> None:
+    """Merge a file and KEY VALUE pairs that a user named.
+
+    Raises:
+        ConfigError: instead of yacs's errors for unknown keys and wrong types; or the file cannot be read.
+    """
+    try:
+        cfg.merge_from_file(config_file)
+        cfg.merge_from_list(list(opts))
+    except (KeyError, ValueError, AssertionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        found = error.args[0] if error.args else ""
+        raise ConfigError("--config-file, or KEY VALUE pairs", found, "known keys") from error
 
 
 def add_distillation_config(cfg: CfgNode) -> None:

@@ -99,7 +99,7 @@ def register_coco_datasets(datasets: Sequence[Sequence[str]]) -> None:
             raise ConfigError(KEY, entry, allowed="[name, json file, image folder] for each dataset")
         name, json_file, image_root = (os.path.expanduser(str(value)) for value in entry)
         with errors_of_dataset(name, KEY):
-            content = check_coco(json_file, image_root, name=f"dataset {name}")
+            content = check_coco(json_file, image_root, name=name)
         zero = [number for number, annotation in enumerate(content["annotations"]) if annotation["id"] == 0]
         if zero:
             raise ConfigError(

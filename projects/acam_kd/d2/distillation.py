@@ -34,6 +34,8 @@ class D2Distillation(Distillation):
         arguments: see ``Distillation``.
     """
 
+    logger = logger
+
     def __init__(self, *, log_period: int = 20, vis_period: int | None = None, **arguments: Any) -> None:
         super().__init__(**arguments)
         student = self._student
@@ -79,8 +81,3 @@ class D2Distillation(Distillation):
         logger.info("\n".join(f"{level or 'distill'}: {'  '.join(v)}" for level, v in by_level.items()))
         for place, warning in self.warnings(key).items():
             self._warn(place, warning)
-
-    def _warn(self, place: str, text: str) -> None:
-        if place not in self._warned:
-            self._warned.add(place)
-            logger.warning(text)

@@ -29,8 +29,8 @@ def errors_of_dataset(name: str, key: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        value = error.value if error.argument == "dataset" else f"dataset {name}: {error.argument} {error.value}"
-        raise ConfigError(key, value, error.allowed, error.hint) from error
+        value = error.value if error.argument == "dataset" else f"{name}: {error.argument} {error.value}"
+        raise ConfigError(key, f"dataset {value}", error.allowed, error.hint) from error
 
 
 def register_sem_seg_datasets(datasets: Sequence[Sequence[str]], *, check: bool = True) -> None:
@@ -51,17 +51,16 @@ def register_sem_seg_datasets(datasets: Sequence[Sequence[str]], *, check: bool 
             raise ConfigError(KEY, entry, allowed=allowed)
         name = entry[0]
         images, labels = map(os.path.expanduser, entry[1:3])
-        described = f"dataset {name}"
         with errors_of_dataset(name, KEY):
             classes = read_class_names(entry[3])
-            pairs = find_pairs(images, labels, name=described)
+            pairs = find_pairs(images, labels, name=name)
             if check:
-                check_labels(pairs, classes, name=described)
+                check_labels(pairs, classes, name=name)
         if name in DatasetCatalog.list():
             known = MetadataCatalog.get(name)
             places = [known.get(key, None) for key in ("image_root", "sem_seg_root", "stuff_classes")]
             if places != [images, labels, classes]:
-                raise ConfigError(KEY, f"{described}, a name that is taken", allowed="a new name for other files")
+                raise ConfigError(KEY, f"dataset {name}, a name that is taken", allowed="a new name for other files")
             continue
         _register(name, images, labels, classes)
 
@@ -73,7 +72,7 @@ def _register(name: str, images: str, labels: str, classes: Sequence[str], root:
         if root:
             make_shapes(root)
         dicts: list[dict[str, Any]] = []
-        for image, label in find_pairs(images, labels, name=f"dataset {name}"):
+        for image, label in find_pairs(images, labels, name=name):
             height, width = image_size(image)
             dicts.append({"file_name": image, "sem_seg_file_name": label, "height": height, "width": width})
         return dicts

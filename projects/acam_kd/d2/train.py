@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,9 +17,9 @@ from detectron2.utils import comm
 from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from ..core.errors import ConfigError, one_line_errors
+from ..core.errors import one_line_errors
 from .checkpoint import checkpoint_distiller, guard_gradients
-from .config import add_distillation_config, check_student, exported_student_config, student_config
+from .config import add_distillation_config, check_student, exported_student_config, merge, student_config
 from .datasets import add_dataset_options, check_datasets, register_datasets
 from .evaluation import build_evaluator
 from .names import key
@@ -76,19 +74,6 @@ class Trainer(DefaultTrainer):
         return {f"{name}_TTA": value for name, value in results.items()}
 
 
-@contextmanager
-def _config_errors() -> Iterator[None]:
-    """Raise yacs's errors for unknown keys and wrong types, a KeyError or an AssertionError, as ConfigError."""
-    try:
-        yield
-    except (KeyError, ValueError, AssertionError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(
-            "--config-file, or KEY VALUE pairs", error.args[0] if error.args else "", "known keys"
-        ) from error
-
-
 def setup(args: argparse.Namespace) -> CfgNode:
     """Build and check the config, register its datasets, write it and the student's own to the output folder.
 
@@ -97,9 +82,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     cfg = get_cfg()
     add_distillation_config(cfg)
-    with _config_errors():
-        cfg.merge_from_file(args.config_file)
-        cfg.merge_from_list(args.opts)
+    merge(cfg, args.config_file, args.opts)
     cfg.DATASETS.COCO_FORMAT = [*cfg.DATASETS.COCO_FORMAT, *args.dataset]
     cfg.DATASETS.SEM_SEG = [*cfg.DATASETS.SEM_SEG, *args.sem_seg_dataset]
     cfg.freeze()
