@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from acam_kd.tv.taps import pyramid, side_of
 from torch.nn import functional as F  # noqa: N812
 
 from acam_kd.core.errors import ConfigError, RunError

@@ -24,7 +24,7 @@ def check_pair(student: Features, teacher: Features, levels: Mapping[str, str], 
     Args:
         student, teacher: maps under the student's level names.
         levels: student's level name -> teacher's level name.
-        shapes: ``"student"`` and ``"teacher"`` -> level -> the declared shape.
+        shapes: ``"student"`` and ``"teacher"`` -> that model's own level name -> the declared shape.
 
     Raises:
         ConfigError: names the level and a remedy.
@@ -32,7 +32,7 @@ def check_pair(student: Features, teacher: Features, levels: Mapping[str, str], 
     for level, of_teacher in levels.items():
         s, t = student[level], teacher[level]
         for role, name, features in (("student", level, s), ("teacher", of_teacher, t)):
-            declared = shapes[role][level].channels
+            declared = shapes[role][name].channels
             if features.shape[1] != declared:
                 raise ConfigError(
                     role, f"{features.shape[1]} channels at level {name}", f"the {declared} that it declares",
