@@ -77,7 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--engine", choices=("torchvision", "detectron2"), default="torchvision", help="who trains")
     demo.add_argument(
-        "--seeds", type=_natural, nargs="+", default=[0], help="of the students; the teacher keeps its own"
+        "--seeds",
+        type=_natural,
+        nargs="+",
+        action="extend",
+        help="of the students; the teacher keeps its own; 0 if left out",
     )
     demo.add_argument(
         "--output",
@@ -95,7 +99,12 @@ def _token_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--method", choices=TOKEN_METHODS, default="MasKD", help="whose tokens")
     group.add_argument("--output", type=Path, required=True, metavar="FILE", help="to write them to")
     group.add_argument(
-        "--taps", nargs="+", choices=(BACKBONE, LOGITS), default=[], help="as in the distillation: see train"
+        "--taps",
+        nargs="+",
+        action="extend",
+        choices=(BACKBONE, LOGITS),
+        default=[],
+        help="as in the distillation: see train",
     )
     group.add_argument("--num-tokens", type=_natural, default=0, help="per level; 0 for the paper's")
     group.add_argument("--iterations", type=_positive, default=2000, help="optimizer steps")
@@ -370,7 +379,7 @@ def _demo(args: argparse.Namespace) -> None:
     from .demo import demo
 
     suffix = "" if args.engine == "torchvision" else f"_{args.engine}"
-    demo(args.output or Path(f"output/demo{suffix}"), engine=args.engine, seeds=args.seeds)
+    demo(args.output or Path(f"output/demo{suffix}"), engine=args.engine, seeds=args.seeds or [0])
 
 
 if __name__ == "__main__":

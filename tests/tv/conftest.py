@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 
+from acam_kd.core.errors import ConfigError
 from acam_kd.data import shapes
 from acam_kd.data.coco import find_split
+from acam_kd.tv.names import option
 from acam_kd.tv.run import Settings
 
 STUDENT = "fcos_mobilenet_v3_small_fpn64"
+
+
+@contextmanager
+def refuses(argument, value="", allowed="", hint=""):
+    """Expect a ConfigError with these parts, in one line of the command's words."""
+    with pytest.raises(ConfigError) as error:
+        yield
+    found = error.value
+    assert found.argument == argument, found
+    for part, text in ((value, found.value), (allowed, found.allowed), (hint, found.hint)):
+        assert part in str(text), found
+    line = found.render(option)
+    assert "\n" not in line and "DISTILL" not in line and "{" not in line.replace(str(found.value), ""), line
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from acam_kd.tv.taps import pyramid, side_of
 from torch.nn import functional as F  # noqa: N812
 
+from acam_kd.core import BACKBONE, LOGITS
 from acam_kd.core.errors import ConfigError, RunError
+from acam_kd.tv.adapter import adapt
 from acam_kd.tv.distillation import normalized_batch
 from acam_kd.tv.models import build_model, plain
 from acam_kd.tv.segmentation import Segmentor
@@ -45,7 +46,7 @@ def test_a_detector_gives_losses_and_detections(name, strides):
     losses = model(IMAGES, targets("masks" if name.startswith("mask") else "boxes"))
     torch.stack(list(losses.values())).sum().backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    assert [spec.stride for spec in pyramid(model, side_of(model)).values()] == strides
+    assert [spec.stride for spec in adapt(model).levels((BACKBONE,)).values()] == strides
     assert model.training and model.backbone.training
     assert {"boxes", "labels", "scores"} <= model.eval()(IMAGES)[0].keys()
 
@@ -56,7 +57,7 @@ def test_a_segmentation_model_has_its_criterion_here(name, strides):
     losses = model(IMAGES, targets("semantic"))
     assert ("loss_auxiliary" in losses) == (name != "lraspp_mobilenet_v3_large")
     torch.stack(list(losses.values())).sum().backward()
-    assert [spec.stride for spec in pyramid(model, side_of(model)).values()] == strides
+    assert [spec.stride for spec in adapt(model).levels((BACKBONE, LOGITS)).values()] == strides
     for output, image in zip(model.eval()(IMAGES), IMAGES):
         assert output["semantic"].shape == image.shape[1:] and output["semantic"].max() < 4
 

@@ -24,7 +24,7 @@ def check_pair(student: Features, teacher: Features, levels: Mapping[str, str], 
     Args:
         student, teacher: maps under the student's level names.
         levels: student's level name -> teacher's level name.
-        shapes: ``"student"`` and ``"teacher"`` -> level -> the declared shape.
+        shapes: ``"student"`` and ``"teacher"`` -> that model's own level name -> the declared shape.
 
     Raises:
         ConfigError: names the level and a remedy.

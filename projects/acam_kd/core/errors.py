@@ -13,7 +13,7 @@ from contextlib import contextmanager
 __all__ = ["ConfigError", "Names", "RunError", "names_of", "one_line_errors", "rendered"]
 
 Names = Callable[[str], str]
-"""The name of an argument, as ``PKD.alpha`` -> what the front end calls it, as ``--set PKD.alpha``."""
+"""The name of an argument, as ``PKD.alpha`` -> what the front end calls it, as ``PKD_ALPHA``."""
 
 
 def _same(name: str) -> str:
@@ -48,8 +48,8 @@ class ConfigError(ValueError):
         >>> print(ConfigError("alpha", -1, allowed=">= 0"))
         alpha: found -1, expected >= 0
         >>> error = ConfigError("method", "PDK", allowed="one of PKD, KD", hint="see {method}")
-        >>> error.render(lambda name: f"--{name}")
-        '--method: found PDK, expected one of PKD, KD; see --method'
+        >>> error.render(str.upper)
+        'METHOD: found PDK, expected one of PKD, KD; see METHOD'
     """
 
     def __init__(self, argument: str, value: object = "", allowed: str = "", hint: str = "") -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -31,23 +33,38 @@ def load_model(
     if Path(name).is_dir():
         if backbone_weights:
             raise ConfigError(f"{role}_backbone_weights", backbone_weights, f"none: the folder {name} has weights")
-        card, path = read_card(name)
-        model = build_model(card.name, num_classes=card.num_classes, size=size or card.size)
+        card, path = read_card(name, argument=role)
+        with _arguments_of(role):
+            model = build_model(card.name, num_classes=card.num_classes, size=size or card.size)
         load_weights(model, weights or str(path), role=role)
         return model, card
     is_file = bool(weights) and (Path(weights).exists() or not weights.replace("_", "").isalnum())
     if role == "student" and weights and not is_file:
         _check_classes_of(name, weights, num_classes)
-    model = build_model(
-        name,
-        num_classes=num_classes,
-        size=size,
-        weights=None if is_file else weights or None,
-        backbone_weights=backbone_weights or None,
-    )
+    with _arguments_of(role):
+        model = build_model(
+            name,
+            num_classes=num_classes,
+            size=size,
+            weights=None if is_file else weights or None,
+            backbone_weights=backbone_weights or None,
+        )
     if is_file:
         load_weights(model, weights, role=role)
     return model, None
+
+
+@contextmanager
+def _arguments_of(role: str) -> Iterator[None]:
+    """Raise the errors of ``build_model`` anew under the names that its arguments have for student or teacher."""
+    names = {"name": role, "weights": f"{role}_weights", "backbone_weights": f"{role}_backbone_weights"}
+    try:
+        yield
+    except ConfigError as error:
+        hint = error.hint if role == "student" else ""  # a teacher has no weights of the backbone alone
+        for name, argument in names.items():
+            hint = hint.replace(f"{{{name}}}", f"{{{argument}}}")
+        raise ConfigError(names.get(error.argument, error.argument), error.value, error.allowed, hint) from error
 
 
 def build(settings: Settings, data: Images) -> nn.Module:
@@ -137,7 +154,7 @@ def evaluate(
     student: str, weights: str, split: Split, *, size: int | None = None, batch_size: int = 8, workers: int = 0
 ) -> dict[str, float]:
     """Evaluate a finished run's student, or a model by its name and weights, on a dataset."""
-    name = read_card(student)[0].name if Path(student).is_dir() else student
+    name = read_card(student, argument="student")[0].name if Path(student).is_dir() else student
     data = load_data(split, name, name="validation data")
     if not weights and not Path(student).is_dir():
         raise ConfigError(

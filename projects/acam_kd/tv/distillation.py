@@ -82,7 +82,7 @@ def parse_options(methods: str, pairs: Sequence[str]) -> dict[str, dict[str, Any
         if not method and len(names) == 1:
             method = names[0]
         if not equals or name not in known.get(method, {}):
-            raise ConfigError("options", pair, _allowed(known))
+            raise ConfigError("options", pair, _allowed(known), "" if known else "choose a {method}")
         default = known[method][name]
         value = _read(text, default)
         if type(value) is not type(default):

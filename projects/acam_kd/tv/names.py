@@ -4,11 +4,23 @@ from __future__ import annotations
 
 __all__ = ["option"]
 
+SAME = (
+    "accelerator", "batch_size", "channels_last", "checkpoint_period", "classes", "crop", "data", "devices",
+    "distill_period", "engine", "eval_period", "inherit", "iterations", "levels", "method", "num_tokens", "optimizer",
+    "output", "precision", "resume", "schedule", "seed", "size", "student", "student_backbone_weights",
+    "student_weights", "taps", "teacher", "teacher_classes", "teacher_compile", "teacher_precision", "teacher_weights",
+    "warmup", "workers",
+)  # fmt: skip
+"""Those that are options of the same name."""
+
 OPTIONS = {
-    "classes": "--classes",
+    "backbone_weights": "--student-backbone-weights",
     "dataset": "--data, or the files of each split",
+    "folder": "the folder of the run",
+    "image": "an image",
+    "label": "a label image",
     "learning_rate": "--lr",
-    "optimizer": "the optimizer",
+    "name": "--student",
     "options": "--set",
     "period": "--distill-period",
     "student_levels": "--levels",
@@ -16,19 +28,20 @@ OPTIONS = {
     "teacher_levels": "--levels",
     "train_split": "--train",
     "val_split": "--val",
+    "weights": "--student-weights",
 }
-"""Those that are not ``--argument``."""
+"""Those with another name, or none."""
 
 
 def option(argument: str) -> str:
-    """Return the option of an argument; ``PKD.alpha`` is a method's.
+    """Return the option of an argument; ``PKD.alpha`` is a method's, and one without an option stays as it is.
 
     Example:
-        >>> option("PKD.alpha"), option("student_weights"), option("period")
-        ('--set PKD.alpha', '--student-weights', '--distill-period')
+        >>> option("PKD.alpha"), option("student_weights"), option("period"), option("rows")
+        ('--set PKD.alpha', '--student-weights', '--distill-period', 'rows')
     """
     if argument in OPTIONS:
         return OPTIONS[argument]
-    if "." in argument:
-        return f"--set {argument}"
-    return argument if argument.startswith("-") else f"--{argument.replace('_', '-')}"
+    if argument in SAME:
+        return f"--{argument.replace('_', '-')}"
+    return f"--set {argument}" if "." in argument else argument

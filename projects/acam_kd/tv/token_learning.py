@@ -66,7 +66,7 @@ def learn(settings: TokenSettings, output: str | Path) -> list[dict[str, float]]
         RunError: a loss is not finite.
     """
     torch.manual_seed(settings.seed)
-    card = read_card(settings.teacher)[0]
+    card = read_card(settings.teacher, argument="teacher")[0]
     data = load_data(settings.train_split, card.name, name="training data")
     if card.categories != data.categories:
         raise ConfigError(

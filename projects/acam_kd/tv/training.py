@@ -203,7 +203,7 @@ class Training(lightning.LightningModule):
         """Resume at the same image, with the same random numbers."""
         _update(checkpoint)
         if self._distillation is not None:
-            self._distillation.load_state_dict(checkpoint["distiller"])
+            self._distillation.load_state_dict(checkpoint.get("distiller", {}))
         self.stream.start = checkpoint["global_step"]
         self.seconds = checkpoint["seconds"]
         self._rng = checkpoint["rng"], checkpoint.get("rng_cuda")
