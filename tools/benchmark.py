@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What a distillation step costs: time, its parts, peak memory and FLOPs, against the plain student and mimicking.
+"""The cost of a distillation step: time, its parts, peak memory and FLOPs, against the plain student and mimicking.
 
     python tools/benchmark.py --config-file configs/acam_retinanet_r50_r101.yaml --size 320 480 MODEL.DEVICE cpu
     python tools/benchmark.py --config-file configs/acam_retinanet_r50_r101.yaml --size 320 480 --size 800 1344 --amp \\
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def examined(chosen: list[Variant], setting: Setting, size: tuple[int, int], limit: float) -> dict[str, Any]:
-    """What one size shows but times: ``rows`` by variant, and ``left_out``, variant -> why."""
+    """Examine one size but for times: ``rows`` by variant, and ``left_out``, variant -> why."""
     found: dict[str, Any] = {"size": list(size), "left_out": {}, "rows": []}
     levels: dict[str, list[int]] = {}
     for variant in chosen:
@@ -108,7 +108,7 @@ def examined(chosen: list[Variant], setting: Setting, size: tuple[int, int], lim
 
 
 def measure(args: argparse.Namespace, command: str) -> dict[str, Any]:
-    """The record of all sizes; written to --json after each."""
+    """Return the record of all sizes; it is written to --json after each."""
     setting = Setting(args.config_file, tuple(args.opts), args.batch, args.amp)
     chosen = variants(setting, args.methods, args.also)
     limit = args.naive_limit_gib

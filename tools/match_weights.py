@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""How strongly the rows of a comparison pull at the student, and by what to multiply their weights.
+"""The strength with which the rows of a comparison pull at the student, and by what to multiply their weights.
 
     python tools/match_weights.py --plan configs/compare/shapes_detection.yaml --output output/compare/detection
 

@@ -28,7 +28,7 @@ Masks = dict[str, dict[str, Array]]  # level -> kind -> masks
 
 
 def moments(weights: Sequence[str]) -> list[str]:
-    """A short name for every checkpoint: its file's, or its path where two files share theirs."""
+    """Return a short name for every checkpoint: its file's, or its path where two files share theirs."""
     stems = [Path(path).stem for path in weights]
     return stems if len(set(stems)) == len(stems) else list(weights)
 
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Return the options."""
     built = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     built.add_argument("--config-file", required=True, help="the run's config")
     built.add_argument("--weights", required=True, nargs="+", help="checkpoints of the run, in the order to show them")

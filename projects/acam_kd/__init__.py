@@ -153,8 +153,8 @@ def _methods(method: str | Distiller, options: dict[str, Any]) -> Any:
     if "options" in options or len(names) > 1:
         by_method = options.pop("options", {})
         if options:
-            hint = f"options={{{{'{names[0]}': {{{{...}}}}}}}}"
-            raise ConfigError("options", ", ".join(options), "hyper-parameters by method", f"write {hint}")
+            hint = f"write options={{'{names[0]}': {{...}}}}"
+            raise ConfigError("options", ", ".join(options), "hyper-parameters by method", hint)
     if wrong := [name for name in by_method if name not in names]:
         raise ConfigError("options", ", ".join(wrong), f"one of {', '.join(names)}")
     return {name: dict(by_method.get(name, {})) for name in names}

@@ -140,7 +140,9 @@ def test_a_teacher_that_needs_padding_gets_crops_or_padding_of_its_multiple(stud
     if student == "FPN" or size == (64, 96):
         assert "loss_acam_spatial" in model(labelled(size=size))
     else:
-        with refused("teacher", rf"batch \(2, 3, {size[0]}, {size[1]}\)", "", "multiples of 32.*or crops, of such sides"):
+        with refused(
+            "teacher", rf"batch \(2, 3, {size[0]}, {size[1]}\)", "", "multiples of 32.*or crops, of such sides"
+        ):
             model(labelled(size=size))
 
 

@@ -6,7 +6,6 @@ it prints the error: see :meth:`ConfigError.render`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -20,13 +19,14 @@ def _same(name: str) -> str:
     return name
 
 
-FIELD = re.compile(r"\{([A-Za-z_][\w.]*)\}")
-"""The field of an argument. Other braces, as of a dict in a hint, are text."""
-
-
 def rendered(text: str, names: Names) -> str:
     """Replace the ``{argument}`` fields of a hint or a warning by a front end's names."""
-    return FIELD.sub(lambda field: names(field[1]), text)
+    first, *others = text.split("{")
+    for other in others:
+        name, brace, rest = other.partition("}")
+        is_field = brace and name.replace(".", "_").isidentifier()  # other braces, as of a dict in a hint, are text
+        first += f"{names(name)}{rest}" if is_field else f"{{{other}"
+    return first
 
 
 def names_of(method: str, arguments: Iterable[str], names: Names) -> Names:
