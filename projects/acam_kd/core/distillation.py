@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import logging
 import math
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from .calls import Calls
 from .checks import OptimizerWatch, check_gradients, check_pair, check_targets, frozen_levels
-from .class_head import Predictions
 from .distiller import Distiller, method_arguments
 from .errors import ConfigError, Names, RunError, names_of, rendered
-from .features import CLASSES, LOGITS, Features, Pyramid
-from .losses import losses_of, non_finite, with_unused
+from .features import Features, Pyramid
+from .losses import losses_of, non_finite, with_losses, with_unused
+from .pairing import paired, sized_targets
 from .reader import Reader, Step
 from .taps import leave_to_python, restore_autocast
 from .targets import Targets
@@ -66,8 +63,6 @@ class Distillation(nn.Module):
 
     _student: nn.Module
     _side: tuple[nn.Module, Extract]
-    _calls: list[Any]
-    _handled: BaseException | None
     _losses: dict[str, Tensor]
     _finite: dict[str, Tensor]
     _ratio: Tensor | None
@@ -138,12 +133,9 @@ class Distillation(nn.Module):
                 "DistributedDataParallel or deepcopy",
                 "nn.DataParallel and copy.copy do not carry a distillation",
             )
-        if self._calls and _running(self._calls[0]):
-            self._calls.append(_call_frame())
+        if not self._calls.begin():
             self._reader.pause(True)
             return
-        self._calls = [_call_frame()]
-        self._handled = sys.exc_info()[1]
         self._reader.disarm()
         self._active = student.training and torch.is_grad_enabled()
         if not self._active:
@@ -156,17 +148,11 @@ class Distillation(nn.Module):
 
     @leave_to_python
     def _after(self, student: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if not self._calls:
-            return None
-        self._calls.pop()
-        if self._calls:  # a nested call ends
+        if not self._calls.end():
             self._reader.pause(not (self._active and self.distils))
             return None
         active, self._active = self._active, False
-        error = sys.exc_info()[1]
-        failed = error is not None and error is not self._handled
-        self._handled = None
-        if failed or not active:
+        if self._calls.failed() or not active:
             self._reader.disarm()
             return None
         if not self.distils:
@@ -202,7 +188,8 @@ class Distillation(nn.Module):
         with restore_autocast(step.call):
             regions = () if step.predictions is None else (step.predictions.regions,)
             of_teacher = self._asked(step.batch, *regions)
-            student, teacher = self._paired(step.features, of_teacher, self.levels)
+            student, teacher = paired(step.features, of_teacher, self.levels, cast=bool(self.teacher.precision))
+            check_pair(student, teacher, self.levels, self.shapes)
             if frozen := frozen_levels(student, self.method):
                 self._warn(
                     "frozen",
@@ -211,7 +198,9 @@ class Distillation(nn.Module):
                 )
             if self.teacher.precision:
                 self._finite = {s: x.isfinite().all() for s, x in teacher.items()}
-            targets = self._targets(student, step.predictions, args, kwargs)
+            needed = self._read_targets if self.method.needs else None
+            targets = Targets() if needed is None else needed(*args, **kwargs)
+            targets = sized_targets(targets, student, step.predictions)
             check_targets(self.method, targets, self.shapes["student"])
             handles = (
                 [] if "gradients" in self._warned else [p.register_forward_hook(_check) for p in self.method.parts()]
@@ -241,31 +230,6 @@ class Distillation(nn.Module):
         self._taken = batch.shape[1:]
         return features
 
-    def _paired(self, student: Features, teacher: Features, levels: Mapping[str, str]) -> tuple[Features, Features]:
-        teacher = dict(teacher)
-        if LOGITS in levels:
-            name = levels[LOGITS]
-            teacher[name] = _resized(teacher[name], student[LOGITS])
-        of_student = {s: student[s] for s in levels}
-        of_teacher = {s: teacher[t] for s, t in levels.items()}
-        check_pair(of_student, of_teacher, levels, self.shapes)
-        if self.teacher.precision:
-            of_teacher = {s: x.to(of_student[s].dtype) for s, x in of_teacher.items()}
-        return of_student, of_teacher
-
-    def _targets(self, student: Features, predictions: Predictions | None, args: Any, kwargs: Any) -> Targets:
-        """Read what the method needs to know; the labels of pixels at the size of the student's logits."""
-        needed = self._read_targets is not None and self.method.needs
-        targets = self._read_targets(*args, **kwargs) if needed else Targets()  # type: ignore[misc]
-        labels = dict(targets.labels)
-        if LOGITS in student and LOGITS in labels:
-            labels[LOGITS] = _labels_at(labels[LOGITS], student[LOGITS])
-        else:  # of a map that is not distilled
-            labels.pop(LOGITS, None)
-        if predictions is not None and predictions.labels is not None:
-            labels[CLASSES] = predictions.labels
-        return dataclasses.replace(targets, labels=labels)
-
     # What the student returns.
 
     def _merged(self, output: Any, losses: dict[str, Tensor] | None) -> Any:
@@ -274,33 +238,18 @@ class Distillation(nn.Module):
         Returns:
             The output with the losses, or None to leave it untouched, and the losses waiting.
         """
-        first = output[0] if isinstance(output, tuple) and output else output
-        if _is_loss(first) and first is output:
-            terms = with_unused({"loss": output}, self.method) if losses is None else {"loss": output, **losses}
-            self._keep(losses, output)
-            return torch.stack([x.reshape(()).to(output.dtype) for x in terms.values()]).sum()
-        if not (isinstance(first, Mapping) and first and all(map(_is_loss, first.values()))):
+        task = losses_of(output)
+        if not task:
             unused = {} if losses is not None else with_unused({"loss_unused": self._zero()}, self.method)
             self._losses, self._waiting = {**(losses or {}), **unused}, True
             return None
-        if clash := sorted(set(first) & set(losses or ())):
+        if clash := sorted(task.keys() & (losses or {}).keys()):
             raise ConfigError("method", f"losses that the student has too: {', '.join(clash)}", "names of its own")
-        merged = with_unused(first, self.method) if losses is None else {**first, **losses}
-        if type(first) is not dict:
-            typed = copy.copy(first)
-            typed.update(merged)  # type: ignore[attr-defined]
-            merged = typed  # type: ignore[assignment]
-        self._keep(losses, torch.stack([_value(x) for x in first.values()]).sum())
-        if first is output:
-            return merged
-        fields = (merged, *output[1:])
-        return type(output)(*fields) if hasattr(output, "_fields") else type(output)(fields)
-
-    def _keep(self, losses: Mapping[str, Tensor] | None, task: Tensor) -> None:
-        """Keep the values of losses that the output carries, and their ratio to the task's."""
         self._losses, self._waiting = {name: x.detach() for name, x in (losses or {}).items()}, False
         if losses:
-            self._ratio = torch.stack([_value(x) for x in losses.values()]).sum() / _value(task)
+            own, others = (torch.stack([x.detach().float() for x in part.values()]).sum() for part in (losses, task))
+            self._ratio = own / others
+        return with_losses(output, with_unused(task, self.method) if losses is None else {**task, **losses})
 
     def _zero(self) -> Tensor:
         parameter = next(self.parameters(), None)
@@ -395,7 +344,7 @@ class Distillation(nn.Module):
         with evaluating(self._student):
             features = extract(network, batch)
             levels = {s: t for s, t in self.levels.items() if s in features}
-            student, teacher = self._paired(features, self.teacher(batch), levels)
+            student, teacher = paired(features, self.teacher(batch), levels, cast=bool(self.teacher.precision))
             for part in self.method.parts():
                 if not part.needs and all(level in student for level in part.levels):
                     part(student, teacher)
@@ -460,57 +409,15 @@ class Distillation(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _forget_step(self) -> None:
-        self._calls, self._handled = [], None
+        self._calls = Calls()
         self._active, self._waiting = False, False
         self._losses, self._finite, self._ratio = {}, {}, None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave tensors of a step out of copies and pickles, which look at optimizers of their own."""
-        forgotten: dict[str, Any] = {"_calls": [], "_handled": None, "_active": False, "_waiting": False}
-        return {**self.__dict__, **forgotten, "_watch": None, "_losses": {}, "_finite": {}, "_ratio": None}
+        forgotten: dict[str, Any] = {"_active": False, "_waiting": False, "_watch": None}
+        return {**self.__dict__, **forgotten, "_losses": {}, "_finite": {}, "_ratio": None}
 
 
 def _check(part: Distiller, args: tuple[Any, ...], losses: Mapping[str, Tensor]) -> None:
     check_gradients(part, args[0], losses)
-
-
-def _call_frame() -> Any:
-    """Return the frame of the module's call that runs the hook, which is on the stack until the call ends."""
-    frame: Any = sys._getframe(2)
-    while frame is not None and frame.f_code.co_filename != nn.modules.module.__file__:
-        frame = frame.f_back
-    return frame
-
-
-def _running(frame: Any) -> bool:
-    """Say whether a frame is on the stack: that of a call that failed where no hook saw it is not."""
-    current: Any = sys._getframe(1)
-    while current is not None and current is not frame:
-        current = current.f_back
-    return current is not None
-
-
-def _is_loss(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.dim() == 0
-
-
-def _value(x: Tensor) -> Tensor:
-    return x.detach().float().reshape(())
-
-
-def _resized(logits: Tensor, like: Tensor) -> Tensor:
-    """(N, K, H, W) with the height and width of ``like``: output strides may differ."""
-    if logits.shape[2:] == like.shape[2:]:
-        return logits
-    return F.interpolate(logits, like.shape[2:], mode="bilinear", align_corners=True)
-
-
-def _labels_at(labels: Tensor, logits: Tensor) -> Tensor:
-    """(N, H', W') labels for the positions of (N, K, H, W) logits: those nearest to the cells' centres.
-
-    Where a head is scaled up with corners aligned, as Detectron2's are here, its outermost positions lie on the border
-    itself: up to half a cell from there.
-    """
-    if labels.shape[1:] == logits.shape[2:]:
-        return labels
-    return F.interpolate(labels[:, None].float(), logits.shape[2:], mode="nearest-exact")[:, 0].long()

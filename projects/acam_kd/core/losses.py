@@ -9,6 +9,7 @@ ICCV 2025, arXiv 2503.06307. The masked errors are normalised as in MasKD (ICLR 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -30,6 +31,7 @@ __all__ = [
     "non_finite",
     "spatial_masked_mse",
     "squared_error",
+    "with_losses",
     "with_unused",
 ]
 
@@ -222,9 +224,24 @@ def mask_diversity_loss(masks: Tensor) -> Tensor:
 
 def losses_of(output: Any) -> dict[str, Tensor]:
     """Return the named 0-d losses in what a model returned in training; empty if it returned something else."""
+    if isinstance(output, Tensor):
+        return {"loss": output} if output.dim() == 0 else {}
     first = output[0] if isinstance(output, tuple) and output else output
-    if isinstance(first, Tensor) and first.dim() == 0:
-        return {"loss": first}
     if not isinstance(first, Mapping) or not all(isinstance(x, Tensor) and x.dim() == 0 for x in first.values()):
         return {}
     return dict(first)
+
+
+def with_losses(output: Any, losses: Mapping[str, Tensor]) -> Any:
+    """Return the output with other losses: of the same type as one for which ``losses_of`` is not empty."""
+    if isinstance(output, Tensor):
+        return torch.stack([x.to(output.dtype) for x in losses.values()]).sum()
+    first = output[0] if isinstance(output, tuple) else output
+    merged = dict(losses)
+    if type(first) is not dict:
+        merged = copy.copy(first)
+        merged.update(losses)
+    if not isinstance(output, tuple):
+        return merged
+    fields = (merged, *output[1:])
+    return type(output)(*fields) if hasattr(output, "_fields") else fields

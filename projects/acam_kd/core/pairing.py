@@ -1,0 +1,72 @@
+"""Features and annotations of one batch, brought to the student's levels and sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from .class_head import Predictions
+from .features import CLASSES, LOGITS, Features
+from .targets import Targets
+
+__all__ = ["paired", "sized_targets"]
+
+
+def paired(
+    student: Features, teacher: Features, levels: Mapping[str, str], *, cast: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return both models' maps under the student's level names.
+
+    The teacher's map of logits is resized to the student's size, bilinearly with corners aligned: output strides may
+    differ.
+
+    Args:
+        student, teacher: level -> map, each with its own level names.
+        levels: student's level name -> teacher's level name.
+        cast: the teacher's maps get the student's data type.
+    """
+    of_student = {s: student[s] for s in levels}
+    of_teacher = {s: teacher[t] for s, t in levels.items()}
+    if LOGITS in levels:
+        of_teacher[LOGITS] = _resized(of_teacher[LOGITS], of_student[LOGITS])
+    if cast:
+        of_teacher = {s: x.to(of_student[s].dtype) for s, x in of_teacher.items()}
+    return of_student, of_teacher
+
+
+def sized_targets(targets: Targets, student: Features, predictions: Predictions | None) -> Targets:
+    """Return targets whose labels belong to the student's maps.
+
+    Args:
+        targets: as the engine has them; labels of pixels at the size of the batch.
+        student: the levels that are distilled.
+        predictions: of the class head, whose labels are added.
+    """
+    labels = dict(targets.labels)
+    if LOGITS in student and LOGITS in labels:
+        labels[LOGITS] = _labels_at(labels[LOGITS], student[LOGITS])
+    else:  # of a map that is not distilled
+        labels.pop(LOGITS, None)
+    if predictions is not None and predictions.labels is not None:
+        labels[CLASSES] = predictions.labels
+    return dataclasses.replace(targets, labels=labels)
+
+
+def _resized(logits: Tensor, like: Tensor) -> Tensor:
+    if logits.shape[2:] == like.shape[2:]:
+        return logits
+    return F.interpolate(logits, like.shape[2:], mode="bilinear", align_corners=True)
+
+
+def _labels_at(labels: Tensor, logits: Tensor) -> Tensor:
+    """(N, H', W') labels for the positions of (N, K, H, W) logits: those nearest to the cells' centres.
+
+    Where a head is scaled up with corners aligned, as Detectron2's are here, its outermost positions lie on the border
+    itself: up to half a cell from there.
+    """
+    if labels.shape[1:] == logits.shape[2:]:
+        return labels
+    return F.interpolate(labels[:, None].float(), logits.shape[2:], mode="nearest-exact")[:, 0].long()
