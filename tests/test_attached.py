@@ -592,3 +592,16 @@ def test_import_names():
     assert isinstance(attach().distillation, Distillation) and acam_kd.__version__ == "0.2.0"
     with pytest.raises(ImportError, match="acam_kd.distill"):
         from acam_kd.core import DistillationModel  # noqa: F401
+
+
+def test_the_state_of_another_method_is_refused_also_where_neither_has_parameters(x):
+    state = attach(method="PKD").distillation.state_dict()
+    out = io.BytesIO()
+    torch.save({"distiller": state}, out)
+    out.seek(0)
+    state = torch.load(out, weights_only=True)["distiller"]
+    attach(method="PKD").distillation.load_state_dict(state)
+    with pytest.raises(RunError) as error:
+        attach(method="AT").distillation.load_state_dict(state)
+    assert "of PKD, this run of AT" in error.value.what
+    attach(method="AT").distillation.load_state_dict({})  # of version 0.1, which did not say

@@ -382,7 +382,12 @@ class Distillation(nn.Module):
         """Return what the method has learnt; as a part of the student, nothing."""
         if destination is not None or args:
             return destination if destination is not None else args[0]
-        return self.method.state_dict(prefix=prefix, keep_vars=keep_vars)
+        state = self.method.state_dict(prefix=prefix, keep_vars=keep_vars)
+        state._metadata[""]["method"] = self._method_name()
+        return state
+
+    def _method_name(self) -> str:
+        return "+".join(type(part).__name__ for part in self.method.parts())
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load what a method has learnt.
@@ -390,6 +395,12 @@ class Distillation(nn.Module):
         Raises:
             RunError: it is the state of another method, or of other levels or channels.
         """
+        before = getattr(state_dict, "_metadata", {}).get("", {}).get("method", self._method_name())
+        if before != self._method_name():
+            raise RunError(
+                f"the checkpoint is of {before}, this run of {self._method_name()}", "resuming",
+                "resume with the same {method}, or start a new run from the student's weights",
+            )  # fmt: skip
         try:
             return self.method.load_state_dict(state_dict, strict=strict, assign=assign)
         except RuntimeError as error:

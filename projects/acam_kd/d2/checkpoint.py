@@ -46,6 +46,9 @@ def checkpoint_distiller(trainer: Any) -> None:
             getattr(inner, "optimizer", None) or checkpointer.checkpointables.get("optimizer"), distillation
         )
         checkpointer.add_checkpointable("distiller", distillation)
+        # First, so that a checkpoint of another method says so before its optimizer does.
+        others = checkpointer.checkpointables
+        checkpointer.checkpointables = {"distiller": others.pop("distiller"), **others}
     if next(model.parameters()).device.type == "cpu":
         torch.jit.set_fusion_strategy([("STATIC", 0), ("DYNAMIC", 0)])
     if isinstance(model, DenseDetector):
