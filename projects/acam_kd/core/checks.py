@@ -32,7 +32,7 @@ def check_pair(student: Features, teacher: Features, levels: Mapping[str, str], 
     for level, of_teacher in levels.items():
         s, t = student[level], teacher[level]
         for role, name, features in (("student", level, s), ("teacher", of_teacher, t)):
-            declared = shapes[role][level].channels
+            declared = shapes[role][name].channels
             if features.shape[1] != declared:
                 raise ConfigError(
                     role, f"{features.shape[1]} channels at level {name}", f"the {declared} that it declares",
