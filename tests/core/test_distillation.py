@@ -321,6 +321,30 @@ def test_under_no_grad_in_evaluation_and_in_a_nested_call_nothing_is_distilled(b
     torch.testing.assert_close(model(batch)["loss_mimic_mse"], want)
 
 
+def test_a_call_that_fails_before_the_forward_does_not_make_the_next_one_nested(batch):
+    model = build()
+    handle = model.register_forward_pre_hook(lambda *_: 1 / 0)  # after the distillation's own
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            model(batch)
+    handle.remove()
+    for _ in range(2):
+        assert set(model(batch)) == {"loss_cls", "loss_mimic_mse"}
+
+
+def test_a_compiled_student_distils_in_every_step(batch):
+    model, alone = build(), build()
+    alone.load_state_dict(model.state_dict())
+    alone.distillation.teacher = model.distillation.teacher
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    for _ in range(3):
+        losses, want = compiled(batch), alone(batch)
+        assert set(losses) == {"loss_cls", "loss_mimic_mse"}
+        torch.testing.assert_close(losses, want)
+    torch._dynamo.reset()
+
+
 def returning(make):
     class Student(Detector):
         def forward(self, batch):

@@ -184,14 +184,14 @@ class ModuleAdapter(Adapter):
         self.role = role
         self._example = example_inputs
         self._shapes: dict[str, FeatureSpec] = {}
-        self._parts = self._measured_parts(levels) if levels is not None else []
-        if levels is None and not isinstance(getattr(model, "backbone", None), nn.Module):
+        self._parts = self._measured_parts(levels) if levels else []
+        if not levels and not isinstance(getattr(model, "backbone", None), nn.Module):
             paths = [path for path, _ in model.named_children()]
             raise ConfigError(
                 f"{role}_levels", "nothing", "level name -> path of a submodule",
                 f"{self.name} is of no known kind and has no backbone; its parts are {', '.join(paths[:12])}",
             )  # fmt: skip
-        taps = {spec.tap for spec in self._shapes.values()} if levels is not None else {BACKBONE}
+        taps = {spec.tap for spec in self._shapes.values()} if levels else {BACKBONE}
         self.offered = tuple(tap for tap in (BACKBONE, LOGITS, CLASSES) if tap in taps)
 
     def levels(self, taps: Sequence[str], *, side: int = 0, student: bool = False) -> Pyramid:
@@ -231,22 +231,32 @@ class ModuleAdapter(Adapter):
             for tap in taps.values():
                 tap.arm()
             batch = self._run_example(self.model)
-            calls = {level: tap.read() for level, tap in taps.items()}
+            outputs = {level: self._only_output(level, tap) for level, tap in taps.items()}
         finally:
             for tap in taps.values():
                 tap.remove()
         self._shapes = {}
         parts = []
-        for level, recorded in calls.items():
-            part, spec = self._measure(level, levels[level], recorded.output, batch)
+        for level, output in outputs.items():
+            part, spec = self._measure(level, levels[level], output, batch)
             parts.append(part)
             self._shapes[level] = spec
         return parts
 
+    def _only_output(self, level: str, tap: ModuleTap) -> Any:
+        try:
+            return tap.read().output
+        except ConfigError as error:
+            runs = "runs more than once" if tap.called else "does not run"
+            raise ConfigError(
+                f"{self.role}_levels", f"{level}: {tap.name}, which {runs} on the example", "one call",
+                "name a submodule that the model calls once",
+            ) from error  # fmt: skip
+
     def _measure(self, level: str, path: str, output: Any, batch: Tensor) -> tuple[Path, FeatureSpec]:
         logits = level in (LOGITS, CLASSES)
         height, width = batch.shape[2:]
-        if isinstance(output, Tensor) and output.dim() == 4:
+        if isinstance(output, Tensor) and output.dim() == 4 and _is_map(output, height, width):
             stride = round(height / output.shape[2])
             return Path(path, level, None, stride), FeatureSpec(output.shape[1], stride, logits=logits)
         if isinstance(output, Tensor) and output.dim() == 2:
@@ -304,6 +314,12 @@ class ModuleAdapter(Adapter):
                 "inputs that it takes",
             ) from error  # fmt: skip
         return batch
+
+
+def _is_map(output: Tensor, height: int, width: int) -> bool:
+    """Say whether the positions of (N, C, H, W) have the image's proportions: those of (N, H, W, C) have not."""
+    proportion = height / width
+    return abs(output.shape[2] - output.shape[3] * proportion) <= 1 + proportion
 
 
 def _folded(tokens: int, height: int, width: int) -> tuple[int, int] | None:
