@@ -127,7 +127,7 @@ def _adapter(model: nn.Module, role: str, levels: Any, example_inputs: Any) -> A
     """Choose the adapter: by paths if there are any, else the framework's, else that of a module with a backbone."""
     from .core.adapter import ModuleAdapter
 
-    paths = levels if isinstance(levels, Mapping) else None
+    paths = levels if isinstance(levels, Mapping) and levels else None
     if paths is None:
         for framework, engine in ENGINES.items():
             if framework in sys.modules:

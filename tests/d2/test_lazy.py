@@ -18,7 +18,7 @@ from fvcore.common.param_scheduler import CosineParamScheduler
 
 import acam_kd
 from acam_kd import ConfigError
-from acam_kd.d2 import add_distillation_config, checkpoint_distiller, load_teacher
+from acam_kd.d2 import add_distillation_config, checkpoint_distiller, guard_gradients, load_teacher
 
 from .conftest import ROOT, detector_config, inputs, save_config, save_weights
 from .test_segmentation import labelled, segmentor
@@ -222,3 +222,66 @@ def test_checkpoint_distiller_takes_a_checkpointer_and_says_so(teacher, tmp_path
     checkpointer = DetectionCheckpointer(model, str(tmp_path), trainer=trainer)
     checkpoint_distiller(checkpointer)
     assert checkpointer.checkpointables["distiller"] is model.distillation
+
+
+def test_without_a_config_it_logs_and_draws_too(teacher, tmp_path):
+    student = load_teacher(*teacher, device="cpu").train()
+    student.vis_period = 10
+    acam_kd.distill(student, load_teacher(*teacher, device="cpu"), method="ACAMKD")
+    with EventStorage(19) as storage:
+        student(inputs())
+        assert storage.latest()["distill/distillation_to_task"][0] >= 0
+        storage.iter = 20
+        student(inputs())
+    (picture,) = storage._vis_data
+    assert picture[0] == "distill/spatial masks" and picture[2] == 20
+    with torch.no_grad():
+        student.head.cls_score.bias.fill_(float("nan"))
+    with EventStorage(7), pytest.raises(acam_kd.RunError) as error:
+        student(inputs())
+    assert error.value.where == "iteration 7" and "loss_cls" in error.value.what
+
+
+class Every4(torch.optim.SGD):
+    """Accumulates, as Detectron2's maintainers advise."""
+
+    calls = 0
+
+    def zero_grad(self, set_to_none=True):
+        if self.calls % 4 == 0:
+            super().zero_grad(set_to_none)
+
+    def step(self, closure=None):
+        self.calls += 1
+        if self.calls % 4 == 0:
+            super().step(closure)
+
+
+def test_accumulated_gradients_are_clipped_once(tmp_path):
+    """F7: clip(g1 + g2 + g3 + g4), not the sum of clipped sums."""
+    torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=1.0)  # its step is hooked from now on
+    weight = torch.nn.Linear(2, 1, bias=False)
+    weight.weight.data.zero_()
+    optimizer = Every4(weight.parameters(), lr=1.0)
+    guard_gradients(optimizer, weight, 35.0, every=4)
+    for gradient in ([100.0, 0], [0, 100.0], [0, 0], [0, 0]) * 2:
+        optimizer.zero_grad()
+        (weight.weight * torch.tensor(gradient)).sum().backward()
+        optimizer.step()
+    side = 2 * 35.0 / 2**0.5
+    torch.testing.assert_close(-weight.weight.data, torch.tensor([[side, side]]), rtol=1e-4, atol=1e-3)
+    optimizer.zero_grad()
+    (weight.weight * float("nan")).sum().backward()
+    for _ in range(3):
+        optimizer.step()
+    with pytest.raises(acam_kd.RunError) as error:
+        optimizer.step()
+    assert error.value.where == "step 2" and "weight" in error.value.what
+
+
+@pytest.mark.parametrize(("arguments", "argument"), [((-1.0, 1), "max_gradient_norm"), ((1.0, 0), "every")])
+def test_a_guard_that_makes_no_sense_is_refused(arguments, argument):
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(ConfigError) as error:
+        guard_gradients(torch.optim.SGD(model.parameters(), lr=1.0), model, arguments[0], every=arguments[1])
+    assert error.value.argument == argument

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -170,7 +171,7 @@ class FrozenTeacher:
         dtype = batch.dtype if batch.dtype in (torch.float32, torch.float64) else None
         parts = [self.network] if self.pixels is None else [self.network, self.pixels]
         for part in parts:
-            first = next((x for x in (*part.parameters(), *part.buffers()) if x.is_floating_point()), None)
+            first = next((x for x in chain(part.parameters(), part.buffers()) if x.is_floating_point()), None)
             if first is not None and (first.device != batch.device or first.dtype != (dtype or first.dtype)):
                 part.to(batch.device, dtype)
 
