@@ -382,7 +382,7 @@ class Distillation(nn.Module):
         """Return what the method has learnt; as a part of the student, nothing."""
         if destination is not None or args:
             return destination if destination is not None else args[0]
-        state = self.method.state_dict(prefix=prefix, keep_vars=keep_vars)
+        state: Any = self.method.state_dict(prefix=prefix, keep_vars=keep_vars)
         state._metadata[""]["method"] = self._method_name()
         return state
 
