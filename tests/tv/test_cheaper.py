@@ -92,7 +92,9 @@ def test_what_fails_in_a_step_is_said_in_the_commands_words(cheaper, tmp_path, m
         with torch.no_grad():
             next(model.distillation.teacher.network.fpn.layer_blocks.parameters()).mul_(1e9)
 
-    with pytest.raises(RunError, match="^iteration 0: the teacher's features, made in float16, are not finite") as error:
+    with pytest.raises(
+        RunError, match="^iteration 0: the teacher's features, made in float16, are not finite"
+    ) as error:
         train(replace(cheaper, teacher_precision="float16"), tmp_path / "b", observers=[huge])
     assert error.value.render(option).endswith("see --teacher-precision")
     with refuses("period", "0", ">= 1"):

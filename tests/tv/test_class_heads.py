@@ -14,7 +14,6 @@ from torch import nn
 from torchvision.models.detection import roi_heads
 
 from acam_kd.core import Plan
-from acam_kd.core.errors import ConfigError
 from acam_kd.tv.distillation import build_distillation
 from acam_kd.tv.models import build_model, plain
 

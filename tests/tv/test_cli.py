@@ -97,11 +97,23 @@ def broken(data, tmp_path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.pop("images"), "found training data: .*train.json without a list 'images', expected lists of images, .* as in COCO format"),
+        (
+            lambda c: c.pop("images"),
+            "found training data: .*train.json without a list 'images', expected lists of images, .* as in COCO format",
+        ),
         (lambda c: c["categories"].clear(), "train.json with no categories, expected at least one"),
-        (lambda c: c["images"][0].update(file_name="gone.png"), "found training data: no image .*gone.png, expected every image of .*train.json"),
-        (lambda c: c["annotations"][0].update(bbox=[500, 1, 5, 5]), "train.json: annotations.0. with bbox .*, which lies outside its image, expected a box in 64 x 64 pixels"),
-        (lambda c: c["categories"][0].update(name="other"), "--val: found the categories .*, expected those of the training data, .*'other'"),
+        (
+            lambda c: c["images"][0].update(file_name="gone.png"),
+            "found training data: no image .*gone.png, expected every image of .*train.json",
+        ),
+        (
+            lambda c: c["annotations"][0].update(bbox=[500, 1, 5, 5]),
+            "train.json: annotations.0. with bbox .*, which lies outside its image, expected a box in 64 x 64 pixels",
+        ),
+        (
+            lambda c: c["categories"][0].update(name="other"),
+            "--val: found the categories .*, expected those of the training data, .*'other'",
+        ),
     ],
 )
 def test_bad_data(data, tmp_path, refused, change, message):
@@ -161,9 +173,9 @@ def test_bad_options(data, finished, tmp_path, refused):
     check(quick(data, out, "--method", "Mimic"), "--teacher: found none, expected a model to learn from")
     check(("eval", "--student", finished), "--val: found nothing, expected JSON IMAGES", "or --data FOLDER")
     check(("eval", "--data", data, "--student", STUDENT), f"--student: found {STUDENT} without weights")
-    for option, value in (("--iterations", 0), ("--workers", -1), ("--lr", "nan"), ("--seed", -1), ("--warmup", -1)):
+    for name, value in (("--iterations", 0), ("--workers", -1), ("--lr", "nan"), ("--seed", -1), ("--warmup", -1)):
         with pytest.raises(SystemExit) as error:
-            run(*quick(data, out, option, value))
+            run(*quick(data, out, name, value))
         assert error.value.code == 2
     assert not out.exists()
 
@@ -183,7 +195,9 @@ def test_a_checkpoint_of_another_model(data, finished, tmp_path, refused):
     message = refused(
         "eval", "--data", data, "--student", STUDENT.replace("64", "32"), "--student-weights", finished / "student.pth"
     )
-    assert message.startswith("acam-kd: --student-weights: found ") and message.endswith("expected this model's weights")
+    assert message.startswith("acam-kd: --student-weights: found ") and message.endswith(
+        "expected this model's weights"
+    )
     torch.save({"a": torch.ones(1)}, tmp_path / "w.pth")
     message = refused(*quick(data, tmp_path / "out", "--teacher", STUDENT, "--teacher-weights", tmp_path / "w.pth"))
     assert "missing in the file" in message and "a unknown to the model" not in message.split(";")[0]
@@ -206,7 +220,9 @@ def test_the_console_script_is_this(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("acam-kd: --data: found no dataset folder")
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith(
+        "acam-kd: --data: found no dataset folder"
+    )
 
 
 def test_an_option_given_twice_keeps_both(data, finished, tmp_path):

@@ -46,7 +46,10 @@ BATCH = torch.rand(2, 3, 64, 64)
 def built(kind):
     torch.manual_seed(3)
     if kind in DETECTORS:
-        return build_model(DETECTORS[kind], num_classes=K, size=64)
+        model = build_model(DETECTORS[kind], num_classes=K, size=64)
+        if kind.endswith("rcnn"):
+            model.roi_heads.fg_bg_sampler.batch_size_per_image = 16  # quicker
+        return model
     if kind == "segmentor":
         return build_model(LRASPP, num_classes=K, size=64)
     if kind == "ssdlite":
@@ -55,6 +58,10 @@ def built(kind):
     if kind == "lraspp":
         return torchvision.models.get_model(LRASPP, num_classes=K, weights_backbone=None)
     return torchvision.models.get_model(kind, num_classes=K)
+
+
+FORWARDS = ("cell_anchors", "scales", "map_levels")
+"""Attributes that torchvision's modules write in a forward."""
 
 
 def plain(kind):
@@ -118,7 +125,7 @@ def failing_step(kind, student):
 def settled(model):
     """A snapshot without what torchvision itself writes in a forward."""
     return {
-        name: {key: value for key, value in content.items() if key != "cell_anchors"}
+        name: {key: value for key, value in content.items() if key not in FORWARDS}
         for name, content in snapshot(model).items()
     }
 
@@ -134,7 +141,10 @@ def test_the_student_stays_the_student(kind, method):
     step(kind, student)
     for model in (student, student.eval()):
         state = model.state_dict()
-        assert list(state) == list(original.state_dict()) and state._metadata.keys() >= original.state_dict()._metadata.keys()
+        assert (
+            list(state) == list(original.state_dict())
+            and state._metadata.keys() >= original.state_dict()._metadata.keys()
+        )
         assert all(value.shape == original.state_dict()[name].shape for name, value in state.items())
     for name, parameter in student.named_parameters():
         if name in theirs and parameter.requires_grad:
@@ -159,7 +169,7 @@ def test_checkpoints_are_exchanged_with_plain_models(kind, method, tmp_path):
     step(kind, student)
     torch.save(student.state_dict(), tmp_path / "student.pth")
     plain(kind).load_state_dict(torch.load(tmp_path / "student.pth"), strict=True)
-    broken = {name: value for name, value in list(student.state_dict().items())[1:]}
+    broken = dict(list(student.state_dict().items())[1:])
     with pytest.raises(RuntimeError, match="Missing key"):
         student.load_state_dict(broken)
 
@@ -241,12 +251,23 @@ def test_losses_that_nobody_adds_are_an_error(kind):
 
 
 def test_methods_that_do_not_fit_are_refused_and_leave_nothing():
-    for kind, method, argument in (("ssdlite", "KD", "student"), ("resnet18", "FGD", "method"), ("fcos", "X", "method")):
+    for kind, method, argument in (("ssdlite", "KD", "student"), ("lraspp", "FGD", "method"), ("fcos", "X", "method")):
         student = plain(kind)
         before = settled(student)
         with pytest.raises(ConfigError) as error:
             acam_kd.distill(student, plain(kind), method=method)
         assert error.value.argument == argument and settled(student) == before
+
+
+def test_annotations_that_never_come_are_an_error_in_the_first_step():
+    student = plain("resnet18")
+    before = settled(student)
+    acam_kd.distill(student, plain("resnet18"), method="FGD")
+    with pytest.raises(ConfigError) as error:
+        outputs("resnet18", student)
+    assert (error.value.argument, error.value.value) == ("targets", "no boxes") and "{targets}" in error.value.hint
+    student.distillation.remove()
+    assert settled(student) == before
 
 
 def test_a_teacher_of_another_kind_and_levels_by_name():

@@ -66,14 +66,21 @@ def test_a_segmentation_teacher_learns_on_its_logits(data, tmp_path):
     assert list(content) == ["logits"] and content["logits"]["state"]["tokens"].shape[0] == 8
     run(*tokens(data, folder, tmp_path / "freekd.pth", "--method", "FreeKD"))
     assert "logits" not in torch.load(tmp_path / "freekd.pth", weights_only=True)["levels"]
-    with pytest.raises(SystemExit, match="^acam-kd: --method: found FreeKD, expected one for logits .*; FreeKD distils backbone; see --taps$"):
+    with pytest.raises(
+        SystemExit,
+        match="^acam-kd: --method: found FreeKD, expected one for logits .*; FreeKD distils backbone; see --taps$",
+    ):
         run(*tokens(data, folder, tmp_path / "x.pth", "--method", "FreeKD", "--taps", "logits"))
 
 
 def test_bad_input_is_one_line(data, finished, tmp_path):
-    with pytest.raises(SystemExit, match="^acam-kd: --teacher: found no finished run in .*nowhere, expected a folder with student.json"):
+    with pytest.raises(
+        SystemExit, match="^acam-kd: --teacher: found no finished run in .*nowhere, expected a folder with student.json"
+    ):
         run(*tokens(data, tmp_path / "nowhere", tmp_path / "t.pth"))
-    with pytest.raises(SystemExit, match="^acam-kd: --taps: found logits, expected backbone or classes of the teacher, a FCOS"):
+    with pytest.raises(
+        SystemExit, match="^acam-kd: --taps: found logits, expected backbone or classes of the teacher, a FCOS"
+    ):
         run(*tokens(data, finished, tmp_path / "t.pth", "--taps", "logits"))
     with pytest.raises(SystemExit, match=r"^acam-kd: --set MasKD.tokens: found no file at .*t.pth, expected a file"):
         run(
