@@ -76,8 +76,101 @@ def test_no_path_of_one_machine_is_in_the_tree(root):
 
 
 def test_train_net_is_short(root):
-    assert len((root / "train_net.py").read_text().splitlines()) < 150
+    assert len((root / "train_net.py").read_text().splitlines()) < 25
     assert os.path.isfile(root / "LICENSE")
+
+
+def test_core_knows_arguments_and_neither_keys_nor_options():
+    for path in (PACKAGE / "core").rglob("*.py"):
+        text = path.read_text()
+        assert "DISTILL." not in text and "--" not in text, path
+
+
+def test_the_front_door_is_light():
+    heavy = ("torch", "torchvision", "detectron2", "lightning", "fvcore", "numpy")
+    code = f"import sys, acam_kd; acam_kd.__version__; sys.exit(', '.join(n for n in {heavy} if n in sys.modules) or 0)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_front_door_loads_no_framework_that_was_not_there():
+    """A student of Detectron2 or torchvision has imported its framework itself."""
+    code = """
+import sys, torch, acam_kd
+from torch import nn
+student, teacher = (nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU()) for _ in range(2))
+paths = {"c1": "1"}
+acam_kd.distill(student, teacher, method="PKD", student_levels=paths, teacher_levels=paths)
+student(torch.rand(2, 3, 8, 8))
+assert list(student.distillation.losses) == ["loss_pkd_pearson"]
+sys.exit(", ".join(name for name in ("torchvision", "detectron2", "lightning") if name in sys.modules) or 0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+BELOW = {
+    "core": set(),
+    "methods": {"core"},
+    "data": {"core"},
+    "vis": {"core"},
+    "report": {"core"},
+    "compare": {"core", "methods", "vis", "report", "data"},
+    "bench": {"core", "methods", "compare"},
+    "tv": {"core", "methods", "data"},
+    "d2": {"core", "methods", "data", "bench", "vis", "report"},
+    "demo": {"core", "methods", "data", "vis", "report"},
+    "cli": {"core", "methods", "data", "tv", "demo"},
+    "__init__": {"core", "methods"},
+}
+"""Part of the package -> the parts that it may import: cli, d2, tv, compare, report -> methods -> core -> nothing."""
+ANYWHERE = {"files"}
+"""Writing files without halves."""
+DEMOS = {("tv", "demo"), ("d2", "demo")}
+"""The engines' halves of the demo import its neutral one, and are loaded by name."""
+
+
+def ours(path: Path) -> set[str]:
+    """List the parts of the package that a file imports, wherever in it."""
+    found: set[str] = set()
+    package = ["acam_kd", *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text())):
+        modules = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = [*base, *(node.module.split(".") if node.module else [])]
+            modules = [module] if len(module) > 1 else [[*module, alias.name] for alias in node.names]
+        found |= {(module + ["__init__"])[1] for module in modules if module[0] == "acam_kd"}
+    return found
+
+
+def test_imports_go_down():
+    parts = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in PACKAGE.rglob("*.py")}
+    assert parts <= BELOW.keys() | ANYWHERE, "say where the new part stands"
+    for path in PACKAGE.rglob("*.py"):
+        part = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        allowed = BELOW.get(part, set()) | ANYWHERE | {part}
+        up = {name for name in ours(path) - allowed if (part, path.stem) not in DEMOS or name != "demo"}
+        version = {"__init__"} if part == "cli" else set()
+        assert not up - version, (path, up)
+
+
+def test_no_part_is_below_itself():
+    """The table has an order, so that nothing goes round in circles."""
+    order: list[str] = []
+    while len(order) < len(BELOW):
+        free = [part for part in BELOW if part not in order and BELOW[part] <= {*order}]
+        assert free, "a circle"
+        order += free
+    assert order[0] == "core" and {"d2", "tv"}.isdisjoint(set().union(*(BELOW[x] for x in BELOW if x != "cli")))
+
+
+def test_core_names_no_method():
+    """Outside of the shelf nothing in the core asks which method it has."""
+    for path in (PACKAGE / "core").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and path.name != "__init__.py":
+                assert "distillers" not in node.module.split("."), path
 
 
 def test_pictures_need_no_torch():

@@ -248,7 +248,7 @@ def _method(text: str) -> str:
     try:
         read_methods("" if text == "none" else text)
     except ConfigError as error:
-        raise argparse.ArgumentTypeError(error.render(option)) from None
+        raise argparse.ArgumentTypeError(error.render(option).removeprefix("--method: ")) from None
     return text
 
 

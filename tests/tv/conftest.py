@@ -15,17 +15,28 @@ from acam_kd.tv.run import Settings
 STUDENT = "fcos_mobilenet_v3_small_fpn64"
 
 
+def snapshot(model):
+    """Everything in the ``__dict__`` of every module by identity, with its hooks."""
+    return {
+        name: {
+            key: [(k, id(v)) for k, v in value.items()] if isinstance(value, dict) else (id(value), value is True)
+            for key, value in vars(module).items()
+        }
+        for name, module in model.named_modules()
+    }
+
+
 @contextmanager
 def refuses(argument, value="", allowed="", hint=""):
     """Expect a ConfigError with these parts, in one line of the command's words."""
     with pytest.raises(ConfigError) as error:
-        yield
+        yield error
     found = error.value
     assert found.argument == argument, found
     for part, text in ((value, found.value), (allowed, found.allowed), (hint, found.hint)):
         assert part in str(text), found
     line = found.render(option)
-    assert "\n" not in line and "DISTILL" not in line and "{" not in line.replace(str(found.value), ""), line
+    assert "\n" not in line and "DISTILL" not in line and "{taps}" not in line and "{method}" not in line, line
 
 
 @pytest.fixture(scope="session")

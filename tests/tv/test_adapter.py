@@ -10,12 +10,16 @@ import torch
 import torchvision
 from acam_kd.tv.taps import pyramid
 
+from acam_kd.core import BACKBONE, LOGITS, Plan
 from acam_kd.core.distillers import Mimic
+from acam_kd.tv.adapter import adapt
 from acam_kd.tv.build import build
 from acam_kd.tv.data import CocoImages
 from acam_kd.tv.distillation import build_distillation, normalized_batch
 from acam_kd.tv.models import build_model, plain
 from acam_kd.tv.training import train
+
+from .conftest import refuses
 
 LRASPP, DEEPLAB, FCN = "lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fcn_resnet50"
 IMAGES = [torch.rand(3, 64, 96), torch.rand(3, 96, 64)]
@@ -27,7 +31,10 @@ def model(name, classes=4):
 
 
 def distil(student, teacher, method="Mimic", **arguments):
-    return build_distillation(student, teacher, methods={method: {}} if method else {}, **arguments)
+    """Return the student, with its distillation if there is a method."""
+    plan = Plan(methods={method: {}} if method else {}, **{"inherit": "auto", **arguments})
+    assert build_distillation(student, teacher, plan) is getattr(student, "distillation", None)
+    return student
 
 
 def logits_of(network, batch):
@@ -44,15 +51,15 @@ def test_mimicking_is_the_squared_difference_of_what_the_classifiers_give(name):
     """Student and teacher of one stride: nothing is resized."""
     student, teacher = model(name), model(name)
     built = distil(student, teacher)
-    assert built.levels == {"logits": "logits"} and not list(built.distiller.parameters())
+    assert built.distillation.levels == {"logits": "logits"} and not list(built.distillation.method.parameters())
     seen = []
     handle = plain(student).classifier.register_forward_hook(lambda module, args, out: seen.append(out))
     with torch.random.fork_rng():
         losses = built.train()(IMAGES, TARGETS)
     handle.remove()
     with torch.no_grad():
-        wanted = logits_of(plain(teacher), student.batch(IMAGES))
-    alpha = built.distiller.alpha
+        wanted = logits_of(plain(teacher).eval(), student.batch(IMAGES))
+    alpha = built.distillation.method.alpha
     torch.testing.assert_close(losses["loss_mimic_mse"], alpha * (seen[0] - wanted).square().mean())
     losses["loss_mimic_mse"].backward()
     assert all(p.grad is not None for p in plain(student).classifier.parameters())
@@ -67,16 +74,19 @@ def test_a_student_of_another_stride_learns_from_a_resized_map(method):
     torch.stack(list(losses.values())).sum().backward()
     assert all(p.grad is not None for p in built.parameters())
     assert all(torch.equal(before[name], value) for name, value in plain(teacher).state_dict().items())
-    assert not any("teacher" in name for name in built.state_dict())
+    assert all(p.grad is None for p in teacher.parameters()) and all(m.training for m in teacher.modules())
+    assert all(p.requires_grad for p in teacher.parameters())
+    assert not any("teacher" in name for name in (*built.state_dict(), *dict(built.named_parameters())))
 
 
 def test_masks_can_be_observed_and_are_as_many_as_classes():
     built = distil(model(LRASPP), model(DEEPLAB), "ACAMKD").train()
-    batch, _ = normalized_batch(built.student, IMAGES[:1])
-    masks = built.observe(batch)
+    batch, _ = normalized_batch(built, IMAGES[:1])
+    masks = built.distillation.observe(batch)
     assert list(masks) == ["logits"] and masks["logits"]["spatial"].shape == (1, 4, 8, 12)
     assert masks["logits"]["channel"].shape == (1, 4, 4)
-    assert pyramid(built.student, 64)["logits"].stride == 8 and built.training
+    assert adapt(built).levels((BACKBONE, LOGITS), side=64)["logits"].stride == 8
+    assert built.distillation.shapes["student"]["logits"].stride == 8 and all(m.training for m in built.modules())
 
 
 def test_the_demos_observer_keeps_them_with_their_stride(data, tmp_path, monkeypatch):
@@ -97,20 +107,17 @@ def test_the_demos_observer_keeps_them_with_their_stride(data, tmp_path, monkeyp
 def test_the_backbone_can_be_tapped_instead_or_too():
     student, teacher = model(LRASPP), model(DEEPLAB, classes=9)
     built = distil(student, teacher, "ACAMKD", taps=["backbone"])
-    assert built.levels == {"high": "out"} and "loss_acam_channel" in built.train()(IMAGES, TARGETS)
+    assert built.distillation.levels == {"high": "out"} and "loss_acam_channel" in built.train()(IMAGES, TARGETS)
+    built.distillation.remove()
     built = distil(student, model(DEEPLAB), "ACAMKD", taps=["logits", "backbone"])
-    assert built.levels == {"high": "out", "logits": "logits"}
+    assert built.distillation.levels == {"high": "out", "logits": "logits"}
     built.train()(IMAGES, TARGETS)
-    assert {level: kinds["spatial"].shape[1] for level, kinds in built.distiller.masks().items()} == {
-        "high": 6,
-        "logits": 4,
-    }
+    masks = built.distillation.masks()
+    assert {level: kinds["spatial"].shape[1] for level, kinds in masks.items()} == {"high": 6, "logits": 4}
 
 
 def test_a_tap_that_no_method_reads_is_refused():
-    with pytest.raises(
-        ValueError, match=r"KD cannot distil backbone, only classes and logits \(options: --taps, --method"
-    ):
+    with refuses("taps", "backbone", "only classes and logits with KD", "see {method}"):
         distil(model(LRASPP), model(DEEPLAB), "KD", taps=["logits", "backbone"])
 
 
@@ -120,35 +127,34 @@ def test_nothing_is_inherited_unless_asked_for():
     distil(student, teacher, "")
     own, other = plain(student).classifier.low_classifier, plain(teacher).classifier.low_classifier
     assert not torch.equal(own.weight, other.weight)
-    distil(student, teacher, "", inheritance="always")
+    distil(student, teacher, "", inherit="always")
     assert torch.equal(own.weight, other.weight)
     assert not torch.equal(plain(student).backbone["0"][0].weight, plain(teacher).backbone["0"][0].weight)
 
 
 @pytest.mark.parametrize(
-    ("student", "teacher", "taps", "message"),
+    ("student", "teacher", "taps", "error"),
     [
-        (LRASPP, (DEEPLAB, 9), [], r"predicts 4 classes, the teacher 9, .*\(option: --taps\)"),
+        (LRASPP, (DEEPLAB, 9), [], ("teacher", "9 classes at logits", "the student's 4", "by {taps}")),
         (
             LRASPP,
             "fcos_resnet18_fpn32",
             [],
-            "the teacher, a FCOS, can be tapped at backbone and classes, not at logits .*options: --taps",
+            ("taps", "logits", "backbone or classes of the teacher, a FCOS"),
         ),
         (
             "fcos_resnet18_fpn32",
             "fcos_resnet18_fpn32",
             ["logits"],
-            "the student, a FCOS, can be tapped at backbone and classes, not at logits",
+            ("taps", "logits", "backbone or classes of the student, a FCOS"),
         ),
-        (LRASPP, DEEPLAB, ["neck"], r"no tap is called 'neck'; known: backbone, logits, classes \(option: --taps\)"),
+        (LRASPP, DEEPLAB, ["neck"], ("taps", "neck", "a list of backbone, logits, classes")),
     ],
 )
-def test_maps_that_do_not_correspond_are_refused(student, teacher, taps, message):
+def test_maps_that_do_not_correspond_are_refused(student, teacher, taps, error):
     teacher = model(*teacher) if isinstance(teacher, tuple) else model(teacher)
-    with pytest.raises(ValueError, match=message) as error:
+    with refuses(*error):
         distil(model(student), teacher, taps=taps)
-    assert "\n" not in str(error.value) and "DISTILL" not in str(error.value)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +189,7 @@ def test_other_categories_than_the_teachers_are_refused(settings, teacher, tmp_p
     (other / "student.pth").symlink_to(teacher / "student.pth")
     asked = replace(settings, student=LRASPP, teacher=str(other), method="Mimic")
     data = CocoImages(asked.train_split, semantic=True)
-    message = f"other knows the categories .*{names['2']}.*, the data has .*{names['1']}.* predictions need .*--taps"
-    with pytest.raises(ValueError, match=message):
+    with refuses("teacher", "other with the categories {", "the data's {", "by {taps}") as error:
         build(asked, data)
-    assert isinstance(build(replace(asked, taps=("backbone",)), data).distiller, Mimic)
+    assert f"1: '{names['2']}'" in error.value.value and f"1: '{names['1']}'" in error.value.allowed
+    assert isinstance(build(replace(asked, taps=("backbone",)), data).distillation.method, Mimic)

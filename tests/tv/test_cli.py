@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
+import dataclasses
+import itertools
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import acam_kd
 from acam_kd import cli
+from acam_kd.core import DISTILLER_REGISTRY
+from acam_kd.core.distiller import method_arguments
+from acam_kd.tv.names import OPTIONS, SAME, option
+from acam_kd.tv.run import Settings
 
 from .conftest import STUDENT
 
@@ -86,38 +97,85 @@ def broken(data, tmp_path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.pop("images"), "training data: .*train.json is not in COCO format: it has no list 'images'"),
-        (lambda c: c["categories"].clear(), "has no categories"),
-        (lambda c: c["images"][0].update(file_name="gone.png"), "image .*gone.png of .*train.json does not exist"),
-        (lambda c: c["annotations"][0].update(bbox=[500, 1, 5, 5]), "lies outside its image, which is 64 x 64"),
-        (lambda c: c["categories"][0].update(name="other"), "training data has the categories .*'other'.* validation"),
+        (
+            lambda c: c.pop("images"),
+            "found training data: .*train.json without a list 'images', expected lists of images, .* as in COCO format",
+        ),
+        (lambda c: c["categories"].clear(), "train.json with no categories, expected at least one"),
+        (
+            lambda c: c["images"][0].update(file_name="gone.png"),
+            "found training data: no image .*gone.png, expected every image of .*train.json",
+        ),
+        (
+            lambda c: c["annotations"][0].update(bbox=[500, 1, 5, 5]),
+            "train.json: annotations.0. with bbox .*, which lies outside its image, expected a box in 64 x 64 pixels",
+        ),
+        (
+            lambda c: c["categories"][0].update(name="other"),
+            "--val: found the categories .*, expected those of the training data, .*'other'",
+        ),
     ],
 )
 def test_bad_data(data, tmp_path, refused, change, message):
-    import re
-
     assert re.search(message, refused(*quick(broken(data, tmp_path, change), tmp_path / "out")))
 
 
 def test_bad_options(data, finished, tmp_path, refused):
     out = tmp_path / "out"
-    assert "no model is called 'fcos'; known: " in refused(*quick(data, out, "--student", "fcos"))
-    assert "no dataset folder" in refused(*quick(tmp_path / "gone", out))
-    assert "has no weights: give the folder" in refused(*quick(data, out, "--teacher", "fcos_resnet18_fpn"))
-    assert "w.pth (option: --teacher-weights)" in refused(
-        *quick(data, out, "--teacher", STUDENT, "--teacher-weights", tmp_path / "w.pth")
+
+    def check(arguments, start, *parts):
+        message = refused(*arguments)
+        assert message.startswith(f"acam-kd: {start}") and all(part in message for part in parts), message
+
+    check(quick(data, out, "--student", "fcos"), "--student: found fcos, expected one of deeplabv3_")
+    check(quick(tmp_path / "gone", out), "--data: found no dataset folder")
+    check(
+        quick(data, out, "--teacher", "fcos_resnet18_fpn"),
+        "--teacher: found fcos_resnet18_fpn without weights, expected the folder of a finished run, or a name; ",
+        "with a name give --teacher-weights",
     )
-    assert "--set beta=1: ACAMKD knows alpha=1.0" in refused(
-        *quick(data, out, "--teacher", finished, "--set", "beta=1")
+    check(
+        quick(data, out, "--teacher", STUDENT, "--teacher-weights", tmp_path / "w.pth"),
+        "--teacher-weights: found no file ",
+        "w.pth",
     )
-    assert "give --resume" in refused(*quick(data, finished))
-    assert "there is no finished run in" in refused(*quick(data, out, "--teacher", data))
-    assert "there is no teacher" in refused(*quick(data, out, "--method", "Mimic"))
-    assert "there is no val data: give --data FOLDER" in refused("eval", "--student", finished)
-    assert "has no weights" in refused("eval", "--data", data, "--student", STUDENT)
-    for option, value in (("--iterations", 0), ("--workers", -1), ("--lr", "nan"), ("--seed", -1), ("--warmup", -1)):
+    # each argument of build_model is an option of the one that was asked for
+    teacher = ("--teacher-weights", "DEFAULT", "--teacher")
+    check(quick(data, out, *teacher, "fcos"), "--teacher: found fcos, expected one of deeplabv3_")
+    check(quick(data, out, *teacher, STUDENT), f"--teacher-weights: found DEFAULT for {STUDENT}, expected a file")
+    assert "backbone" not in refused(*quick(data, out, *teacher, STUDENT)).partition("expected")[2]
+    check(
+        quick(data, out, "--student-weights", "DEFAULT"),
+        f"--student-weights: found DEFAULT for {STUDENT}, expected a file",
+        "; or give weights of its backbone, --student-backbone-weights",
+    )
+    check(
+        quick(data, out, "--student-backbone-weights", "X"),
+        "--student-backbone-weights: found X for mobilenet_v3_small, expected one of DEFAULT, IMAGENET1K_V1",
+    )
+    check(
+        quick(data, out, "--student", finished, "--student-backbone-weights", "DEFAULT"),
+        "--student-backbone-weights: found DEFAULT, expected none: the folder ",
+    )
+    check(
+        quick(data, out, "--teacher", finished, "--set", "beta=1"),
+        "--set: found beta=1, expected NAME=VALUE with alpha=1.0",
+    )
+    check(quick(data, finished), "--output: found ", "give --resume to resume that run, or choose another --output")
+    check(
+        quick(data, finished, "--resume", "--inherit", "never", "--checkpoint-period", 7),
+        "--iterations: found 1, expected 4, as in the run in ",
+        "choose another --output",
+    )
+    check(quick(data, out, "--teacher", data), "--teacher: found no finished run in")
+    check(quick(data, out, "--student", data), "--student: found no finished run in")
+    check(("eval", "--data", data, "--student", data), "--student: found no finished run in")
+    check(quick(data, out, "--method", "Mimic"), "--teacher: found none, expected a model to learn from")
+    check(("eval", "--student", finished), "--val: found nothing, expected JSON IMAGES", "or --data FOLDER")
+    check(("eval", "--data", data, "--student", STUDENT), f"--student: found {STUDENT} without weights")
+    for name, value in (("--iterations", 0), ("--workers", -1), ("--lr", "nan"), ("--seed", -1), ("--warmup", -1)):
         with pytest.raises(SystemExit) as error:
-            run(*quick(data, out, option, value))
+            run(*quick(data, out, name, value))
         assert error.value.code == 2
     assert not out.exists()
 
@@ -137,7 +195,9 @@ def test_a_checkpoint_of_another_model(data, finished, tmp_path, refused):
     message = refused(
         "eval", "--data", data, "--student", STUDENT.replace("64", "32"), "--student-weights", finished / "student.pth"
     )
-    assert "are not this model's (option: --student-weights): " in message
+    assert message.startswith("acam-kd: --student-weights: found ") and message.endswith(
+        "expected this model's weights"
+    )
     torch.save({"a": torch.ones(1)}, tmp_path / "w.pth")
     message = refused(*quick(data, tmp_path / "out", "--teacher", STUDENT, "--teacher-weights", tmp_path / "w.pth"))
     assert "missing in the file" in message and "a unknown to the model" not in message.split(";")[0]
@@ -149,7 +209,7 @@ def test_pyramids_without_a_common_level(data, tmp_path, refused):
     message = refused(
         *quick(data, out, "--teacher", tmp_path / "teacher", "--student", "fcn_resnet50", "--levels", "in")
     )
-    assert "unknown level 'in'; the student has: logits (option: --levels)" in message
+    assert message == "acam-kd: --levels: found in, expected levels of the student: logits"
 
 
 def test_the_console_script_is_this(tmp_path):
@@ -160,4 +220,97 @@ def test_the_console_script_is_this(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("acam-kd: no dataset folder")
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith(
+        "acam-kd: --data: found no dataset folder"
+    )
+
+
+def test_an_option_given_twice_keeps_both(data, finished, tmp_path):
+    common = ["--data", str(data), "--student", STUDENT, "--teacher", str(finished), "--output", str(tmp_path)]
+    twice = ["--set", "alpha=2", "--set", "lambda_div=3", "--levels", "0", "--levels", "1", "2"]
+    asked = cli.train_settings([*common, *twice, "--taps", "backbone", "--taps", "classes"])
+    assert asked.options == ("alpha=2", "lambda_div=3") and asked.levels == ("0", "1", "2")
+    assert asked.taps == ("backbone", "classes")
+
+
+def test_no_option_of_any_command_drops_what_was_asked_for():
+    (commands,) = cli._parser()._subparsers._group_actions
+    for name, parser in commands.choices.items():
+        for action in parser._actions:
+            if action.nargs in ("+", "*"):
+                assert isinstance(action, argparse._ExtendAction) and not action.default, (name, action.dest)
+
+
+def test_hyper_parameters_without_a_method_are_refused(data, tmp_path, refused):
+    message = "acam-kd: --set: found alpha=2, expected nothing without a method; choose a --method"
+    assert refused(*quick(data, tmp_path / "out", "--set", "alpha=2")) == message
+
+
+# Names in messages.
+
+CODE = Path(acam_kd.__file__).parent
+WORDS = {
+    "--data, or the files of each split",
+    "the data",
+    "the folder of the run",
+    "an image",
+    "a label image",
+}
+"""What an argument is called that has no single option."""
+NOT_OURS = {
+    *("example_inputs", "path"),  # of calls in Python only
+    *("plan", "settings", "rows", "metrics", "key", "records"),  # keys of a plan: tools/compare.py names them
+    "teacher_backbone_weights",  # of the function that loads both models; a teacher is given none
+}
+ROLES = {"role": ("student", "teacher"), "split": ("train", "val"), "kind": ("spatial", "channel")}
+
+
+def names_in(node):
+    """List the names that the first argument of an error may have; none if it is a variable."""
+    if isinstance(node, ast.Constant):
+        return [node.value]
+    if isinstance(node, ast.JoinedStr):
+        parts = [
+            [part.value]
+            if isinstance(part, ast.Constant)
+            else ROLES.get(ast.unparse(part.value).rpartition(".")[2], ["PKD"])
+            for part in node.values
+        ]
+        return ["".join(choice) for choice in itertools.product(*parts)]
+    if isinstance(node, ast.IfExp):
+        return [*names_in(node.body), *names_in(node.orelse)]
+    return []
+
+
+def arguments_used():
+    """All arguments in errors of the folders that the command runs: file -> names, and those in hints."""
+    for folder in ("core", "data", "compare", "tv"):
+        for path in sorted((CODE / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if not isinstance(node, ast.Call) or getattr(node.func, "id", "") not in ("ConfigError", "RunError"):
+                    continue
+                if node.func.id == "ConfigError":
+                    given = node.args or [keyword.value for keyword in node.keywords if keyword.arg == "argument"]
+                    yield from ((path, name) for name in names_in(given[0]))
+                for part in (*node.args[1:], *(keyword.value for keyword in node.keywords)):
+                    for text in ast.walk(part):
+                        if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                            yield from ((path, name) for name in re.findall(r"{([a-z_]+)}", text.value))
+
+
+def test_every_argument_has_a_name_in_the_command():
+    (commands,) = cli._parser()._subparsers._group_actions
+    options = {text for parser in commands.choices.values() for a in parser._actions for text in a.option_strings}
+    of_methods = {name for method in dict(DISTILLER_REGISTRY).values() for name in method_arguments(method)}
+    used = list(arguments_used())
+    assert len(used) > 150 and {"teacher_levels", "spatial_masking", "val_split", "taps"} <= {name for _, name in used}
+    for path, name in used:
+        if name in NOT_OURS or (name in of_methods and path.parts[-2] in ("core", "distillers")):
+            continue
+        assert option(name) in ({f"--set {name}"} if "." in name else options | WORDS), (path.name, name)
+    for field in dataclasses.fields(Settings):
+        assert option(field.name) in options, field.name
+    assert {f"--{name.replace('_', '-')}" for name in SAME} <= options and not {*SAME} & {*OPTIONS}
+    assert {value for value in OPTIONS.values() if value not in WORDS} <= options
+    for name in of_methods:
+        assert option(f"PKD.{name}") == f"--set PKD.{name}"

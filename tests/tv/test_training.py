@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from acam_kd.core.distillers import Mimic
+from acam_kd.core.distillers import PKD, Mimic
+from acam_kd.core.errors import RunError
 from acam_kd.tv.build import evaluate
 from acam_kd.tv.models import build_model
+from acam_kd.tv.names import option
 from acam_kd.tv.run import RunFolder, read_card
 from acam_kd.tv.training import Training, train
 
-from .conftest import STUDENT
+from .conftest import STUDENT, refuses
 
 
 @pytest.fixture
@@ -82,15 +87,115 @@ def test_an_interrupted_run_goes_on_bit_for_bit(distilling, tmp_path, kind):
     assert {line["step"] for line in lines(tmp_path / "cut") if "AP" in line} == {2, 4}
 
 
+def of_version_0_1(path):
+    """Rewrite a checkpoint as version 0.1 wrote it: one model with the parts ``student`` and ``distiller``."""
+    checkpoint = torch.load(path, weights_only=False)
+    state, learnt = checkpoint["state_dict"], checkpoint.pop("distiller")
+    assert learnt and not any("distillation" in name for name in state)
+    old = {name.replace("model.", "model.student.", 1): value for name, value in state.items()}
+    assert not old.keys() & state.keys()
+    checkpoint["state_dict"] = {**old, **{f"model.distiller.{name}": value for name, value in learnt.items()}}
+    torch.save(checkpoint, path)
+
+
+@pytest.mark.parametrize("student", ["retinanet_resnet18_fpn32", "lraspp_mobilenet_v3_large"])
+def test_a_run_of_version_0_1_resumes_bit_for_bit(distilling, tmp_path, student):
+    settings = replace(distilling, student=student)
+    if student.startswith("lraspp"):
+        train(replace(settings, teacher="", method="", iterations=1), tmp_path / "teacher")
+        settings = replace(settings, teacher=str(tmp_path / "teacher"))
+    train(settings, tmp_path / "whole")
+    interrupted(settings, tmp_path / "cut")
+    of_version_0_1(tmp_path / "cut/last.ckpt")
+    train(settings, tmp_path / "cut", resume=True)
+    assert same(student_of(tmp_path / "whole"), student_of(tmp_path / "cut"))
+    learnt = [torch.load(tmp_path / run / "last.ckpt", weights_only=False)["distiller"] for run in ("whole", "cut")]
+    assert same(*learnt)
+
+
+def test_a_run_of_version_0_1_without_a_method_resumes_too(settings, finished, tmp_path):
+    interrupted(settings, tmp_path / "run")
+    path = tmp_path / "run/last.ckpt"
+    checkpoint = torch.load(path, weights_only=False)
+    assert "distiller" not in checkpoint
+    state = checkpoint["state_dict"]
+    checkpoint["state_dict"] = {name.replace("model.", "model.student.", 1): value for name, value in state.items()}
+    torch.save(checkpoint, path)
+    train(settings, tmp_path / "run", resume=True)
+    assert same(student_of(finished), student_of(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [({"method": "MGD"}, "does not fit MGD"), ({"levels": ("0", "1")}, "is unknown"), ({"method": ""}, "no method")],
+)
+@pytest.mark.parametrize("version", ["0.1", "today"])
+def test_a_run_whose_method_changed_is_refused(distilling, tmp_path, change, what, version):
+    interrupted(distilling, tmp_path / "run")
+    if version == "0.1":
+        of_version_0_1(tmp_path / "run/last.ckpt")
+    ((argument, _),) = change.items()
+    with refuses(argument, "", "as in the run in", "choose another {output}"):
+        train(replace(distilling, **change), tmp_path / "run", resume=True)
+    (tmp_path / "run/settings.json").unlink()  # nothing but the checkpoint knows
+    with pytest.raises(RunError) as error:
+        train(replace(distilling, **change), tmp_path / "run", resume=True)
+    line = error.value.render(option)
+    assert what in line and "\n" not in line and "--method" in line
+    assert not (tmp_path / "run/student.pth").exists()
+
+
+def not_a_number(text):
+    raise AssertionError(f"{text} is no JSON")
+
+
+def test_a_task_loss_of_zero_leaves_valid_json(settings, data, tmp_path, monkeypatch):
+    """No pixel has a label: what the student is to learn is the teacher's alone, and no ratio is defined."""
+    from acam_kd.data.splits import find_any_split
+
+    root = tmp_path / "data"
+    for split in ("train", "val"):
+        shutil.copytree(data / split, root / split / "images")
+        shutil.copytree(data / f"{split}_labels", root / split / "labels")
+    names = "background,disc,barred disc,triangle,barred triangle,square,barred square"
+    splits = {f"{split}_split": find_any_split(root, split, names) for split in ("train", "val")}
+    settings = replace(settings, student="lraspp_mobilenet_v3_large", iterations=1, eval_period=1, **splits)
+    train(settings, tmp_path / "teacher")
+    for path in (root / "train/labels").iterdir():
+        Image.fromarray(np.full_like(np.array(Image.open(path)), 255)).save(path)
+    monkeypatch.setattr("acam_kd.tv.labels.check_labels", lambda *_, **__: None)  # it would refuse such data
+    monkeypatch.setattr("acam_kd.tv.training.LOG_PERIOD", 1)
+    train(replace(settings, teacher=str(tmp_path / "teacher"), method="Mimic"), tmp_path / "run")
+    text = (tmp_path / "run/metrics.jsonl").read_text()
+    found = [json.loads(line, parse_constant=not_a_number) for line in text.splitlines()]
+    (losses,) = [line for line in found if "loss" in line]
+    assert losses["loss_segmentation"] == 0 and losses["loss_mimic_mse"] > 0
+    assert not any("distill/distillation_to_task" in line for line in found)
+    assert any("distill/logits/student_std" in line or line.keys() > {"step"} for line in found)
+
+
+def test_warnings_name_options(distilling, tmp_path, monkeypatch, caplog):
+    settings = replace(distilling, method="PKD+ACAMKD", student="fcos_resnet18_fpn64", iterations=1)
+    place = {"0/scale": "scales differ: set {standardize} to True, or choose another {method}"}
+    monkeypatch.setattr("acam_kd.core.distillers.ACAMKD.warnings", lambda self: place)
+    monkeypatch.setattr(PKD, "warnings", lambda self: {"0": "see {alpha}, {taps}"})
+    monkeypatch.setattr("acam_kd.tv.training.LOG_PERIOD", 1)
+    train(settings, tmp_path / "run")
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "scales differ: set --set ACAMKD.standardize to True, or choose another --method" in said
+    assert "see --set PKD.alpha, --taps" in said
+    assert not any("DISTILL" in text or "STANDARDIZE" in text for text in said)
+
+
 def test_what_is_complete_is_not_run_again(settings, finished):
     before = (finished / "student.pth").stat().st_mtime_ns
     assert train(settings, finished, resume=True) == json.loads((finished / "result.json").read_text())
     assert (finished / "student.pth").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match="has a run already: give --resume"):
+    with refuses("output", "which has a run already", "a folder without a run", "give {resume} to resume"):
         train(settings, finished)
-    with pytest.raises(ValueError, match="has a run with learning_rate 0.01, not 0.02; choose another --output"):
+    with refuses("learning_rate", "0.02", "0.01, as in the run in ", "choose another {output}"):
         train(replace(settings, learning_rate=0.02), finished, resume=True)
-    with pytest.raises(ValueError, match="has a run with seed 0, not 1"):
+    with refuses("seed", "1", "0, as in the run in "):
         RunFolder(finished).check(replace(settings, seed=1), resume=True)
 
 
@@ -101,7 +206,7 @@ def test_every_method_starts_from_the_same_student(distilling, tmp_path):
     def keep(name):
         def observer(model, step):
             if step == 0:
-                starts[name] = {k: v.clone() for k, v in model.student.state_dict().items()}
+                starts[name] = {k: v.clone() for k, v in model.state_dict().items()}
 
         return observer
 
@@ -121,23 +226,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(distil
         return {"loss_mimic_mse": forward(self, *features)["loss_mimic_mse"] * (float("nan") if self.calls > 2 else 1)}
 
     monkeypatch.setattr(Mimic, "forward", diverge)
-    with pytest.raises(FloatingPointError, match="iteration 2: loss is not finite: loss_mimic_mse = nan"):
+    with pytest.raises(RunError) as error:
         train(settings, tmp_path / "run")
+    assert error.value.where == "iteration 2" and "loss is not finite: loss_mimic_mse = nan" in error.value.what
     state = torch.load(tmp_path / "run/last.ckpt", weights_only=False)["state_dict"]
     assert all(tensor.isfinite().all() for tensor in state.values())
     assert not (tmp_path / "run/result.json").exists()
-    with pytest.raises(ValueError, match="there is no finished run in .*/run: it has no student.json"):
+    with refuses("folder", f"no finished run in {tmp_path}/run", "a folder with student.json and student.pth"):
         read_card(tmp_path / "run")
 
 
 def test_a_broken_gradient_stops_before_the_step(settings, tmp_path, monkeypatch):
     def break_gradient(model, step):
         if step == 0:
-            weight = model.student.backbone.fpn.inner_blocks[0][0].weight
+            weight = model.backbone.fpn.inner_blocks[0][0].weight
             weight.register_hook(lambda grad: grad * float("inf"))
 
-    with pytest.raises(FloatingPointError, match="iteration 0: the gradient is not finite in .*fpn.inner_blocks.0.0.w"):
+    with pytest.raises(RunError, match="gradient is not finite in .*fpn.inner_blocks.0.0.w") as error:
         train(settings, tmp_path / "run", observers=[break_gradient])
+    assert error.value.where == "iteration 0"
 
 
 def test_segmentation_runs_through_the_same_door(settings, tmp_path):
@@ -161,7 +268,7 @@ def test_schedules_fall_to_zero(settings):
 
 
 def test_a_teacher_without_weights_is_refused(settings, tmp_path):
-    with pytest.raises(ValueError, match="teacher fcos_resnet18_fpn has no weights: give the folder"):
+    with refuses("teacher", "fcos_resnet18_fpn without weights", "the folder of a finished run", "{teacher_weights}"):
         train(replace(settings, teacher="fcos_resnet18_fpn", method="Mimic"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -187,30 +294,34 @@ def test_a_folder_as_student_goes_on_from_its_student(settings, finished, tmp_pa
     for name, tensor in student_of(finished).items():
         if name.endswith("weight"):
             torch.testing.assert_close(student_of(tmp_path / "run")[name], tensor)
-    with pytest.raises(ValueError, match="has weights; --student-backbone-weights are for a name"):
+    with refuses("student_backbone_weights", "DEFAULT", f"none: the folder {finished} has weights"):
         train(replace(settings, student_backbone_weights="DEFAULT"), tmp_path / "other")
 
 
 def test_named_weights_know_their_own_classes(settings, tmp_path):
     settings = replace(settings, student="fcos_resnet50_fpn", student_weights="DEFAULT")
-    with pytest.raises(ValueError, match="DEFAULT know 91 classes with the background, the data has 7: start from"):
+    value = "DEFAULT of fcos_resnet50_fpn for 91 classes with the background"
+    with refuses("student_weights", value, "the data's 7", "start from {student_backbone_weights}"):
         train(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_what_lightning_refuses_is_one_line(settings, tmp_path):
-    with pytest.raises(ValueError, match=r"^Lightning: .*\(options: --accelerator, --devices, --precision\)$"):
+    with refuses("accelerator", "", "what Lightning takes", "see {accelerator}, {devices}, {precision}"):
         train(replace(settings, accelerator="tpu"), tmp_path / "run")
-    with pytest.raises(ValueError, match="2 images a device are needed at least"):
+    with refuses("batch_size", "1", "2 images a device at least"):
         train(replace(settings, student="deeplabv3_mobilenet_v3_large", batch_size=1), tmp_path / "run")
 
 
 def test_a_broken_checkpoint_is_said_and_a_folder_that_is_a_file(settings, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/last.ckpt").write_text("half a file")
-    with pytest.raises(ValueError, match="last.ckpt is no checkpoint; without it --resume starts anew"):
+    with pytest.raises(RunError) as error:
         train(settings, tmp_path / "run", resume=True)
-    with pytest.raises(ValueError, match=r"run/last.ckpt cannot be written: .*\(option: --output\)"):
+    assert error.value.render(option) == (
+        f"{tmp_path}/run/last.ckpt: it is no checkpoint; delete it, and --resume starts anew"
+    )
+    with refuses("output", "run/last.ckpt, which cannot be written (", "a folder to write into"):
         train(settings, tmp_path / "run/last.ckpt")
 
 

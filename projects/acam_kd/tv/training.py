@@ -204,6 +204,11 @@ class Training(lightning.LightningModule):
         _update(checkpoint)
         if self._distillation is not None:
             self._distillation.load_state_dict(checkpoint.get("distiller", {}))
+        elif checkpoint.get("distiller"):
+            raise RunError(
+                "the checkpoint has a method's parameters, and this run has no method", "resuming",
+                "resume with the same {method}, or start a new run from the student's weights",
+            )  # fmt: skip
         self.stream.start = checkpoint["global_step"]
         self.seconds = checkpoint["seconds"]
         self._rng = checkpoint["rng"], checkpoint.get("rng_cuda")
