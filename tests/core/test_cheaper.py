@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-from acam_kd.errors import as_options
 from torch import nn
 
 from acam_kd.core import DISTILLER_REGISTRY, FrozenTeacher, ModuleAdapter, Plan, RunError, assemble

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torchvision
-from acam_kd.tv.taps import pyramid
 
 from acam_kd.core import BACKBONE, LOGITS, Plan
 from acam_kd.core.distillers import Mimic
