@@ -223,7 +223,12 @@ def test_anchors_may_be_rounded(tmp_path):
             "like the student's",
         ),
         (["retinanet"], ["retinanet", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[1.0]]"], "other anchors", ""),
-        (["retinanet"], ["retinanet", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.6, 1.0, 2.0]]"], "other anchors", ""),
+        (
+            ["retinanet"],
+            ["retinanet", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.6, 1.0, 2.0]]"],
+            "other anchors",
+            "",
+        ),
         (
             ["faster rcnn"],
             ["faster rcnn", "MODEL.ROI_HEADS.NUM_CLASSES", 5],
