@@ -230,7 +230,7 @@ def _load(model: nn.Module, checkpoint: dict[str, Any], weights: str) -> None:
             raise RuntimeError(f"{len(missing)} tensors are missing in it, as {missing[0]}")
         _distillation(model).load_state_dict(checkpoint["distiller"])
     except RunError as error:
-        raise RunError(error.what, path, error.remedy) from error
+        raise RunError(f"it does not fit the config: {error.what}", path, "name the config of its run") from error
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise RunError(f"it does not fit the config: {reason[:300]}", path, "name the config of its run") from error
