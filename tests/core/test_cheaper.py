@@ -7,12 +7,12 @@ from functools import partial
 
 import pytest
 import torch
-from acam_kd.errors import as_options
 from torch import nn
 
 from acam_kd.core import DISTILLER_REGISTRY, FrozenTeacher
 from acam_kd.core.distillers import ACAMKD
 from acam_kd.core.losses import with_unused
+from acam_kd.errors import as_options
 
 from .test_distillers import READ, maps, specs, targets
 from .test_model import Backbone, Detector, build
