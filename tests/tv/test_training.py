@@ -171,7 +171,6 @@ def test_a_task_loss_of_zero_leaves_valid_json(settings, data, tmp_path, monkeyp
     (losses,) = [line for line in found if "loss" in line]
     assert losses["loss_segmentation"] == 0 and losses["loss_mimic_mse"] > 0
     assert not any("distill/distillation_to_task" in line for line in found)
-    assert any("distill/logits/student_std" in line or line.keys() > {"step"} for line in found)
 
 
 def test_warnings_name_options(distilling, tmp_path, monkeypatch, caplog):
