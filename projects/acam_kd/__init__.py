@@ -107,8 +107,11 @@ def distill(
         ['loss_pkd_pearson']
         >>> student.distillation.remove()
     """
-    from .core.assemble import Plan, assemble
+    from .core.assemble import Plan, assemble, check_models
 
+    check_models(student, teacher)
+    for name, given in (("student_levels", student_levels), ("teacher_levels", teacher_levels)):
+        _check_levels(name, given, paths_only=name == "teacher_levels")
     levels = () if student_levels is None or isinstance(student_levels, Mapping) else tuple(student_levels)
     of_student = _adapter(student, "student", student_levels, example_inputs)
     of_teacher = _adapter(teacher, "teacher", teacher_levels, example_inputs)
@@ -123,6 +126,16 @@ def distill(
     return student
 
 
+def _check_levels(argument: str, levels: Any, *, paths_only: bool) -> None:
+    from .core.errors import ConfigError
+
+    if levels is None or isinstance(levels, Mapping):
+        return
+    if paths_only or isinstance(levels, str):
+        allowed = "level name -> path of a submodule" + ("" if paths_only else ", or a list of levels")
+        raise ConfigError(argument, repr(levels), allowed)
+
+
 def _adapter(model: nn.Module, role: str, levels: Any, example_inputs: Any) -> Adapter:
     """Choose the adapter: by paths if there are any, else the framework's, else that of a module with a backbone."""
     from .core.adapter import ModuleAdapter
@@ -131,7 +144,7 @@ def _adapter(model: nn.Module, role: str, levels: Any, example_inputs: Any) -> A
     if paths is None:
         for framework, engine in ENGINES.items():
             if framework in sys.modules:
-                adapter: Adapter | None = import_module(f"acam_kd.{engine}.adapter").adapt(model)
+                adapter: Adapter | None = import_module(f"acam_kd.{engine}.adapter").adapt(model, example_inputs)
                 if adapter is not None:
                     return adapter
     return ModuleAdapter(model, paths, example_inputs=example_inputs, role=role)
@@ -139,10 +152,14 @@ def _adapter(model: nn.Module, role: str, levels: Any, example_inputs: Any) -> A
 
 def _methods(method: str | Distiller, options: dict[str, Any]) -> Any:
     """Return method name -> its hyper-parameters; a ready method stays as it is."""
+    from .core.distiller import Distiller
     from .core.errors import ConfigError
     from .core.methods import read_methods
 
     if not isinstance(method, str):
+        if not isinstance(method, Distiller):
+            found = method.__name__ if isinstance(method, type) else repr(method)
+            raise ConfigError("method", found, "a name, as 'PKD+KD', or an instance of Distiller")
         if options:
             raise ConfigError("options", ", ".join(options), "none with a ready method", "give them to its constructor")
         return method
@@ -152,6 +169,8 @@ def _methods(method: str | Distiller, options: dict[str, Any]) -> Any:
     by_method: dict[str, Any] = {names[0]: options}
     if "options" in options or len(names) > 1:
         by_method = options.pop("options", {})
+        if not isinstance(by_method, Mapping):
+            raise ConfigError("options", repr(by_method), "method -> its hyper-parameters")
         if options:
             hint = f"write options={{'{names[0]}': {{...}}}}"
             raise ConfigError("options", ", ".join(options), "hyper-parameters by method", hint)

@@ -22,7 +22,7 @@ __all__ = ["Adapter", "ModuleAdapter"]
 
 
 class Adapter:
-    """What the assembly asks of one model; every engine has a subclass.
+    """The answers that the assembly needs from one model; every engine has a subclass.
 
     Args:
         model: the model.
@@ -33,13 +33,15 @@ class Adapter:
     annotations: tuple[str, ...] = ("boxes", "labels")
     """The annotations that its training inputs may have."""
     pixels: Pixels | None = None
-    """How it normalises its images; None if that is unknown."""
+    """Mean, standard deviation and order of its channels; None if they are unknown."""
     class_names: Sequence[str] = ()
     """The classes that it predicts, without the background; empty if they are unknown."""
     box_dimension = 4
     """Numbers of a box: 5 if boxes are rotated."""
     distillation: type[Distillation] = Distillation
     """The engine's own class of an attached distillation."""
+    named = False
+    """Its levels were named by the user, one by one."""
     background = True
     """A softmax over classes has one more for the background, without a name."""
 
@@ -132,13 +134,13 @@ class Path:
 class Paths:
     """Runs a network once and returns the maps of its tapped submodules."""
 
-    def __init__(self, parts: Sequence[Path]) -> None:
-        self.parts = list(parts)
+    def __init__(self, parts: Sequence[Path], role: str = "student") -> None:
+        self.parts, self.role = list(parts), role
 
     def __call__(self, network: nn.Module, batch: Tensor) -> Features:
         """Return the maps for a batch."""
         features: dict[str, Tensor] = {}
-        taps = [(ModuleTap(network.get_submodule(part.path), part.path), part) for part in self.parts]
+        taps = [(ModuleTap(network.get_submodule(part.path), part.path, self.role), part) for part in self.parts]
         try:
             for tap, _ in taps:
                 tap.arm()
@@ -149,11 +151,6 @@ class Paths:
             for tap, _ in taps:
                 tap.remove()
         return features
-
-
-def backbone_features(network: nn.Module, batch: Tensor) -> Features:
-    """Return what the backbone of a whole model makes of a batch."""
-    return network.backbone(batch)  # type: ignore[operator, no-any-return]
 
 
 class ModuleAdapter(Adapter):
@@ -167,6 +164,7 @@ class ModuleAdapter(Adapter):
         example_inputs: a batch, or the arguments of the model, by which channels and strides are measured; noise of
             1 x 3 x 224 x 224 if left out.
         role: ``"student"`` or ``"teacher"``, for messages.
+        named: the user has named the levels, so that those of one name belong together.
 
     Raises:
         ConfigError: a path does not exist, or gives no map, or the example does not fit the model.
@@ -179,9 +177,10 @@ class ModuleAdapter(Adapter):
         *,
         example_inputs: Any = None,
         role: str = "student",
+        named: bool = True,
     ) -> None:
         super().__init__(model)
-        self.role = role
+        self.role, self.named = role, bool(levels) and named
         self._example = example_inputs
         self._shapes: dict[str, FeatureSpec] = {}
         self._parts = self._measured_parts(levels) if levels else []
@@ -203,7 +202,7 @@ class ModuleAdapter(Adapter):
     def network(self, taps: Sequence[str]) -> tuple[nn.Module, Extract]:
         """Return the model, or its backbone alone."""
         if self._parts:
-            return self.model, Paths([p for p in self._parts if self._shapes[p.level].tap in taps])
+            return self.model, Paths([p for p in self._parts if self._shapes[p.level].tap in taps], self.role)
         return self.model.backbone, call  # type: ignore[return-value]
 
     def reader(self, taps: Sequence[str]) -> Reader:
@@ -247,7 +246,11 @@ class ModuleAdapter(Adapter):
         try:
             return tap.read().output
         except ConfigError as error:
-            runs = "runs more than once" if tap.called else "does not run"
+            if tap.times == 1:  # and its output was changed in place
+                raise ConfigError(
+                    f"{self.role}_levels", f"{level}: {error.value}", error.allowed, error.hint
+                ) from error
+            runs = "runs more than once" if tap.times else "does not run"
             raise ConfigError(
                 f"{self.role}_levels", f"{level}: {tap.name}, which {runs} on the example", "one call",
                 "name a submodule that the model calls once",

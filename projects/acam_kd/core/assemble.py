@@ -21,14 +21,14 @@ from .methods import build_distiller, check_taps_used, choose_taps
 from .targets import Targets
 from .teacher import FrozenTeacher, PixelTransform
 
-__all__ = ["INHERIT", "Plan", "assemble"]
+__all__ = ["INHERIT", "Plan", "assemble", "check_models"]
 
 INHERIT = ("auto", "always", "never")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of a distillation.
+    """The request for a distillation.
 
     Args:
         methods: name -> arguments of its constructor, or a ready ``Distiller``; empty for inheritance alone.
@@ -75,14 +75,18 @@ def assemble(
         ConfigError: student, teacher and plan do not fit each other.
     """
     _check_plan(student, teacher, plan)
-    if teacher is not None:
-        _inherit(student, teacher, plan.inherit, kind.logger)
-    if teacher is None or not plan.methods:
+    if teacher is None or plan.methods == {}:
+        if teacher is not None:
+            _inherit(student, teacher, plan.inherit, kind.logger)
         return None
     names = list(plan.methods) if isinstance(plan.methods, Mapping) else []
     taps = _taps(student, teacher, plan, names)
     shapes = _shapes(student, teacher, taps)
+    if student.named and teacher.named:
+        _check_names(shapes)
     pairs = _pairs(plan, shapes, kind.logger)
+    if teacher.named and (unused := [t for t in shapes["teacher"] if t not in pairs.values()]):
+        kind.logger.warning("no level of the student is paired with %s of the teacher", ", ".join(unused))
     shapes = {
         "student": {s: shapes["student"][s] for s in pairs},
         "teacher": {t: shapes["teacher"][t] for t in pairs.values()},
@@ -100,7 +104,8 @@ def assemble(
     frozen = FrozenTeacher(network, pixels, extract, precision=plan.teacher_precision, compiled=plan.teacher_compile)
     like = next(student.model.parameters(), None)
     if like is not None:
-        method.to(like.device)
+        method.to(like.device, like.dtype if like.is_floating_point() else None)
+    _inherit(student, teacher, plan.inherit, kind.logger)  # last: what was refused has changed nothing
     reader = student.reader(taps)
     built = kind(
         student=student.model,
@@ -128,24 +133,18 @@ def _title(plan: Plan) -> str:
 def _check_plan(student: Adapter, teacher: Adapter | None, plan: Plan) -> None:
     if plan.inherit not in INHERIT:
         raise ConfigError("inherit", plan.inherit, f"one of {', '.join(INHERIT)}")
-    if plan.period < 1:
-        raise ConfigError("period", plan.period, ">= 1")
+    if not isinstance(plan.period, int) or isinstance(plan.period, bool) or plan.period < 1:
+        raise ConfigError("period", plan.period, "a whole number >= 1")
     unknown = [tap for tap in plan.taps if tap not in TAPS]
     if unknown or isinstance(plan.taps, str):
         raise ConfigError(
             "taps", plan.taps if isinstance(plan.taps, str) else unknown[0], f"a list of {', '.join(TAPS)}"
         )
-    if teacher is None and (plan.methods or plan.inherit == "always"):
+    if teacher is None and (plan.methods != {} or plan.inherit == "always"):
         raise ConfigError("teacher", "none", "a model to learn from", "or no {method} and {inherit} 'never'")
     model = student.model
-    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise ConfigError("student", type(model).__name__, "an nn.Module in Python", "attach before scripting")
-    for wrapper in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "OptimizedModule"):
-        if any(cls.__name__ == wrapper for cls in type(model).__mro__):
-            raise ConfigError("student", wrapper, "the model inside of it", "attach the distillation, then wrap")
-    if teacher is not None and teacher.model is model:
-        raise ConfigError("teacher", "the student itself", "another model, as copy.deepcopy(student)")
-    if not plan.methods:
+    check_models(model, model if teacher is None else teacher.model, alone=teacher is None)
+    if plan.methods == {}:
         return
     if isinstance(getattr(model, NAME, None), Distillation):
         raise ConfigError(
@@ -154,6 +153,33 @@ def _check_plan(student: Adapter, teacher: Adapter | None, plan: Plan) -> None:
         )  # fmt: skip
     if hasattr(model, NAME):
         raise ConfigError("student", f"an attribute {NAME} of its own", "none", "rename it: that name is needed")
+
+
+def check_models(student: Any, teacher: Any, *, alone: bool = False) -> None:
+    """Raise ConfigError for a student or a teacher that cannot be one.
+
+    Args:
+        student, teacher: the two models.
+        alone: there is no teacher.
+    """
+    for role, model in (("student", student), ("teacher", teacher)):
+        if not isinstance(model, nn.Module):
+            raise ConfigError(role, type(model).__name__, "an nn.Module", "build it first, and load its weights")
+    if isinstance(student, torch.jit.ScriptModule):
+        raise ConfigError("student", type(student).__name__, "an nn.Module in Python", "attach before scripting")
+    for wrapper in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "OptimizedModule"):
+        if any(cls.__name__ == wrapper for cls in type(student).__mro__):
+            raise ConfigError("student", wrapper, "the model inside of it", "attach the distillation, then wrap")
+    if alone:
+        return
+    if teacher is student:
+        raise ConfigError("teacher", "the student itself", "another model, as copy.deepcopy(student)")
+    trained = {id(p) for p in student.parameters() if p.requires_grad}
+    if any(id(p) in trained for p in teacher.parameters()):
+        raise ConfigError(
+            "teacher", "parameters that the student trains", "a model with parameters of its own",
+            "copy.deepcopy what the two share",
+        )  # fmt: skip
 
 
 def _inherit(student: Adapter, teacher: Adapter, how: str, logger: logging.Logger) -> None:
@@ -194,6 +220,17 @@ def _shapes(student: Adapter, teacher: Adapter, taps: Sequence[str]) -> dict[str
         raise ConfigError(
             "teacher", f"a failure on {side} x {side} pixels: {reason}", "one that takes the student's images"
         ) from error
+
+
+def _check_names(shapes: Mapping[str, Pyramid]) -> None:
+    """Raise ConfigError for levels that both sides call by one name and that have different strides."""
+    for name, spec in shapes["student"].items():
+        other = shapes["teacher"].get(name, spec)
+        if other.stride != spec.stride:
+            raise ConfigError(
+                "teacher_levels", f"{name} of stride {other.stride}", f"the student's stride, {spec.stride}",
+                "choose parts of one stride, or give them different names",
+            )  # fmt: skip
 
 
 def _pairs(plan: Plan, shapes: Mapping[str, Pyramid], logger: logging.Logger) -> dict[str, str]:

@@ -154,12 +154,13 @@ class OptimizerWatch:
 
     def _look(self, optimizer: torch.optim.Optimizer) -> None:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self.trained = self.trained or bool(held & self._method)
+        self._method -= held
+        self.trained = not self._method
         self.steps += bool(held & self._student)
 
     @property
     def forgotten(self) -> bool:
-        """Two steps have trained the student, and no optimizer holds the method's parameters."""
+        """Two steps have trained the student, and parameters of the method are in no optimizer."""
         return not self.trained and self.steps >= 2
 
     def remove(self) -> None:

@@ -66,6 +66,9 @@ class Distillation(nn.Module):
     _losses: dict[str, Tensor]
     _finite: dict[str, Tensor]
     _ratio: Tensor | None
+    _waiting: bool
+    _active_before: bool
+    _recomputed: tuple[dict[str, Tensor], bool] | None
 
     def __init__(
         self,
@@ -90,7 +93,6 @@ class Distillation(nn.Module):
         self._iteration, self._counting = -1, True
         self._warned: set[str] = set()
         self._taken: tuple[int, ...] | None = None  # by the teacher: channels and sides of a batch
-        self._seen_losses = False
         self._watch: OptimizerWatch | None = None
         self._forget_step()
         self._attach(student)
@@ -137,11 +139,20 @@ class Distillation(nn.Module):
             self._reader.pause(True)
             return
         self._reader.disarm()
-        self._active = student.training and torch.is_grad_enabled()
+        recomputed = torch._C._current_graph_task_id() != -1  # type: ignore[attr-defined]  # a checkpoint, in backward
+        if recomputed and not self._active_before:
+            raise ConfigError(
+                "student", "a checkpoint with use_reentrant=True around it", "use_reentrant=False",
+                "the first forward had no gradient, so it was not distilled",
+            )  # fmt: skip
+        self._active = self._active_before = student.training and torch.is_grad_enabled()
         if not self._active:
             return
-        self._check_read()
-        self._begin()
+        if not recomputed:
+            self._check_read()
+            self._check_hooks(student)
+            self._begin()
+        self._recomputed = (self._losses, self._waiting) if recomputed else None
         self._losses, self._finite, self._ratio = {}, {}, None
         if self.distils:
             self._reader.arm()
@@ -149,6 +160,7 @@ class Distillation(nn.Module):
     @leave_to_python
     def _after(self, student: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if not self._calls.end():
+            self._check_hooks(student)
             self._reader.pause(not (self._active and self.distils))
             return None
         active, self._active = self._active, False
@@ -164,8 +176,20 @@ class Distillation(nn.Module):
         finally:
             self._reader.disarm()
         merged = self._merged(output, losses)
+        if self._recomputed is not None:
+            (self._losses, self._waiting), self._recomputed = self._recomputed, None
+            return merged
         self._end(args, kwargs, output if merged is None else merged)
         return merged
+
+    def _check_hooks(self, student: nn.Module) -> None:
+        """Notice hooks that others took off the student: it would learn from nobody, in silence."""
+        before, after = self._handles
+        if before.id not in student._forward_pre_hooks or after.id not in student._forward_hooks:
+            raise RunError(
+                "the distillation's hooks were taken off the student", type(student).__name__,
+                "call student.distillation.remove(), and attach again",
+            )  # fmt: skip
 
     def _begin(self) -> None:
         """Count the step; an engine that keeps the iteration itself sets it here."""
@@ -188,7 +212,7 @@ class Distillation(nn.Module):
         with restore_autocast(step.call):
             regions = () if step.predictions is None else (step.predictions.regions,)
             of_teacher = self._asked(step.batch, *regions)
-            student, teacher = paired(step.features, of_teacher, self.levels, cast=bool(self.teacher.precision))
+            student, teacher = paired(step.features, of_teacher, self.levels, cast=self._casts(step.call.autocast[2]))
             check_pair(student, teacher, self.levels, self.shapes)
             if frozen := frozen_levels(student, self.method):
                 self._warn(
@@ -200,6 +224,8 @@ class Distillation(nn.Module):
                 self._finite = {s: x.isfinite().all() for s, x in teacher.items()}
             needed = self._read_targets if self.method.needs else None
             targets = Targets() if needed is None else needed(*args, **kwargs)
+            if not isinstance(targets, Targets):
+                raise ConfigError("targets", f"a function that returns {type(targets).__name__}", "acam_kd.Targets")
             targets = sized_targets(targets, student, step.predictions)
             check_targets(self.method, targets, self.shapes["student"])
             handles = (
@@ -211,7 +237,15 @@ class Distillation(nn.Module):
                 for handle in handles:
                     handle.remove()
             self._warned.add("gradients")
+        for name, loss in losses.items():
+            if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
+                shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+                raise ConfigError("method", f"{name}: {shape}", "losses that are 0-d floating-point tensors")
         return losses
+
+    def _casts(self, autocast: bool) -> bool:
+        """Say whether the teacher's features get the student's type: autocast looks after that itself."""
+        return bool(self.teacher.precision) or not autocast
 
     def _asked(self, batch: Tensor, *regions: Any) -> Features:
         """Ask the teacher, and name the batch if the teacher cannot take it."""
@@ -261,15 +295,17 @@ class Distillation(nn.Module):
 
         They have a graph, to be added to one's own loss, where the student's output could not carry them.
         """
-        self._waiting, self._seen_losses = False, True
+        self._waiting = False
         return dict(self._losses)
 
     def _check_read(self) -> None:
-        if self._waiting and not self._seen_losses:
+        if self._waiting:
+            self._waiting = False  # said once a step
             raise ConfigError(
                 "student", "an output that cannot carry the losses of the last step, which nobody used",
                 "a dict of losses, or a training loop that adds them",
-                "write: loss = criterion(student(images), labels) + sum(student.distillation.losses.values())",
+                "after every forward write: loss = criterion(student(images), labels) + "
+                "sum(student.distillation.losses.values())",
             )  # fmt: skip
 
     # Steps.
@@ -285,7 +321,7 @@ class Distillation(nn.Module):
 
     @property
     def distils(self) -> bool:
-        """Whether the current step is distilled."""
+        """The current step is distilled."""
         return self.iteration % self.period == 0
 
     def last_of(self, iterations: int) -> bool:
@@ -344,7 +380,7 @@ class Distillation(nn.Module):
         with evaluating(self._student):
             features = extract(network, batch)
             levels = {s: t for s, t in self.levels.items() if s in features}
-            student, teacher = paired(features, self.teacher(batch), levels, cast=bool(self.teacher.precision))
+            student, teacher = paired(features, self.teacher(batch), levels, cast=self._casts(False))
             for part in self.method.parts():
                 if not part.needs and all(level in student for level in part.levels):
                     part(student, teacher)
@@ -371,7 +407,8 @@ class Distillation(nn.Module):
         terms = non_finite(losses_of(losses))
         if terms:
             places = [name for name, value in self.metrics().items() if not math.isfinite(value)]
-            where = f" (not finite there: {', '.join(places)})" if places else ""
+            places = [*dict.fromkeys(place.rpartition("/")[0] or place for place in places)]
+            where = f" (measured not finite at {', '.join(places)})" if places else ""
             raise RunError(
                 f"loss is not finite: {', '.join(terms)}{where}", when, "lower the learning rate or the method's weight"
             )
@@ -421,12 +458,13 @@ class Distillation(nn.Module):
 
     def _forget_step(self) -> None:
         self._calls = Calls()
-        self._active, self._waiting = False, False
+        self._active, self._active_before, self._waiting = False, True, False
+        self._recomputed = None
         self._losses, self._finite, self._ratio = {}, {}, None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave tensors of a step out of copies and pickles, which look at optimizers of their own."""
-        forgotten: dict[str, Any] = {"_active": False, "_waiting": False, "_watch": None}
+        forgotten: dict[str, Any] = {"_active": False, "_waiting": False, "_watch": None, "_recomputed": None}
         return {**self.__dict__, **forgotten, "_losses": {}, "_finite": {}, "_ratio": None}
 
 

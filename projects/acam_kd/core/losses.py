@@ -225,7 +225,7 @@ def mask_diversity_loss(masks: Tensor) -> Tensor:
 def losses_of(output: Any) -> dict[str, Tensor]:
     """Return the named 0-d losses in what a model returned in training; empty if it returned something else."""
     if isinstance(output, Tensor):
-        return {"loss": output} if output.dim() == 0 else {}
+        return {"loss": output} if output.dim() == 0 and output.is_floating_point() else {}
     first = output[0] if isinstance(output, tuple) and output else output
     if not isinstance(first, Mapping) or not all(isinstance(x, Tensor) and x.dim() == 0 for x in first.values()):
         return {}

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .class_head import Predictions
+from .errors import ConfigError
 from .features import CLASSES, LOGITS, Features
 from .targets import Targets
 
@@ -67,6 +68,12 @@ def _labels_at(labels: Tensor, logits: Tensor) -> Tensor:
     Where a head is scaled up with corners aligned, as Detectron2's are here, its outermost positions lie on the border
     itself: up to half a cell from there.
     """
+    if labels.dim() == 1:  # one for each image
+        labels = labels[:, None, None]
+    if labels.dim() != 3 or len(labels) != len(logits):
+        raise ConfigError(
+            "targets", f"labels {tuple(labels.shape)} for logits {tuple(logits.shape)}", "(N, H, W) or (N,)"
+        )
     if labels.shape[1:] == logits.shape[2:]:
         return labels
     return F.interpolate(labels[:, None].float(), logits.shape[2:], mode="nearest-exact")[:, 0].long()

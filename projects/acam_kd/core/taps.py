@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,6 +30,7 @@ class Call:
         output: what it returned.
         autocast: device type, data type and whether autocast was on inside of it.
         grad: whether gradients were recorded inside of it.
+        versions: of the tensors in the output: each operation in place counts one up.
     """
 
     args: tuple[Any, ...]
@@ -37,6 +38,12 @@ class Call:
     output: Any
     autocast: tuple[str, torch.dtype, bool]
     grad: bool
+    versions: tuple[int, ...] = ()
+
+    @property
+    def changed(self) -> bool:
+        """The output was changed in place afterwards."""
+        return self.versions != _versions(self.output)
 
     @property
     def first(self) -> Any:
@@ -49,10 +56,11 @@ class Tap:
 
     Args:
         name: the part's, for messages.
+        role: whose part it is, for messages.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, role: str = "student") -> None:
+        self.name, self.role = name, role
         self.armed = False
         self._last: Call | None = None
         self._times = 0
@@ -70,12 +78,19 @@ class Tap:
         device = next((x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), "cpu")
         device = device if torch.amp.is_autocast_available(device) else "cpu"
         autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-        self._last, self._times = Call(args, kwargs, output, autocast, torch.is_grad_enabled()), self._times + 1
+        versions = _versions(output)
+        self._last = Call(args, kwargs, output, autocast, torch.is_grad_enabled(), versions)
+        self._times += 1
 
     @property
-    def called(self) -> bool:
-        """Whether the part ran since the tap was armed."""
-        return self._times > 0
+    def times(self) -> int:
+        """Calls since the tap was armed."""
+        return self._times
+
+    @property
+    def stays(self) -> bool:
+        """The part ran since the tap was armed, and nothing changed its output in place afterwards."""
+        return self._last is not None and not self._last.changed
 
     def read(self, *, last: bool = False) -> Call:
         """Return the call of this step.
@@ -88,12 +103,17 @@ class Tap:
         """
         if self._last is None or (self._times != 1 and not last):
             raise ConfigError(
-                "student",
+                self.role,
                 f"{self._times} calls of {self.name} in one training step",
                 "one call",
                 "its output is distilled, so the student has to call it as a module, once"
                 + ("" if self._times else f"; a {self.name} that was replaced after attaching is not seen"),
             )
+        if self._last.changed:
+            raise ConfigError(
+                self.role, f"an output of {self.name} that was changed in place afterwards", "one that stays",
+                "tap the part that changes it, as an activation with inplace=True, or set inplace=False there",
+            )  # fmt: skip
         return self._last
 
     def remove(self) -> None:
@@ -110,11 +130,11 @@ class ModuleTap(Tap):
 
     Args:
         module: the part.
-        name: see ``Tap``.
+        name, role: see ``Tap``.
     """
 
-    def __init__(self, module: nn.Module, name: str) -> None:
-        super().__init__(name)
+    def __init__(self, module: nn.Module, name: str, role: str = "student") -> None:
+        super().__init__(name, role)
         self._handle = module.register_forward_hook(self._hook, with_kwargs=True)
 
     @leave_to_python
@@ -167,3 +187,10 @@ def restore_autocast(call: Call) -> torch.autocast:
     """Return a context with autocast as it was inside of a tapped part, which a decorated ``forward`` may have set."""
     device, dtype, enabled = call.autocast
     return torch.autocast(device, dtype=dtype, enabled=enabled)
+
+
+def _versions(output: Any) -> tuple[int, ...]:
+    values = (
+        output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else [output]
+    )
+    return tuple(x._version for x in values if isinstance(x, Tensor) and not x.is_inference())

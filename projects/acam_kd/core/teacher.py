@@ -44,7 +44,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Pixels:
-    """How a model normalises its images.
+    """The normalisation of a model's images.
 
     Args:
         mean, std: per channel, in the model's channel order.
@@ -112,6 +112,10 @@ class PixelTransform(nn.Module):
         return batch * self.scale + self.shift
 
 
+def _tensors(part: nn.Module | None) -> Iterator[Tensor]:
+    return iter(()) if part is None else chain(part.parameters(), part.buffers())
+
+
 class FrozenTeacher:
     """The teacher's feature extractor: it runs in evaluation mode, without gradients, and is never saved.
 
@@ -120,7 +124,7 @@ class FrozenTeacher:
     checkpoint, and make ImageNet weights fail to load, because two of its keys would match each of theirs.
 
     No flag of the network is written: each call sets evaluation mode and restores it, so two students may share one
-    teacher. Copies of a student share it too; the network moves to the device of the batch.
+    teacher. Copies of a student share it too; the network moves to the device of the batch, and keeps its data type.
 
     Args:
         network: its backbone, or as much of it as ``extract`` needs.
@@ -158,22 +162,26 @@ class FrozenTeacher:
         Raises:
             ConfigError: it cannot be compiled here.
         """
-        self._follow(batch)
+        dtype = self._follow(batch.device)
         if self.pixels is not None:
             batch = self.pixels(batch)
         with self._autocast(batch.device.type), evaluating(self.network):
+            if batch.is_floating_point() and not torch.is_autocast_enabled(batch.device.type):
+                batch = batch.to(dtype)
             if not self.compiled:
                 return self.extract(self.network, batch, *regions)
             return self._extract_compiled(batch, *regions)
 
-    def _follow(self, batch: Tensor) -> None:
-        """Move to the device of the batch, and to its type, if that is no half one of autocast."""
-        dtype = batch.dtype if batch.dtype in (torch.float32, torch.float64) else None
-        parts = [self.network] if self.pixels is None else [self.network, self.pixels]
-        for part in parts:
-            first = next((x for x in chain(part.parameters(), part.buffers()) if x.is_floating_point()), None)
-            if first is not None and (first.device != batch.device or first.dtype != (dtype or first.dtype)):
-                part.to(batch.device, dtype)
+    def _follow(self, device: torch.device) -> torch.dtype | None:
+        """Move to the device of the batch, and return the network's own data type, which stays."""
+        dtype = None
+        for part in [self.pixels, self.network]:
+            first = next((x for x in _tensors(part) if x.is_floating_point()), None)
+            if first is not None and part is not None:
+                dtype = first.dtype
+                if first.device != device:
+                    part.to(device)
+        return dtype
 
     def _autocast(self, device: str) -> AbstractContextManager[Any]:
         if not self.precision:

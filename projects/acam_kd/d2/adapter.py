@@ -35,8 +35,8 @@ from .distillation import D2Distillation
 __all__ = ["D2Adapter", "adapt", "backbone_and_logits", "backbone_of", "logits_module", "pyramid"]
 
 
-def adapt(model: nn.Module) -> D2Adapter | None:
-    """Return the adapter of a Detectron2 model; None for any other module."""
+def adapt(model: nn.Module, example_inputs: Any = None) -> D2Adapter | None:
+    """Return the adapter of a Detectron2 model, which says its shapes itself; None for any other module."""
     return D2Adapter(model) if isinstance(getattr(model, "backbone", None), Backbone) else None
 
 

@@ -1,4 +1,4 @@
-"""What a trainer needs so that a killed run resumes whole and a broken one leaves a good checkpoint."""
+"""Checkpoints with the method in them, and a guard that keeps bad gradients out of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
-from ..core import ConfigError, Distillation, clip_gradients
+from ..core import ConfigError, Distillation, RunError, clip_gradients
 
 __all__ = ["checkpoint_distiller", "guard_gradients"]
 
@@ -49,6 +49,9 @@ def checkpoint_distiller(trainer: Any) -> None:
         # First, so that a checkpoint of another method says so before its optimizer does.
         others = checkpointer.checkpointables
         checkpointer.checkpointables = {"distiller": others.pop("distiller"), **others}
+    for name in ("trainer", "optimizer"):
+        if name in checkpointer.checkpointables:
+            checkpointer.checkpointables[name] = _Explained(checkpointer.checkpointables[name])
     if next(model.parameters()).device.type == "cpu":
         torch.jit.set_fusion_strategy([("STATIC", 0), ("DYNAMIC", 0)])
     if isinstance(model, DenseDetector):
@@ -67,6 +70,25 @@ def _check_optimizer(optimizer: Any, distillation: Distillation) -> None:
             "they would stay at their random start: build it from model.parameters(), or add "
             "model.distillation.parameters()",
         )  # fmt: skip
+
+
+class _Explained:
+    """A trainer or an optimizer that says in one line that a checkpoint is of a run with other parameters."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def state_dict(self) -> Any:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        try:
+            self.inner.load_state_dict(state)
+        except ValueError as error:
+            raise RunError(
+                f"the checkpoint is of a run with other parameters: {error}", "resuming",
+                "resume with the same {method} and options, or start a new run from the student's weights",
+            ) from error  # fmt: skip
 
 
 class _LossNormalizer:

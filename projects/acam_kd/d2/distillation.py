@@ -55,7 +55,7 @@ class D2Distillation(Distillation):
             return
         if self._new and self.iteration > 0:
             logger.warning(
-                "training goes on at iteration %d with a NEW distiller: the checkpoint has none, or it was not loaded. "
+                "training resumes at iteration %d with a NEW distiller: the checkpoint has none, or it was not loaded. "
                 "These lines keep it:\n%s", self.iteration, LINES.strip("\n"),
             )  # fmt: skip
         self._new = False

@@ -24,6 +24,15 @@ logger = logging.getLogger("detectron2.acam_kd")
 class _OldUses(type):
     """Says in one line what to write instead of the uses that 0.1 had for the class."""
 
+    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> Any:
+        """Refuse subclasses: there is nothing to override."""
+        if bases:
+            raise ConfigError(
+                META_ARCHITECTURE, f"the subclass {name}", "a subclass of Distiller, or of Distillation",
+                "build_model returns the student itself; see docs/migration.md",
+            )  # fmt: skip
+        return super().__new__(mcs, name, bases, namespace)
+
     def __instancecheck__(cls, instance: Any) -> bool:
         raise ConfigError(
             "DistillationMetaArch", "isinstance", "a look at the student",

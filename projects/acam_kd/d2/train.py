@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from ..core.errors import ConfigError, RunError, one_line_errors
+from ..core.errors import RunError, one_line_errors
 from .checkpoint import checkpoint_distiller, guard_gradients
 from .config import add_distillation_config, check_student, exported_student_config, merge, student_config
 from .datasets import add_dataset_options, check_datasets, register_datasets
@@ -44,20 +44,12 @@ class Trainer(DefaultTrainer):
         """Resume from the last checkpoint, or load MODEL.WEIGHTS.
 
         Raises:
-            RunError: the last checkpoint is gone, or belongs to a run of other settings.
+            RunError: the last checkpoint is gone, or belongs to a run of other parameters.
         """
         last = self.checkpointer.get_checkpoint_file() if resume and self.checkpointer.has_checkpoint() else ""
         if last and not os.path.isfile(last):
             raise RunError("the checkpoint that last_checkpoint names is gone", last, "name another one in that file")
-        try:
-            return super().resume_or_load(resume=resume)
-        except ValueError as error:  # of the optimizer
-            if not last or isinstance(error, ConfigError):
-                raise
-            raise RunError(
-                f"it is of a run with other parameters: {error}", last,
-                "resume with the same {method} and options, or choose another OUTPUT_DIR",
-            ) from error  # fmt: skip
+        return super().resume_or_load(resume=resume)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

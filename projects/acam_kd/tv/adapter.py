@@ -19,6 +19,7 @@ from ..core import (
     IGNORED,
     LOGITS,
     Adapter,
+    ConfigError,
     FeatureSpec,
     ModuleAdapter,
     ModuleTap,
@@ -42,14 +43,19 @@ DETECTORS = (FasterRCNN, RetinaNet, FCOS, SSD)
 NETWORKS = (_SimpleSegmentationModel, LRASPP)
 
 
-def adapt(model: nn.Module) -> Adapter | None:
-    """Return the adapter of a torchvision model; None for any other module."""
+def adapt(model: nn.Module, example_inputs: Any = None) -> Adapter | None:
+    """Return the adapter of a torchvision model; None for any other module.
+
+    Args:
+        model: a detector, a segmentation model or a classifier.
+        example_inputs: a batch by which a classifier is measured; the others are measured on an empty image.
+    """
     if isinstance(model, DETECTORS):
         return DetectorAdapter(model)
     if isinstance(model, (Segmentor, *NETWORKS)):
         return SegmentorAdapter(model)
     if type(model).__module__.startswith("torchvision.models.") and type(model).__module__.count(".") == 2:
-        return ModuleAdapter(model, _stages(model))
+        return ModuleAdapter(model, _stages(model, example_inputs), example_inputs=example_inputs, named=False)
     return None
 
 
@@ -63,7 +69,7 @@ class _Adapter(Adapter):
         """Return level -> channels and stride."""
         like = next(network.parameters())
         with evaluating(network):  # DeepLabV3 normalises over the batch, which one image is none of
-            features = extract(network, torch.zeros(1, 3, side, side, device=like.device))
+            features = extract(network, torch.zeros(1, 3, side, side, device=like.device, dtype=like.dtype))
         return {name: (x.shape[1], round(side / x.shape[-1])) for name, x in features.items()}
 
 
@@ -215,7 +221,7 @@ def backbone_and_logits(model: nn.Module, batch: Tensor) -> Features:
 
 
 @torch.no_grad()
-def _stages(model: nn.Module) -> dict[str, str]:
+def _stages(model: nn.Module, example: Any) -> dict[str, str]:
     """Return ``c2``, ``c3``, ... -> the last part of stride 4, 8, ..., and ``logits`` -> the last layer.
 
     Parts are its children, or those of ``features``.
@@ -226,16 +232,24 @@ def _stages(model: nn.Module) -> dict[str, str]:
     linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
     taps = {path: ModuleTap(part, path) for path, part in parts.items()}
     like = next(model.parameters())
+    if not isinstance(example, Tensor):
+        example = torch.zeros(1, 3, 224, 224, device=like.device, dtype=like.dtype)
     levels: dict[str, str] = {}
     try:
         for tap in taps.values():
             tap.arm()
         with evaluating(model):
-            model(torch.zeros(1, 3, 224, 224, device=like.device))
+            model(example)
         for path, tap in taps.items():
-            output = tap.read(last=True).output if tap.called else None
-            if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] == output.shape[3] > 1:
-                levels[f"c{(224 // output.shape[2]).bit_length() - 1}"] = path
+            output = tap.read(last=True).output if tap.stays else None
+            if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] > 1:
+                levels[f"c{(example.shape[2] // output.shape[2]).bit_length() - 1}"] = path
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            "example_inputs", f"{tuple(example.shape)}, on which a {type(model).__name__} fails: {reason[:160]}",
+            "a batch that it takes",
+        ) from error  # fmt: skip
     finally:
         for tap in taps.values():
             tap.remove()
