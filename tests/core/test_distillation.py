@@ -28,12 +28,15 @@ from acam_kd.core import (
     Targets,
     assemble,
 )
-from acam_kd.core.adapter import backbone_features
 from acam_kd.core.distillers import ACAMKD, KD, Mimic
 from acam_kd.core.methods import SeveralMethods
 from acam_kd.core.reader import as_mapping
 
 from .detectors import P3, Detector, build, refused
+
+
+def backbone_features(network, batch):
+    return network.backbone(batch)
 
 
 @pytest.fixture
