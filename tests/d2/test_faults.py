@@ -72,7 +72,7 @@ def test_f1_layer_wise_learning_rates_are_the_plain_models(build, rcnn):
     assert own == plain and {distilled[name] for name in distilled.keys() - own.keys()} == {1.0}
 
 
-def with_channels(number, *opts, base=FASTER):
+def with_channels(number, *opts):
     """Statistics of so many channels."""
     return ["MODEL.PIXEL_MEAN", str([0.0] * number), "MODEL.PIXEL_STD", str([1.0] * number), *opts]
 

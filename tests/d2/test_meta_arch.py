@@ -129,6 +129,22 @@ def test_it_is_the_student(retinanet, retinanet_teacher):
     assert set(pickle.loads(pickle.dumps(model)).state_dict()) == set(model.state_dict())
 
 
+@pytest.mark.parametrize("method", ["ACAMKD", "KD"])
+def test_the_teacher_is_left_as_it_is(method, rcnn, rcnn_teacher, storage):
+    """It gets no gradient, its statistics stay, and no flag or mode of it is written."""
+    model = build_model(distillation_config(rcnn, rcnn_teacher, "DISTILL.METHOD", method)).train()
+    network = model.distillation.teacher.network
+    next(network.children()).train()
+    flags = [p.requires_grad for p in network.parameters()], [m.training for m in network.modules()]
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    sum(model(inputs()).values()).backward()
+    assert flags == ([p.requires_grad for p in network.parameters()], [m.training for m in network.modules()])
+    assert len(set(flags[1])) == 2 and all(p.grad is None for p in network.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    own = {id(p) for p in network.parameters()}
+    assert not own & {id(p) for p in model.parameters()} and network not in list(model.modules())
+
+
 def test_as_a_part_of_another_module_it_loads_what_it_saved(retinanet, retinanet_teacher):
     first, second = (
         torch.nn.Sequential(build_model(distillation_config(retinanet, retinanet_teacher))) for _ in range(2)

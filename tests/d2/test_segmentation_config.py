@@ -86,7 +86,7 @@ def test_a_teachers_file_may_set_our_keys(retinanet, retinanet_teacher, tmp_path
 def test_a_step_of_a_mobilenet_distilled_from_a_resnet(retinanet, retinanet_teacher, storage, norm):
     cfg = distillation_config(retinanet, retinanet_teacher, *TINY_MOBILENET, "MODEL.MOBILENETV2.NORM", norm)
     model = build_model(cfg).train()
-    assert list(model.levels) == ["p3", "p4", "p5", "p6", "p7"]
+    assert list(model.distillation.levels) == ["p3", "p4", "p5", "p6", "p7"]
     losses = model(inputs())
     assert {"loss_cls", "loss_box_reg"} < set(losses) and any("acam" in name for name in losses)
     sum(losses.values()).backward()
