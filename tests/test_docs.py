@@ -36,7 +36,7 @@ def examples(root):
 
 def run(root, title):
     code = dict(examples(root))[title]
-    assert len(code.splitlines()) <= 20, "an example is a screen"
+    assert len([line for line in code.splitlines() if line.strip()]) < 20
     scope: dict = {}
     exec(compile(code, title, "exec"), scope)
     return scope

@@ -103,7 +103,8 @@ def test_a_frozen_level_beside_others_is_a_warning_once(caplog):
         for _ in range(2):
             student(torch.randn(1, 3, 16, 16))
             assert student.distillation.losses
-    assert [r.message for r in caplog.records] == ["no gradient reaches the student at p3: leave these levels out"]
+    (record,) = caplog.records
+    assert record.message.startswith("no gradient reaches the student at p3: leave these levels out")
 
 
 class Detached(Mimic):

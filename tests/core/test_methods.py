@@ -93,15 +93,15 @@ def test_more_than_one_call_is_an_error_and_the_last_can_be_asked_for():
 def test_it_records_when_armed_only_in_whatever_mode_and_forgets_when_disarmed():
     owner = Owner()
     owner(X)
-    assert not owner.taps[0].called
+    assert not owner.taps[0].times
     with refused("student", "0 calls"):
         owner.taps[0].read()
     owner.eval().arm()  # a frozen head in evaluation mode is tapped too
     out, _ = owner(X)
-    assert owner.taps[0].called and owner.taps[0].read().output is out
+    assert owner.taps[0].times and owner.taps[0].read().output is out
     owner.taps[0].disarm()
     owner(X)
-    assert not owner.taps[0].called
+    assert not owner.taps[0].times
     with refused("student", "0 calls"):
         owner.taps[0].read()
 
@@ -140,7 +140,7 @@ def test_a_copy_has_taps_of_its_own(duplicate):
     owner = Owner().arm()
     owner(X)  # a step with a graph: it is left out of the copy
     twin = duplicate(owner)
-    assert not any(tap.armed or tap.called for tap in twin.taps)
+    assert not any(tap.armed or tap.times for tap in twin.taps)
     with torch.no_grad():
         twin.head.conv.weight.zero_()
         twin.head.conv.bias.fill_(7.0)

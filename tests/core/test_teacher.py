@@ -57,11 +57,11 @@ def test_it_is_no_module_and_copies_share_it(batch):
     assert copy.deepcopy([teacher])[0].network is teacher.network
 
 
-def test_it_follows_the_device_and_the_type_of_the_batch(batch):
+def test_it_follows_the_device_of_the_batch_and_keeps_its_own_data_type(batch):
     teacher = FrozenTeacher(Backbone(), PixelTransform(BGR, RGB))
-    assert teacher(batch.double())["p3"].dtype == torch.float64
-    assert teacher.network.conv.weight.dtype == teacher.pixels.scale.dtype == torch.float64
-    assert teacher(batch)["p3"].dtype == torch.float32
+    for dtype in (torch.float64, torch.bfloat16, torch.float32):
+        assert teacher(batch.to(dtype))["p3"].dtype == torch.float32
+    assert teacher.network.conv.weight.dtype == teacher.pixels.scale.dtype == torch.float32
     assert teacher.network.norm.num_batches_tracked.dtype == torch.int64
     assert teacher(batch.to("meta"))["p3"].device.type == "meta"
     assert next(teacher.network.parameters()).device.type == teacher.pixels.scale.device.type == "meta"

@@ -127,7 +127,7 @@ def test_a_run_of_version_0_1_without_a_method_resumes_too(settings, finished, t
 
 @pytest.mark.parametrize(
     ("change", "what"),
-    [({"method": "MGD"}, "does not fit MGD"), ({"levels": ("0", "1")}, "is unknown"), ({"method": ""}, "no method")],
+    [({"method": "MGD"}, " MGD"), ({"levels": ("0", "1")}, "is unknown"), ({"method": ""}, "no method")],
 )
 @pytest.mark.parametrize("version", ["0.1", "today"])
 def test_a_run_whose_method_changed_is_refused(distilling, tmp_path, change, what, version):

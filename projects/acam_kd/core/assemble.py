@@ -226,7 +226,7 @@ def _check_names(shapes: Mapping[str, Pyramid]) -> None:
     """Raise ConfigError for levels that both sides call by one name and that have different strides."""
     for name, spec in shapes["student"].items():
         other = shapes["teacher"].get(name, spec)
-        if other.stride != spec.stride:
+        if other.stride != spec.stride and not (spec.logits and other.logits):  # maps of logits are resized
             raise ConfigError(
                 "teacher_levels", f"{name} of stride {other.stride}", f"the student's stride, {spec.stride}",
                 "choose parts of one stride, or give them different names",

@@ -407,8 +407,7 @@ class Distillation(nn.Module):
         terms = non_finite(losses_of(losses))
         if terms:
             places = [name for name, value in self.metrics().items() if not math.isfinite(value)]
-            places = [*dict.fromkeys(place.rpartition("/")[0] or place for place in places)]
-            where = f" (measured not finite at {', '.join(places)})" if places else ""
+            where = f" (not finite there: {', '.join(places)})" if places else ""
             raise RunError(
                 f"loss is not finite: {', '.join(terms)}{where}", when, "lower the learning rate or the method's weight"
             )
