@@ -82,7 +82,7 @@ def test_between_distilled_iterations_a_class_head_is_read_and_forgotten(retinan
     losses = model(inputs())
     assert set(losses) == {"loss_cls", "loss_box_reg"}
     head = model.distillation._reader.class_head
-    assert not any(tap.armed or tap.called for tap in head.taps)
+    assert not any(tap.armed or tap.times for tap in head.taps)
     with refused("student", "0 calls of head"):
         head.read()
 

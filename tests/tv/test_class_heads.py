@@ -208,7 +208,7 @@ def test_a_copy_reads_its_own_head_and_the_state_is_a_plain_students(kind, dupli
     assert class_weight(built).grad is None and class_weight(twin).grad is not None
     assert taps(built) and all(not tap._times for tap in (*taps(built), *taps(twin)))
     resized = [x.distillation._reader.others[0] for x in (built, twin)]
-    assert resized[0] is not resized[1] and not any(tap.called for tap in resized)
+    assert resized[0] is not resized[1] and not any(tap.times for tap in resized)
     assert twin.distillation.teacher.network is teacher_of(built) or duplicate is not copy.deepcopy
     sum(built(IMAGES, TARGETS).values()).backward()
     assert class_weight(built).grad is not None

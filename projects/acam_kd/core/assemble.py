@@ -134,7 +134,7 @@ def _check_plan(student: Adapter, teacher: Adapter | None, plan: Plan) -> None:
     if plan.inherit not in INHERIT:
         raise ConfigError("inherit", plan.inherit, f"one of {', '.join(INHERIT)}")
     if not isinstance(plan.period, int) or isinstance(plan.period, bool) or plan.period < 1:
-        raise ConfigError("period", plan.period, "a whole number >= 1")
+        raise ConfigError("period", plan.period, ">= 1, a whole number")
     unknown = [tap for tap in plan.taps if tap not in TAPS]
     if unknown or isinstance(plan.taps, str):
         raise ConfigError(
