@@ -166,7 +166,9 @@ class FrozenTeacher:
         if self.pixels is not None:
             batch = self.pixels(batch)
         with self._autocast(batch.device.type), evaluating(self.network):
-            if batch.is_floating_point() and not torch.is_autocast_enabled(batch.device.type):
+            device = batch.device.type
+            autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+            if batch.is_floating_point() and not autocast:
                 batch = batch.to(dtype)
             if not self.compiled:
                 return self.extract(self.network, batch, *regions)
