@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--output",
         type=Path,
-        help="folder; a demo found there goes on; default: output/demo, or output/demo_detectron2",
+        help="folder; a demo found there is resumed; default: output/demo, or output/demo_detectron2",
     )
     demo.set_defaults(run=_demo)
     return parser
@@ -220,7 +220,7 @@ def _distillation_options(parser: argparse.ArgumentParser) -> None:
 def _run_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the run")
     group.add_argument("--output", type=Path, required=True, help="folder of the run")
-    group.add_argument("--resume", action="store_true", help="go on with the run in --output, if there is one")
+    group.add_argument("--resume", action="store_true", help="resume the run in --output, if there is one")
     group.add_argument("--seed", type=_natural, default=0, help="decides the start and the order of the images")
     group.add_argument(
         "--crop",

@@ -46,7 +46,7 @@ NAIVE = "naive attention"
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured.
+    """The setting of a measurement.
 
     Args:
         config_file: of a distillation.

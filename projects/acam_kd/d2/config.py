@@ -110,13 +110,13 @@ def add_distillation_config(cfg: CfgNode) -> None:
     # what each method can use first: of a SemanticSegmentor logits, then backbone; else backbone, then classes.
     cfg.DISTILL.TAPS = []
     # The student's levels to distil; empty for all whose stride the teacher has too. Predictions always are. Fewer are
-    # cheaper, the finest above all, which has most positions; that the paper distils all of them is a reading.
+    # cheaper, the finest above all, which has most positions; that the paper distils all of them is an assumption.
     cfg.DISTILL.LEVELS = []
     # Whether the student's neck and head start from the teacher's: "auto" if both are detectors of one type.
     cfg.DISTILL.INHERIT = "auto"
     # Only every so many iterations, the first included, are distilled; the others are the student's alone, without
     # teacher and distiller. A departure from the paper: the loss weights stay, so the pull is 1 / PERIOD of what it
-    # was. The distiller's gradient is zero in between, while weight decay and momentum go on for its parameters. What
+    # was. The distiller's gradient is zero in between, while weight decay and momentum still act on its parameters. What
     # Detectron2 prints are medians of the last steps, of whatever kind; metrics.json has each value where it belongs.
     cfg.DISTILL.PERIOD = 1
     # Student, teacher and distiller in torch.channels_last, which tensor cores want; not measured on a GPU. Only
@@ -203,7 +203,7 @@ def check_student(cfg: CfgNode, *, resume: bool) -> None:
 
     Args:
         cfg: the student's config.
-        resume: the run goes on from its last checkpoint, if there is one, and does not read MODEL.WEIGHTS.
+        resume: the run resumes from its last checkpoint, if there is one, and does not read MODEL.WEIGHTS.
 
     Raises:
         ConfigError: MODEL.WEIGHTS is a local file that does not exist, or test-time augmentation is on for a detector

@@ -19,7 +19,7 @@ KEYS = {
     "teacher_precision": "DISTILL.TEACHER.PRECISION",
     "teacher_weights": "DISTILL.TEACHER.WEIGHTS",
 }
-"""Those that are not ``DISTILL.<ARGUMENT>``."""
+"""The keys that are not ``DISTILL.<ARGUMENT>``."""
 
 OWN = ("channels_last", "inherit", "levels", "log_period", "max_gradient_norm", "method", "period", "taps")
 

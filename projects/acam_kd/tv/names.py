@@ -11,7 +11,7 @@ SAME = (
     "student_weights", "taps", "teacher", "teacher_classes", "teacher_compile", "teacher_precision", "teacher_weights",
     "warmup", "workers",
 )  # fmt: skip
-"""Those that are options of the same name."""
+"""The settings that are options of the same name."""
 
 OPTIONS = {
     "backbone_weights": "--student-backbone-weights",
@@ -30,7 +30,7 @@ OPTIONS = {
     "val_split": "--val",
     "weights": "--student-weights",
 }
-"""Those with another name, or none."""
+"""The options with another name, and the settings without one."""
 
 
 def option(argument: str) -> str:

@@ -37,7 +37,7 @@ logger = logging.getLogger("acam_kd")
 LOG_PERIOD = 20
 MAX_GRADIENT_NORM = 35.0
 POWER = 0.9
-"""Of the polynomial schedule, as in DeepLab's and torchvision's recipes."""
+"""The exponent of the polynomial schedule, as in DeepLab's and torchvision's recipes."""
 Moment = Callable[[nn.Module, int], None]
 """Called with the student and the number of steps done."""
 
@@ -244,7 +244,7 @@ def train(settings: Settings, output: str | Path, *, resume: bool = False, obser
     Args:
         settings: of the run.
         output: folder; ``run.RunFolder`` lists what will be there.
-        resume: go on with what is in ``output``, from its last checkpoint; a finished run is left alone.
+        resume: resume what is in ``output``, from its last checkpoint; a finished run is left alone.
         observers: see ``Training``.
 
     Returns:
