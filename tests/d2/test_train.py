@@ -340,3 +340,33 @@ def test_help_names_the_dataset_option(capsys):
     with pytest.raises(SystemExit):
         train_net.parser().parse_args(["--help"])
     assert "NAME JSON IMAGES" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_version_0_1_resumes(arguments, tmp_path):
+    """Its entry ``distiller`` is the method's plain state, without the method's name."""
+    whole = train(arguments("OUTPUT_DIR", tmp_path / "whole"))
+    train(arguments("OUTPUT_DIR", tmp_path / "old"), until=2)
+    path = tmp_path / "old" / "model_0000001.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    assert checkpoint["distiller"]._metadata[""]["method"] == "ACAMKD"
+    checkpoint["distiller"] = dict(checkpoint["distiller"])
+    torch.save(checkpoint, path)
+    old = train(arguments("OUTPUT_DIR", tmp_path / "old", flags=["--resume"]))
+    names = dict(whole.model.named_parameters())
+    assert all(torch.equal(value, names[name]) for name, value in old.model.named_parameters())
+
+
+@pytest.mark.parametrize(("method", "what"), [("MGD", "of ACAMKD, this run of MGD"), ("", "other parameters")])
+def test_a_run_whose_method_changed_says_so_in_one_line(arguments, tmp_path, method, what):
+    train(arguments("OUTPUT_DIR", tmp_path / "run"), until=2)
+    with pytest.raises(SystemExit) as error:
+        run(arguments("OUTPUT_DIR", tmp_path / "run", "DISTILL.METHOD", method, "DISTILL.INHERIT", "never",
+                      flags=["--resume"]))  # fmt: skip
+    assert what in str(error.value) and "DISTILL.METHOD" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_last_checkpoint_that_is_gone_is_one_line(arguments, tmp_path):
+    train(arguments("OUTPUT_DIR", tmp_path / "run"), until=2)
+    (tmp_path / "run" / "model_0000001.pth").unlink()
+    with pytest.raises(SystemExit, match="the checkpoint that last_checkpoint names is gone"):
+        run(arguments("OUTPUT_DIR", tmp_path / "run", flags=["--resume"]))
