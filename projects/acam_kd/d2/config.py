@@ -117,7 +117,8 @@ def add_distillation_config(cfg: CfgNode) -> None:
     # Only every so many iterations, the first included, are distilled; the others are the student's alone, without
     # teacher and distiller. A departure from the paper: the loss weights stay, so the pull is 1 / PERIOD of what it
     # was. The distiller's gradient is zero in between, while weight decay and momentum still act on its parameters.
-    # What Detectron2 prints are medians of the last steps, of whatever kind; metrics.json has each value where it belongs.
+    # What Detectron2 prints are medians of the last steps, of whatever kind; metrics.json has each value where it
+    # belongs.
     cfg.DISTILL.PERIOD = 1
     # Student, teacher and distiller in torch.channels_last, which tensor cores want; not measured on a GPU. Only
     # rounding differs; checkpoints are the same.
