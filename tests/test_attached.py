@@ -704,6 +704,18 @@ def test_an_optimizer_without_the_method_is_a_warning(x, caplog):
     assert caplog.text.count("the method's parameters are in no optimizer") == 1
 
 
+def test_nobody_looks_at_optimizers_once_the_methods_parameters_were_seen(x):
+    from torch.optim.optimizer import _global_optimizer_pre_hooks as looking
+
+    before = len(looking)
+    model = attach(method="MGD")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    for hooks_then in (1, 0, 0):
+        sum(model(x).values()).backward()
+        assert len(looking) == before + hooks_then
+        optimizer.step()
+
+
 def test_a_method_that_needs_boxes_or_labels_says_so(x):
     with pytest.raises(ConfigError) as error:
         attach(method="FGD")(x)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .distillation import Distillation
-from .errors import ConfigError
+from .errors import ConfigError, first_line
 from .features import BACKBONE, CLASSES, LOGITS, Features, FeatureSpec, Pyramid
 from .reader import Convert, Reader, as_mapping, first_batch
 from .taps import ModuleTap
@@ -311,7 +311,7 @@ class ModuleAdapter(Adapter):
             with evaluating(network), torch.random.fork_rng(devices=[]):
                 network(*args, **kwargs)
         except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, KeyError, IndexError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise ConfigError(
                 "example_inputs", f"{tuple(batch.shape)}, on which a {self.name} fails: {reason[:160]}",
                 "inputs that it takes",

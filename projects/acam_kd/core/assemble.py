@@ -14,7 +14,7 @@ from torch import nn
 from .adapter import Adapter
 from .distillation import NAME, Distillation
 from .distiller import Distiller
-from .errors import ConfigError
+from .errors import ConfigError, first_line
 from .features import CLASSES, LOGITS, TAPS, Pyramid, describe, match_levels
 from .inheritance import inherit
 from .methods import build_distiller, check_taps_used, choose_taps
@@ -216,7 +216,7 @@ def _shapes(student: Adapter, teacher: Adapter, taps: Sequence[str]) -> dict[str
     try:
         return {**shapes, "teacher": teacher.levels(taps, side=side)}
     except RuntimeError as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(
             "teacher", f"a failure on {side} x {side} pixels: {reason}", "one that takes the student's images"
         ) from error

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .calls import Calls
 from .checks import OptimizerWatch, check_gradients, check_pair, check_targets, frozen_levels
 from .distiller import Distiller, method_arguments
-from .errors import ConfigError, Names, RunError, names_of, rendered
+from .errors import ConfigError, Names, RunError, first_line, names_of, rendered
 from .features import Features, Pyramid
 from .losses import losses_of, non_finite, with_losses, with_unused
 from .pairing import paired, sized_targets
@@ -197,12 +197,13 @@ class Distillation(nn.Module):
             self._iteration += 1
         if self._watch is None and any(p.requires_grad for p in self.method.parameters()):
             self._watch = OptimizerWatch(self._student, self.method)
-        elif self._watch is not None and self._watch.forgotten:
+        elif self._watch is not None and (self._watch.trained or self._watch.forgotten):
+            self._watch.remove()  # it has seen enough: it looks at every parameter at every step
+        if self._watch is not None and self._watch.forgotten:
             self._warn(
                 "optimizer", "the method's parameters are in no optimizer that trains the student: they stay at their "
                 "random start. Build the optimizer from student.parameters(), or add student.distillation.parameters()",
             )  # fmt: skip
-            self._watch.remove()
 
     def _end(self, args: Any, kwargs: Any, output: Any) -> None:
         """Look at the step that was just distilled: for engines, which log and check."""
@@ -254,7 +255,7 @@ class Distillation(nn.Module):
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or batch.shape[1:] == self._taken:
                 raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise ConfigError(
                 "teacher", f"a failure on the student's batch {tuple(batch.shape)}: {reason[:200]}",
                 "a teacher that takes it",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["ConfigError", "Names", "RunError", "names_of", "one_line_errors", "rendered"]
+__all__ = ["ConfigError", "Names", "RunError", "first_line", "names_of", "one_line_errors", "rendered"]
 
 Names = Callable[[str], str]
 """The name of an argument, as ``PKD.alpha`` -> what the front end calls it, as ``PKD_ALPHA``."""
@@ -27,6 +27,11 @@ def rendered(text: str, names: Names) -> str:
         is_field = brace and name.replace(".", "_").isidentifier()  # other braces, as of a dict in a hint, are text
         first += f"{names(name)}{rest}" if is_field else f"{{{other}"
     return first
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's error, for a message of one line; its type if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def names_of(method: str, arguments: Iterable[str], names: Names) -> Names:

@@ -57,7 +57,7 @@ class Step:
         batch: (N, C, H, W), what the teacher gets too.
         features: level -> the student's map.
         predictions: of its class head, if that is distilled.
-        call: of the first tapped part, for autocast and for whether gradients were recorded.
+        call: of the first tapped part, for autocast.
     """
 
     batch: Tensor

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import ConfigError
+from .errors import ConfigError, first_line
 from .features import Features
 
 __all__ = ["Extract", "FrozenTeacher", "PRECISIONS", "PixelTransform", "Pixels", "evaluating"]
@@ -198,7 +198,7 @@ class FrozenTeacher:
         try:
             return self.extract(self.network, batch, *regions)
         except TorchDynamoException as error:
-            reason = (str(getattr(error, "inner_exception", error)).splitlines() or [type(error).__name__])[0]
+            reason = first_line(getattr(error, "inner_exception", error))
             raise ConfigError("teacher_compile", True, "False", f"it cannot be compiled here: {reason}") from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTeacher:

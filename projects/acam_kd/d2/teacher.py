@@ -16,6 +16,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..core import ConfigError
+from ..core.errors import first_line
 from ..files import sha256
 from .config import META_ARCHITECTURE
 from .segmentation_config import add_missing_keys, add_segmentation_config
@@ -132,7 +133,7 @@ def _load(detector: nn.Module, weights: str) -> None:
     try:
         checkpointer.load(weights)
     except Exception as error:  # whatever torch, pickle and Detectron2 make of a file that is no checkpoint
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError("teacher_weights", f"{weights}, which cannot be loaded: {reason}", "a checkpoint") from error
     incompatible = checkpointer.incompatible
     wrong = [

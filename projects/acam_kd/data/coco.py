@@ -75,7 +75,6 @@ def check_coco(
     image_root: str,
     *,
     name: str,
-    hint: str = "",  # unused; accepted until no caller passes it any more
     masks: bool = False,
 ) -> dict[str, Any]:
     """Read a dataset's json, and refuse a dataset that would fail later, partly only after training.
@@ -84,7 +83,6 @@ def check_coco(
         json_file: a file in COCO's instances format.
         image_root: the folder of the images.
         name: the dataset's name in messages.
-        hint: unused.
         masks: every annotation needs a ``segmentation`` too.
 
     Returns:

@@ -26,16 +26,11 @@ logger = logging.getLogger("acam_kd")
 Array = np.ndarray[Any, Any]
 
 
-def read_class_names(
-    classes: str,
-    *,
-    hint: str = "",  # unused; accepted until no caller passes it any more
-) -> list[str]:
+def read_class_names(classes: str) -> list[str]:
     """Read the names of the classes, in the order of the labels' numbers.
 
     Args:
         classes: names with commas between them, or a text file with one name per line.
-        hint: unused.
 
     Raises:
         ConfigError: there is no such file, there are no names or too many, or two are the same.
@@ -61,7 +56,6 @@ def find_pairs(
     label_root: str,
     *,
     name: str,
-    hint: str = "",  # unused; accepted until no caller passes it any more
 ) -> list[tuple[str, str]]:
     """Match every image with the label PNG of the same relative path and stem; leave other labels out.
 
@@ -69,7 +63,6 @@ def find_pairs(
         image_root: the folder of the images, which may lie at any depth below it.
         label_root: the folder of the labels.
         name: the dataset's name in messages.
-        hint: unused.
 
     Returns:
         (image, label) each, ordered by path.
@@ -176,7 +169,6 @@ def check_labels(
     *,
     ignored: int = IGNORED,
     name: str,
-    hint: str = "",  # unused; accepted until no caller passes it any more
 ) -> list[int]:
     """Check every label before a run starts.
 
@@ -187,7 +179,6 @@ def check_labels(
         classes: the names of class 0, 1, ...
         ignored: the one other value that a label may have.
         name: the dataset's name in messages.
-        hint: unused.
 
     Returns:
         The number of pixels of each class.

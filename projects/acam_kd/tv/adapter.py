@@ -27,6 +27,7 @@ from ..core import (
     Reader,
     Targets,
 )
+from ..core.errors import first_line
 from ..core.features import Features
 from ..core.reader import as_mapping, named
 from ..core.taps import Tap
@@ -245,7 +246,7 @@ def _stages(model: nn.Module, example: Any) -> dict[str, str]:
             if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] > 1:
                 levels[f"c{(example.shape[2] // output.shape[2]).bit_length() - 1}"] = path
     except RuntimeError as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(
             "example_inputs", f"{tuple(example.shape)}, on which a {type(model).__name__} fails: {reason[:160]}",
             "a batch that it takes",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from ..core import DISTILLER_REGISTRY, ConfigError, Distillation, Plan, assemble, method_arguments, read_methods
+from ..core.errors import first_line
 from ..files import sha256
 from .adapter import adapt
 from .models import plain
@@ -41,7 +42,7 @@ def load_weights(model: nn.Module, path: str, *, role: str) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch and pickle make of a file that is no checkpoint
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(argument, f"{path}, which cannot be loaded: {reason}", "a state dict") from error
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         state = state["model"]
