@@ -29,6 +29,7 @@ class Call:
         args, kwargs: what it was called with.
         output: what it returned.
         autocast: device type, data type and whether autocast was on inside of it.
+        grad: whether gradients were recorded inside of it.
         versions: of the tensors in the output: each operation in place counts one up.
     """
 
@@ -36,6 +37,7 @@ class Call:
     kwargs: dict[str, Any]
     output: Any
     autocast: tuple[str, torch.dtype, bool]
+    grad: bool
     versions: tuple[int, ...] = ()
 
     @property
@@ -77,7 +79,7 @@ class Tap:
         device = device if torch.amp.is_autocast_available(device) else "cpu"
         autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         versions = _versions(output)
-        self._last = Call(args, kwargs, output, autocast, versions)
+        self._last = Call(args, kwargs, output, autocast, torch.is_grad_enabled(), versions)
         self._times += 1
 
     @property
