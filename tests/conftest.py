@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# One thread in each process of the tests, and in those that they start: threads of several processes wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
+
+torch.set_num_threads(1)
 
 try:
     import detectron2.modeling  # noqa: F401

@@ -1,8 +1,10 @@
 """Golden numbers: losses and weights of short runs with fixed seeds, recorded before the step moved house.
 
 ``ACAM_KD_GOLDEN=record pytest tests/d2/test_golden.py tests/tv/test_golden.py`` writes ``golden.json`` anew. Losses and
-projections of the weights are compared up to rounding. The hash of the weights is exact, so it holds on the machine and
-the versions that wrote it only; ``ACAM_KD_GOLDEN=exact`` asserts it too.
+projections of the weights are compared up to rounding. A whole run from the command line multiplies rounding (another
+processor or number of threads moved a projection by 0.4% of the norm within four steps), so its tolerance is wider. The
+hash of the weights is exact, so it holds on the machine and the versions that wrote it only, with one thread;
+``ACAM_KD_GOLDEN=exact`` asserts it too.
 """
 
 from __future__ import annotations
@@ -62,12 +64,14 @@ def two_steps(model: torch.nn.Module, *inputs) -> dict:
     return {"losses": losses}
 
 
-def check(name: str, found: Mapping) -> None:
+def check(name: str, found: Mapping, *, rel: float = 1e-3) -> None:
     """Compare with what was recorded under that name, or record it.
 
     Args:
         name: of the case.
         found: ``losses``, a list of dicts, and ``weights``, from ``fingerprint``.
+        rel: tolerance of the losses; that of the weights' norm is a tenth of it, and their projection's is that tenth
+            of the norm.
     """
     known = json.loads(FILE.read_text()) if FILE.exists() else {}
     if MODE == "record":
@@ -77,9 +81,9 @@ def check(name: str, found: Mapping) -> None:
     golden = known[name]
     for step, (here, there) in enumerate(zip(found["losses"], golden["losses"], strict=True)):
         assert list(here) == list(there), step
-        assert here == pytest.approx(there, rel=1e-3, abs=1e-6), step
-    here, there = (dict(x["weights"]) for x in (found, golden))
-    hashes = here.pop("sha256"), there.pop("sha256")
-    assert here == pytest.approx(there, rel=1e-4)
+        assert here == pytest.approx(there, rel=rel, abs=1e-6), step
+    here, there = found["weights"], golden["weights"]
+    for key in ("norm", "projection"):
+        assert here[key] == pytest.approx(there[key], abs=rel / 10 * there["norm"]), key
     if MODE == "exact":
-        assert hashes[0] == hashes[1]
+        assert here["sha256"] == there["sha256"]
