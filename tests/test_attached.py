@@ -184,7 +184,7 @@ def test_a_level_of_the_teacher_without_a_partner_is_a_warning(caplog):
 
 def test_a_ready_method(x):
     from acam_kd.core import FeatureSpec
-    from acam_kd.core.distillers import PKD
+    from acam_kd.methods import PKD
 
     levels = {"c3": FeatureSpec(4, 2)}
     model = attach(method=PKD(levels, levels, alpha=2.0))

@@ -21,10 +21,10 @@ from typing import Any
 from acam_kd.bench.growth import GRIDS, Point, measured
 from acam_kd.bench.memory import in_own_process, naive_gib
 from acam_kd.compare.records import read_records
-from acam_kd.core.distillers.acam import POOLING
 from acam_kd.core.errors import one_line_errors
-from acam_kd.core.fusion import PATHS
 from acam_kd.files import write_atomically
+from acam_kd.methods.acam.fusion import PATHS
+from acam_kd.methods.acam.method import POOLING
 from acam_kd.vis.growth import plot, table
 
 

@@ -17,10 +17,10 @@ from detectron2.config import CfgNode, get_cfg
 
 from acam_kd.core import read_methods
 from acam_kd.core.errors import ConfigError, one_line_errors
-from acam_kd.core.token_files import TOKEN_METHODS
 from acam_kd.d2 import add_dataset_options, add_distillation_config, register_datasets
 from acam_kd.d2.names import key
 from acam_kd.d2.token_learning import learn
+from acam_kd.methods.parts.token_files import TOKEN_METHODS
 
 OPTIONS = {"config_file": "--config-file", "opts": "KEY VALUE"}
 """The name of an argument in messages -> the option; other arguments are keys of the config."""

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from acam_kd.core import DISTILLER_REGISTRY, FeatureSpec
-from acam_kd.core.distillers.acam import VANISHED
-from acam_kd.core.losses import mse
+from acam_kd.methods.acam.method import VANISHED
+from acam_kd.methods.parts.losses import mse
 
 ROWS: dict[str, dict[str, object]] = {
     "all masks 1 (mimicking)": {"spatial_masking": "UniformMasking", "channel_masking": ""},

@@ -152,6 +152,7 @@ def _adapter(model: nn.Module, role: str, levels: Any, example_inputs: Any) -> A
 
 def _methods(method: str | Distiller, options: dict[str, Any]) -> Any:
     """Return method name -> its hyper-parameters; a ready method stays as it is."""
+    from . import methods  # noqa: F401  (registers them)
     from .core.distiller import Distiller
     from .core.errors import ConfigError
     from .core.methods import read_methods

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import acam_kd
 
+from . import methods  # noqa: F401  (registers them)
 from .core import BACKBONE, DISTILLER_REGISTRY, LOGITS, TAPS, read_methods
 from .core.errors import ConfigError, one_line_errors
 from .core.teacher import PRECISIONS
-from .core.token_files import TOKEN_METHODS
 from .data.splits import Split, find_any_split, named_split
+from .methods.parts.token_files import TOKEN_METHODS
 from .tv.names import option
 
 if TYPE_CHECKING:

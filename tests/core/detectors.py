@@ -10,7 +10,7 @@ from torch import nn
 
 import acam_kd
 from acam_kd.core import ConfigError, FeatureSpec
-from acam_kd.core.distillers import Mimic
+from acam_kd.methods import Mimic
 
 P3 = {"p3": FeatureSpec(4, 8)}
 

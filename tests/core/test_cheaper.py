@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from acam_kd.core import DISTILLER_REGISTRY, FrozenTeacher, ModuleAdapter, Plan, RunError, assemble
-from acam_kd.core.distillers import ACAMKD
-from acam_kd.core.losses import with_unused
+from acam_kd.core.outputs import with_unused
+from acam_kd.methods import ACAMKD
 
 from .detectors import Backbone, Detector, build, refused
 from .test_distillers import READ, maps, specs, targets

@@ -13,8 +13,8 @@ from torch import nn
 import acam_kd
 from acam_kd.core import FeatureSpec, Targets
 from acam_kd.core.checks import OptimizerWatch, check_gradients, check_pair, check_targets, frozen_levels
-from acam_kd.core.distillers import ACAMKD, DKD, KD, PKD, Mimic
 from acam_kd.core.methods import SeveralMethods
+from acam_kd.methods import ACAMKD, DKD, KD, PKD, Mimic
 
 from .detectors import Detector, build, refused
 

@@ -28,9 +28,9 @@ from acam_kd.core import (
     Targets,
     assemble,
 )
-from acam_kd.core.distillers import ACAMKD, KD, Mimic
 from acam_kd.core.methods import SeveralMethods
 from acam_kd.core.reader import as_mapping
+from acam_kd.methods import ACAMKD, KD, Mimic
 
 from .detectors import P3, Detector, build, refused
 

@@ -14,11 +14,11 @@ import torch
 
 from acam_kd.core import DISTILLER_REGISTRY, FeatureSpec, Targets
 from acam_kd.core.distiller import NOTHING_KNOWN, Distiller, align_levels
-from acam_kd.core.distillers import ACAMKD, Mimic
-from acam_kd.core.distillers.acam import _pooling_factor
 from acam_kd.core.errors import ConfigError
-from acam_kd.core.losses import mse
 from acam_kd.core.registry import Registry
+from acam_kd.methods import ACAMKD, Mimic
+from acam_kd.methods.acam.method import _pooling_factor
+from acam_kd.methods.parts.losses import mse
 
 NO_ADAPTER = {"PKD"}
 METHODS = [name for name, _ in DISTILLER_REGISTRY]

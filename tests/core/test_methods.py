@@ -20,8 +20,8 @@ from acam_kd.core import (
     choose_taps,
     read_methods,
 )
-from acam_kd.core.distillers import ACAMKD, KD, PKD, Mimic
 from acam_kd.core.methods import SeveralMethods
+from acam_kd.methods import ACAMKD, KD, PKD, Mimic
 
 from .detectors import refused
 

@@ -14,9 +14,9 @@ from acam_kd.bench.flops import count, distiller_flops
 from acam_kd.bench.memory import naive_gib
 from acam_kd.bench.timing import PARTS
 from acam_kd.core import Distiller, FeatureSpec, RunError, Targets
-from acam_kd.core.cross_attention import summarized_attention
 from acam_kd.d2 import benchmark
 from acam_kd.d2.benchmark import FLOOR, METHODS, NAIVE, PLAIN, Setting, Step, Variant, examine, times, variants
+from acam_kd.methods.acam.attention import summarized_attention
 
 from .conftest import ROOT, distillation_config, refused, save_config
 

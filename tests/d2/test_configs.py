@@ -11,8 +11,8 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 from acam_kd.core import DISTILLER_REGISTRY
-from acam_kd.core.distillers import ACAMKD
 from acam_kd.d2 import add_distillation_config
+from acam_kd.methods import ACAMKD
 
 from .conftest import ROOT
 

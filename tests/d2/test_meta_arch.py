@@ -14,9 +14,9 @@ from detectron2.config import get_cfg
 from detectron2.modeling import RetinaNet, build_model
 
 from acam_kd.core import DISTILLER_REGISTRY
-from acam_kd.core.distillers import Mimic
 from acam_kd.d2 import DistillationMetaArch, exported_student_config
 from acam_kd.d2.names import key
+from acam_kd.methods import Mimic
 
 from .conftest import ROOT, broken, detector_config, distillation_config, inputs, refused, save_config, save_weights
 

@@ -11,11 +11,11 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
-from acam_kd.core.token_files import build_tokens, save_tokens
-from acam_kd.core.token_learning import TokenLearning
 from acam_kd.d2 import register_coco_datasets, token_learning
 from acam_kd.d2.adapter import logits_module, pyramid
 from acam_kd.data import shapes
+from acam_kd.methods.parts.token_files import build_tokens, save_tokens
+from acam_kd.methods.parts.token_learning import TokenLearning
 
 from .conftest import ROOT, detector_config, distillation_config, inputs, refused, save_config, save_weights
 from .test_segmentation import HEADS, labelled, segmentor

@@ -10,7 +10,7 @@ import torch
 import torchvision
 
 from acam_kd.core import BACKBONE, LOGITS, Plan
-from acam_kd.core.distillers import Mimic
+from acam_kd.methods import Mimic
 from acam_kd.tv.adapter import adapt
 from acam_kd.tv.build import build
 from acam_kd.tv.data import CocoImages

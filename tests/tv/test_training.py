@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from acam_kd.core.distillers import PKD, Mimic
 from acam_kd.core.errors import RunError
+from acam_kd.methods import PKD, Mimic
 from acam_kd.tv.build import evaluate
 from acam_kd.tv.models import build_model
 from acam_kd.tv.names import option
@@ -176,7 +176,7 @@ def test_a_task_loss_of_zero_leaves_valid_json(settings, data, tmp_path, monkeyp
 def test_warnings_name_options(distilling, tmp_path, monkeypatch, caplog):
     settings = replace(distilling, method="PKD+ACAMKD", student="fcos_resnet18_fpn64", iterations=1)
     place = {"0/scale": "scales differ: set {standardize} to True, or choose another {method}"}
-    monkeypatch.setattr("acam_kd.core.distillers.ACAMKD.warnings", lambda self: place)
+    monkeypatch.setattr("acam_kd.methods.ACAMKD.warnings", lambda self: place)
     monkeypatch.setattr(PKD, "warnings", lambda self: {"0": "see {alpha}, {taps}"})
     monkeypatch.setattr("acam_kd.tv.training.LOG_PERIOD", 1)
     train(settings, tmp_path / "run")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..core import FeatureSpec
-from ..core.distillers.acam import ACAMKD
+from ..methods.acam.method import ACAMKD
 from .memory import peak_memory, start_peak_memory
 from .report import machine
 from .timing import Clock

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from . import distillers, fusion, losses, masking  # importing registers
 from .adapter import Adapter, ModuleAdapter
 from .assemble import INHERIT, Plan, assemble
 from .class_head import ClassHead, Predictions
@@ -50,11 +49,7 @@ __all__ = [
     "build_distiller",
     "choose_taps",
     "clip_gradients",
-    "distillers",
-    "fusion",
     "inherit",
-    "losses",
-    "masking",
     "match_levels",
     "method_arguments",
     "read_methods",
@@ -62,6 +57,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("distillers", "fusion", "losses", "masking"):
+        raise ImportError(f"acam_kd.core.{name} is gone: the methods are in acam_kd.methods; see docs/migration.md")
     if name in ("DistillationModel", "FeatureTap"):  # of 0.1
         raise ImportError(
             f"acam_kd.core.{name} is gone: write student = acam_kd.distill(student, teacher, method=...); see "

@@ -15,7 +15,7 @@ from .checks import OptimizerWatch, check_gradients, check_pair, check_targets, 
 from .distiller import Distiller, method_arguments
 from .errors import ConfigError, Names, RunError, first_line, names_of, rendered
 from .features import Features, Pyramid
-from .losses import losses_of, non_finite, with_losses, with_unused
+from .outputs import losses_of, non_finite, with_losses, with_unused
 from .pairing import paired, sized_targets
 from .reader import Reader, Step
 from .taps import leave_to_python, restore_autocast

@@ -22,7 +22,7 @@ from ..bench.timing import Clock, StepTimer
 from ..core import DISTILLER_REGISTRY, ConfigError, Distiller, FeatureSpec, Targets
 from ..core.distiller import NOTHING_KNOWN
 from ..core.features import CLASSES, Features
-from ..core.fusion import CrossAttentionFusion
+from ..methods.acam.fusion import CrossAttentionFusion
 from .config import add_distillation_config, merge
 
 __all__ = [

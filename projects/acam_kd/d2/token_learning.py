@@ -15,8 +15,8 @@ from torch import nn
 from ..core import LOGITS, choose_taps
 from ..core.features import Pyramid
 from ..core.methods import levels_read
-from ..core.token_files import build_tokens, save_tokens
-from ..core.token_learning import TokenLearning, learn_tokens
+from ..methods.parts.token_files import build_tokens, save_tokens
+from ..methods.parts.token_learning import TokenLearning, learn_tokens
 from .adapter import D2Adapter, logits_module
 from .datasets import check_datasets
 from .sem_seg_data import build_sem_seg_mapper

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ..core import LOGITS, ConfigError, choose_taps
 from ..core.features import Pyramid
 from ..core.methods import levels_read
-from ..core.token_files import build_tokens, save_tokens
-from ..core.token_learning import TokenLearning, learn_tokens
 from ..data.splits import Split
+from ..methods.parts.token_files import build_tokens, save_tokens
+from ..methods.parts.token_learning import TokenLearning, learn_tokens
 from .adapter import adapt, logits_module
 from .build import load_model
 from .data import Stream, training_loader

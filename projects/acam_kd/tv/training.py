@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..core import ConfigError, Distillation, RunError, clip_gradients
-from ..core.losses import non_finite
+from ..core.outputs import non_finite
 from .build import build
 from .data import Images, Stream, evaluation_loader, training_loader
 from .evaluation import build_evaluator

@@ -1,0 +1,157 @@
+"""Adaptive spatial-channel masking (ASCM): learnable selection units turn the fused map into soft masks.
+
+Spatial masks need M projections of the fused map, channel masks its mean over positions. Cross-attention gives both
+at less cost than the map itself; ``make_masks`` knows when they are enough.
+
+Letters: N images, C channels, H x W positions, M masks. Paper: ACAM-KD, arXiv 2503.06307. The units start from
+N(0, 0.01^2), as the tokens of MasKD do. That is an assumption; the paper does not say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ...core.errors import ConfigError
+from ...core.registry import MASKING_REGISTRY
+from .fusion import CrossAttentionFusion
+
+__all__ = ["ChannelMasking", "SpatialMasking", "UniformMasking", "make_masks"]
+
+INIT_STD = 0.01
+
+
+def _check_num_masks(num_masks: int) -> None:
+    if num_masks < 1:
+        raise ConfigError("num_masks", num_masks, ">= 1")
+
+
+def _units(num_masks: int, width: int) -> nn.Parameter:
+    _check_num_masks(num_masks)
+    return nn.Parameter(torch.randn(num_masks, width) * INIT_STD)
+
+
+@MASKING_REGISTRY.register()
+class SpatialMasking(nn.Module):
+    """M masks over positions, M_s = sigmoid(m_s z), for the units m_s and the fused map z.
+
+    Args:
+        channels: C of the fused map.
+        num_masks: M; 6 for detection, the number of classes for segmentation.
+
+    Raises:
+        ConfigError: ``num_masks`` is below 1.
+    """
+
+    kind = "spatial"
+
+    def __init__(self, channels: int, *, num_masks: int) -> None:
+        super().__init__()
+        self.units = _units(num_masks, channels)
+
+    def forward(self, fused: Tensor) -> Tensor:
+        """Compute the masks, (N, C, H, W) -> (N, M, H, W)."""
+        return self.select(torch.einsum("mc,nchw->nmhw", self.units, fused))
+
+    @staticmethod
+    def select(projection: Tensor) -> Tensor:
+        """Compute the masks from the map's projection on the units, (N, M, H, W) both."""
+        return projection.sigmoid()
+
+
+@MASKING_REGISTRY.register()
+class ChannelMasking(nn.Module):
+    """M masks over channels, M_c = sigmoid(m_c v), for the mean v of the fused map over positions.
+
+    Each unit m_c is one number, so the masks differ by one slope each.
+
+    Args:
+        num_masks: M.
+
+    Raises:
+        ConfigError: ``num_masks`` is below 1.
+    """
+
+    kind = "channel"
+
+    def __init__(self, *, num_masks: int) -> None:
+        super().__init__()
+        self.units = _units(num_masks, 1)
+
+    def forward(self, fused: Tensor) -> Tensor:
+        """Compute the masks, (N, C, H, W) -> (N, M, C)."""
+        return (self.units * fused.mean((2, 3)).unsqueeze(1)).sigmoid()
+
+
+@MASKING_REGISTRY.register()
+class UniformMasking(nn.Module):
+    """Masks that are 1 at every position: plain feature mimicking, the control. It has no parameters.
+
+    Args:
+        channels: C of the fused map (not used).
+        num_masks: M.
+
+    Raises:
+        ConfigError: ``num_masks`` is below 1.
+    """
+
+    kind = "spatial"
+
+    def __init__(self, channels: int, *, num_masks: int) -> None:
+        super().__init__()
+        _check_num_masks(num_masks)
+        self.num_masks = num_masks
+
+    def forward(self, fused: Tensor) -> Tensor:
+        """Return ones, (N, C, H, W) -> (N, M, H, W)."""
+        n, _, h, w = fused.shape
+        return fused.new_ones(n, self.num_masks, h, w)
+
+
+def make_masks(
+    fusion: nn.Module, maskings: Mapping[str, nn.Module], student: Tensor, teacher: Tensor, *, standardize: bool = False
+) -> dict[str, Tensor]:
+    """Make the masks of every kind from the fused map of one level, without the map itself where possible.
+
+    It is possible with cross-attention and the two maskings of the paper, together or alone. It is not where the map
+    is standardised for spatial masks: the deviation of a channel cannot be computed without the channel. Any other
+    fusion or masking, also a subclass of these, gets the map.
+
+    Args:
+        fusion: a module from (N, C, H, W) of student and teacher to the fused map.
+        maskings: kind -> masking.
+        student, teacher: (N, C, H, W); with cross-attention the key/value source may be the smaller one.
+        standardize: standardise every channel of the fused map over positions for the spatial masks, and its mean
+            over channels for the channel masks.
+
+    Returns:
+        Kind -> masks.
+    """
+    spatial, channel = maskings.get("spatial"), maskings.get("channel")
+    if (
+        type(fusion) is CrossAttentionFusion
+        and (spatial is None or (type(spatial) is SpatialMasking and not standardize))
+        and (channel is None or type(channel) is ChannelMasking)
+        and fusion.summarizes(student, mean=channel is not None)
+    ):
+        units = None if spatial is None else spatial.units
+        projection, mean = fusion.summary(student, teacher, units, mean=channel is not None)
+        masks = {} if projection is None else {"spatial": SpatialMasking.select(projection)}
+        if mean is not None and channel is not None:
+            masks["channel"] = channel(_standardized(mean, "channel") if standardize else mean)
+        return masks
+    fused = fusion(student, teacher)
+    return {kind: masking(_standardized(fused, kind) if standardize else fused) for kind, masking in maskings.items()}
+
+
+def _standardized(fused: Tensor, kind: str) -> Tensor:
+    """Standardise a map to mean 0 and deviation 1, as the masks of a kind need it.
+
+    For spatial masks that is over positions, for channel masks over the channels of the map's mean.
+    """
+    x = fused.to(torch.promote_types(fused.dtype, torch.float32))
+    x, dims = (x, (2, 3)) if kind == "spatial" else (x.mean((2, 3), keepdim=True), (1,))
+    deviation, mean = torch.std_mean(x, dims, correction=0, keepdim=True)
+    return (x - mean) / (deviation + 1e-6)

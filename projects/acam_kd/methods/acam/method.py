@@ -1,0 +1,239 @@
+"""ACAM-KD: adaptive and cooperative attention masking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...core.distiller import NOTHING_KNOWN, Distiller, align_levels, check_weights
+from ...core.errors import ConfigError
+from ...core.features import Features, Pyramid
+from ...core.registry import DISTILLER_REGISTRY, FUSION_REGISTRY, MASKING_REGISTRY
+from ...core.targets import Targets
+from ..parts.losses import mask_diversity_loss, masked_mse
+from .fusion import CrossAttentionFusion, TeacherFusion
+from .masking import make_masks
+
+__all__ = ["ACAMKD"]
+
+MASK_GRADIENTS = ("detached", "paper", "frozen")
+POOLING = ("keys", "all")
+VANISHED = 0.01
+"""The mean below which a mask selects next to nothing."""
+
+
+@dataclass
+class _Masked:
+    """The result of one level's masks of one kind in the last step; everything detached."""
+
+    masks: Tensor  # (N, M, H, W) or (N, M, C)
+    mse: Tensor
+    diversity: Tensor
+
+
+@DISTILLER_REGISTRY.register()
+class ACAMKD(Distiller):
+    """Masked feature distillation whose masks come from student and teacher together, anew at every step.
+
+    Lan & Tian, ICCV 2025, arXiv 2503.06307. Per level, cross-attention fuses the aligned student and the teacher
+    (STCA-FF). Learnable units select spatial and channel masks from the fused map (ASCM). The masks weigh the squared
+    error D^2 = (F_T - align(F_S))^2:
+
+        L = alpha (L_s + L_c) + lambda_div L_div,    summed over levels
+
+    with L_s, L_c and L_div as in ``losses.py``; L_div is the sum over the two kinds of masks.
+
+    Taken literally the masks collapse, because a smaller mask is a smaller loss (docs/masks.md has the measurements).
+    So there are three modes:
+
+    * ``mask_gradient="paper"``: gradients flow everywhere, the literal interpretation of the paper.
+    * ``mask_gradient="detached"``: L_s and L_c see the masks as constants. L_div alone trains the masks, and does not
+      train the student through them.
+    * ``mask_gradient="frozen"``: nothing trains fusion and units; a control.
+
+    Args:
+        student, teacher: the levels to distil.
+        alpha: weight of the masked errors.
+        lambda_div: weight of the diversity loss.
+        num_masks: M; 0 for the paper's number: 6 on features, the number of classes on a logit map.
+        spatial_masking: name of a masking over positions, or ``""`` for none. ``"UniformMasking"`` without a channel
+            masking is plain mimicking.
+        channel_masking: name of a masking over channels, or ``""`` for none.
+        fusion: name of a fusion; ``"TeacherFusion"`` leaves the student out.
+        query: the query source of the cross-attention, ``"teacher"`` or ``"student"``.
+        mask_gradient: ``"detached"``, ``"paper"`` or ``"frozen"``.
+        max_positions: the number of positions above which a level is pooled before fusion, by whole factors; 0 for
+            never. A departure from the paper.
+        pooling: the pooled maps. ``"keys"``: the key/value source, so that masks keep their resolution; ``"all"``:
+            both maps, and the spatial masks are scaled up again.
+        standardize: before the selection units, standardise every channel of the fused map over positions
+            (and its mean over channels for the channel masks). A departure from the paper.
+
+    Raises:
+        ConfigError: an argument is out of range, names nothing known, or does not go with another.
+    """
+
+    def __init__(
+        self,
+        student: Pyramid,
+        teacher: Pyramid,
+        *,
+        alpha: float = 1.0,
+        lambda_div: float = 1.0,
+        num_masks: int = 0,
+        spatial_masking: str = "SpatialMasking",
+        channel_masking: str = "ChannelMasking",
+        fusion: str = "CrossAttentionFusion",
+        query: str = "teacher",
+        mask_gradient: str = "detached",
+        standardize: bool = False,
+        max_positions: int = 0,
+        pooling: str = "keys",
+    ) -> None:
+        super().__init__(student, teacher)
+        check_weights(alpha=alpha, lambda_div=lambda_div)
+        if mask_gradient not in MASK_GRADIENTS:
+            raise ConfigError("mask_gradient", mask_gradient, f"one of {', '.join(MASK_GRADIENTS)}")
+        if not spatial_masking and not channel_masking:
+            raise ConfigError(
+                "spatial_masking",
+                "no masks of either kind",
+                "at least one masking",
+                hint="set {spatial_masking} or {channel_masking}",
+            )
+        if num_masks < 0:
+            raise ConfigError("num_masks", num_masks, ">= 0", hint="0 stands for the paper's number")
+        if max_positions < 0:
+            raise ConfigError("max_positions", max_positions, ">= 0", hint="0 stands for any number of positions")
+        if pooling not in POOLING:
+            raise ConfigError("pooling", pooling, f"one of {', '.join(POOLING)}")
+        if max_positions and not issubclass(FUSION_REGISTRY.get(fusion), CrossAttentionFusion):
+            raise ConfigError(
+                "max_positions",
+                max_positions,
+                f"0 for {fusion}, which has no attention that pooling could make cheaper",
+                hint="set {max_positions} to 0 or choose another {fusion}",
+            )
+        masks = {level: num_masks or (spec.channels if spec.logits else 6) for level, spec in teacher.items()}
+        self.alpha, self.lambda_div = alpha, lambda_div
+        self.mask_gradient, self.standardize, self.query = mask_gradient, standardize, query
+        self.max_positions, self.pooling = max_positions, pooling
+        self.align = align_levels(student, teacher)
+        self.masking = nn.ModuleDict()
+        if spatial_masking:
+            make = _masking("spatial", spatial_masking)
+            self.masking["spatial"] = nn.ModuleDict(
+                {level: make(spec.channels, num_masks=masks[level]) for level, spec in teacher.items()}
+            )
+        if channel_masking:
+            make = _masking("channel", channel_masking)
+            self.masking["channel"] = nn.ModuleDict({level: make(num_masks=masks[level]) for level in teacher})
+        make = FUSION_REGISTRY.get(fusion)
+        self.fusion = nn.ModuleDict({level: make(spec.channels, query=query) for level, spec in teacher.items()})
+        if not any(True for _ in self.masking.parameters()):  # no fused map is needed
+            self.fusion = nn.ModuleDict({level: TeacherFusion(spec.channels) for level, spec in teacher.items()})
+        if mask_gradient == "frozen":
+            self.masking.requires_grad_(False)
+            self.fusion.requires_grad_(False)
+
+    def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
+        """Return ``loss_acam_spatial``, ``loss_acam_channel`` and ``loss_acam_diversity``, as configured."""
+        losses: dict[str, Tensor] = {}
+        self._step = {}
+        for level in self.levels:
+            aligned, target = self.align[level](student[level]), teacher[level].detach()
+            masks = self._masks(level, aligned, target)
+            weighing = masks if self.mask_gradient == "paper" else {kind: m.detach() for kind, m in masks.items()}
+            errors = masked_mse(aligned, target, weighing)
+            self._step[level] = {}
+            for kind, error in errors.items():
+                diversity = mask_diversity_loss(masks[kind])
+                self._step[level][kind] = _Masked(masks[kind].detach(), error.detach(), diversity.detach())
+                _add(losses, f"loss_acam_{kind}", self.alpha * error)
+                if _learns(self.masking[kind]):
+                    _add(losses, "loss_acam_diversity", self.lambda_div * diversity)
+        return losses
+
+    def _masks(self, level: str, aligned: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+        if self.mask_gradient != "paper":
+            aligned = aligned.detach()
+        maskings = {kind: masking[level] for kind, masking in self.masking.items()}  # type: ignore[index]
+        size = aligned.shape[2:]
+        if factor := _pooling_factor(size[0], size[1], self.max_positions):
+            if self.pooling == "all" or self.query == "teacher":
+                aligned = F.avg_pool2d(aligned, factor, ceil_mode=True)
+            if self.pooling == "all" or self.query == "student":
+                teacher = F.avg_pool2d(teacher, factor, ceil_mode=True)
+        masks = make_masks(self.fusion[level], maskings, aligned, teacher, standardize=self.standardize)
+        if factor and self.pooling == "all" and "spatial" in masks:
+            scaled = F.interpolate(masks["spatial"], scale_factor=factor, mode="bilinear")
+            masks["spatial"] = scaled[..., : size[0], : size[1]]
+        return masks
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Return figures of the masks, per level and kind.
+
+        They are the mean, the deviation over positions (channels), the smallest sum, the Dice overlap and the error.
+        """
+        values: dict[str, Tensor] = {}
+        for level, kinds in self._step.items():
+            for kind, masked in kinds.items():
+                flat = masked.masks.float().flatten(2)
+                if not flat.numel():
+                    continue
+                name = f"{level}/{kind}"
+                values[f"{name}_mean"] = flat.mean()
+                values[f"{name}_std"] = flat.std(2, unbiased=False).mean()
+                values[f"{name}_min_sum"] = flat.sum(2).min()
+                values[f"{name}_dice"] = masked.diversity
+                values[f"{name}_mse"] = masked.mse
+        return values
+
+    def masks(self) -> dict[str, dict[str, Tensor]]:
+        """Return, per level, the masks of the last step."""
+        return {level: {kind: masked.masks for kind, masked in kinds.items()} for level, kinds in self._step.items()}
+
+    def warnings(self) -> dict[str, str]:
+        """Report every level and kind with at least half of its masks vanished: with a mean below ``VANISHED``."""
+        problems = {}
+        for level, kinds in self._step.items():
+            for kind, masked in kinds.items():
+                means = masked.masks.float().flatten(2).mean((0, 2))  # (M,)
+                vanished = int((means < VANISHED).sum())
+                if vanished * 2 >= len(means):
+                    remedy = "set {standardize} to True" if not self.standardize else "lower {lambda_div}"
+                    if self.mask_gradient == "paper":
+                        remedy = "set {mask_gradient} to 'detached'"
+                    problems[f"{level}/{kind}"] = (
+                        f"masks collapsed: {vanished} of {len(means)} {kind} masks of level {level} have a mean below "
+                        f"{VANISHED} and select next to nothing; {remedy}"
+                    )
+        return problems
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
+
+
+def _masking(kind: str, name: str) -> Any:
+    masking = MASKING_REGISTRY.get(name, argument=f"{kind}_masking")
+    if masking.kind != kind:
+        raise ConfigError(f"{kind}_masking", f"{name}, which makes {masking.kind} masks", f"a masking of {kind} masks")
+    return masking
+
+
+def _pooling_factor(height: int, width: int, max_positions: int) -> int:
+    """Return the whole factor by which both sides shrink to leave at most ``max_positions``; 0 for no pooling."""
+    if not max_positions or height * width <= max_positions:
+        return 0
+    factor = 2
+    while -(-height // factor) * -(-width // factor) > max_positions:
+        factor += 1
+    return factor
+
+
+def _add(losses: dict[str, Tensor], key: str, value: Tensor) -> None:
+    losses[key] = losses[key] + value if key in losses else value

@@ -1,0 +1,44 @@
+"""Plain feature mimicking, the control that every other method has to beat."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..core.distiller import NOTHING_KNOWN, Distiller, align_levels, check_weights
+from ..core.features import Features, Pyramid
+from ..core.registry import DISTILLER_REGISTRY
+from ..core.targets import Targets
+from .parts.losses import mse
+
+__all__ = ["Mimic"]
+
+
+@DISTILLER_REGISTRY.register()
+class Mimic(Distiller):
+    """The mean squared error between the aligned student and the teacher, summed over levels.
+
+    FitNets' hint loss (Romero et al., ICLR 2015) on every level of the pyramid.
+
+    Args:
+        student, teacher: the levels to distil.
+        alpha: weight.
+
+    Raises:
+        ConfigError: the weight is out of range.
+    """
+
+    def __init__(self, student: Pyramid, teacher: Pyramid, *, alpha: float = 1.0) -> None:
+        super().__init__(student, teacher)
+        check_weights(alpha=alpha)
+        self.alpha = alpha
+        self.align = align_levels(student, teacher)
+
+    def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
+        """Return ``loss_mimic_mse``."""
+        errors = {level: mse(self.align[level](student[level]), teacher[level].detach()) for level in self.levels}
+        self._step = {level: error.detach() for level, error in errors.items()}
+        return {"loss_mimic_mse": self.alpha * sum(errors.values())}  # type: ignore[dict-item]
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Return ``<level>/mse``."""
+        return {f"{level}/mse": error for level, error in self._step.items()}

@@ -1,0 +1,1 @@
+"""The parts that several methods share: losses, logits, generation, wavelets, tokens."""

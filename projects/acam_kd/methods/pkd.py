@@ -1,0 +1,103 @@
+"""PKD: distillation by Pearson correlation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..core.distiller import NOTHING_KNOWN, Distiller, check_weights
+from ..core.errors import ConfigError
+from ..core.features import BACKBONE, Features, Pyramid
+from ..core.registry import DISTILLER_REGISTRY
+from ..core.targets import Targets
+from .parts.losses import check_shapes, full_precision
+
+__all__ = ["PKD", "pearson_error"]
+
+EPS = 1e-6
+"""Added to every standard deviation, so that a constant channel does not divide by zero."""
+
+
+def _standardized(x: Tensor) -> Tensor:
+    """Standardise every channel to mean 0 and deviation 1 over images and positions; a single position becomes 0."""
+    several = x.numel() > x.shape[1]
+    deviation, mean = torch.std_mean(x, (0, 2, 3), correction=int(several), keepdim=True)
+    return (x - mean) / (deviation + EPS)
+
+
+@full_precision
+def pearson_error(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Compute half the mean squared error of channels standardised over the batch.
+
+    .. math:: L = \frac12 \text{mean} (\hat S - \hat T)^2
+                = \frac{K-1}{K} \frac1C \sum_c (1 - r_c), \qquad K = NHW
+
+    with Pearson's correlation r_c of channel c over images and positions (up to a 1e-6 that keeps constant channels
+    finite). Scaling a channel by a positive factor, or shifting it, changes nothing. L is 0 for K = 1, where no
+    deviation is defined.
+
+    Args:
+        student: (N, C, H', W'), scaled bilinearly to H x W if the sizes differ.
+        teacher: (N, C, H, W).
+
+    Raises:
+        ValueError: the channels or images differ in number.
+    """
+    if student.shape[:2] == teacher.shape[:2] and not student.numel():
+        return student.sum()
+    if student.shape[2:] != teacher.shape[2:]:
+        student = F.interpolate(student, size=teacher.shape[2:], mode="bilinear", align_corners=False)
+    check_shapes(student, teacher)
+    return (_standardized(student) - _standardized(teacher)).square().mean() / 2
+
+
+@DISTILLER_REGISTRY.register()
+class PKD(Distiller):
+    """A comparison of standardised features, so that only the correlation of channels counts; summed over levels.
+
+    Cao et al., "PKD: General Distillation Framework for Object Detectors via Pearson Correlation Coefficient",
+    NeurIPS 2022:
+
+        L = alpha / 2 mean (standardised(F_S) - standardised(F_T))^2
+
+    with mean and deviation of each channel over the images and positions of one GPU's batch. There is nothing to
+    train and no aligning convolution, so student and teacher need equally many channels. Their features may differ in
+    scale, as those of two types of detector do.
+
+    Recommended, on four levels (P2 to P5, or P3 to P6 of a one-stage detector): alpha = 10 for RetinaNet and
+    RepPoints (the default) and 6 for Faster R-CNN.
+
+    Args:
+        student, teacher: the levels to distil, of a backbone.
+        alpha: weight.
+
+    Raises:
+        ConfigError: the weight is out of range, or the channels of a level differ in number.
+    """
+
+    reads = (BACKBONE,)
+
+    def __init__(self, student: Pyramid, teacher: Pyramid, *, alpha: float = 10.0) -> None:
+        super().__init__(student, teacher)
+        check_weights(alpha=alpha)
+        for level, spec in student.items():
+            teacher_channels = teacher[level].channels
+            if spec.channels != teacher_channels:
+                raise ConfigError(
+                    "levels",
+                    f"{level} with {spec.channels} channels in the student and {teacher_channels} in the teacher",
+                    "as many channels in both, since PKD has no aligning convolution",
+                    hint="choose a {method} that aligns them, such as CWD or MGD, or other {levels}",
+                )
+        self.alpha = alpha
+
+    def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
+        """Return ``loss_pkd_pearson``."""
+        errors = {level: pearson_error(student[level], teacher[level].detach()) for level in self.levels}
+        self._step = {level: error.detach() for level, error in errors.items()}
+        return {"loss_pkd_pearson": self.alpha * sum(errors.values())}  # type: ignore[dict-item]
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Return ``<level>/pearson``: one minus the correlation, averaged over channels, between 0 and 2."""
+        return {f"{level}/pearson": error for level, error in self._step.items()}

@@ -1,0 +1,3 @@
+"""The fixtures of this folder's tests."""
+
+from ..fixtures import official, sizes  # noqa: F401
