@@ -12,12 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+
+from acam_kd.core import DISTILLER_REGISTRY, method_arguments
 
 FILE = Path(__file__).with_name("golden.json")
 MODE = os.environ.get("ACAM_KD_GOLDEN", "")
@@ -34,6 +36,23 @@ def fingerprint(state: Mapping[str, Tensor]) -> dict:
             norm += float(flat.square().sum())
             projection += float((flat * torch.sin(0.7 * torch.arange(len(flat), dtype=torch.float64) + 0.3)).sum())
     return {"norm": norm**0.5, "projection": projection, "sha256": digest.hexdigest()[:16]}
+
+
+def as_recorded(names: str, offered: Sequence[str]) -> dict[str, dict]:
+    """Return the settings of methods as they were when the numbers were recorded, before recipes: method -> settings.
+
+    Every argument had its default, and several methods shared levels and taps.
+    """
+    methods = {name: DISTILLER_REGISTRY.get(name) for name in names.split("+")}
+    taps = list(dict.fromkeys(next(tap for tap in offered if tap in method.reads) for method in methods.values()))
+    return {
+        name: {
+            **method_arguments(method),
+            "levels": ["all"],
+            "taps": [tap for tap in taps if tap in method.reads],
+        }
+        for name, method in methods.items()
+    }
 
 
 def calm(model: torch.nn.Module, *inputs) -> torch.nn.Module:

@@ -155,7 +155,7 @@ def _methods(method: str | Distiller, options: dict[str, Any]) -> Any:
     from . import methods  # noqa: F401  (registers them)
     from .core.distiller import Distiller
     from .core.errors import ConfigError
-    from .core.methods import read_methods
+    from .core.options import read_methods
 
     if not isinstance(method, str):
         if not isinstance(method, Distiller):

@@ -223,7 +223,7 @@ def test_warnings_name_arguments_of_the_method_in_braces(name, kind):
 def test_arguments_are_keyword_only_with_plain_defaults(name):
     """Front ends make settings of them."""
     parameters = list(inspect.signature(DISTILLER_REGISTRY.get(name)).parameters.values())
-    assert [p.name for p in parameters[:2]] == ["student", "teacher"]
+    assert [p.name for p in parameters[:2]] == ["student_channels", "teacher_channels"]
     for p in parameters[2:]:
         assert p.kind is inspect.Parameter.KEYWORD_ONLY and isinstance(p.default, (bool, int, float, str, list))
         assert p.name in DISTILLER_REGISTRY.get(name).__doc__
@@ -232,8 +232,9 @@ def test_arguments_are_keyword_only_with_plain_defaults(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_levels_must_agree(name):
     tap = DISTILLER_REGISTRY.get(name).reads[0]
-    with pytest.raises(ValueError, match="levels differ"):
+    with pytest.raises(ConfigError) as error:
         DISTILLER_REGISTRY.get(name)(specs(tap), {"other": FeatureSpec(8, 8)})
+    assert error.value.argument == "teacher_channels" and error.value.value == "the levels other"
 
 
 def test_unknown_method_lists_the_known():

@@ -339,5 +339,22 @@ def test_features_and_classes_together(kind, tmp_path, storage):
     assert "distill/KD/classes/agreement" in storage.latest() and "distill/PKD/p4/pearson" in storage.latest()
     chosen = build(tmp_path, config(kind), None, "PKD+KD", "DISTILL.LEVELS", "['p4']")
     assert chosen.distillation.levels == {"p4": "p4", "classes": "classes"}
-    with refused("method", "KD", "one for p", "KD distils logits or classes; see {taps}"):
+    with refused("taps", "backbone", "logits or classes with KD", "see {method}"):
         build(tmp_path, config(kind), None, "PKD+KD", "DISTILL.TAPS", "['backbone']")
+    with refused("PKD.taps", "classes", "backbone with PKD"):
+        build(tmp_path, config(kind), None, "PKD+KD", "DISTILL.PKD.TAPS", "['backbone', 'classes']")
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "faster rcnn"])
+@pytest.mark.parametrize("methods", ["AT+CWD", "PKD+KD", "MGD+KD"])
+def test_each_of_several_methods_has_its_own_levels(methods, kind, tmp_path, storage):
+    first, second = methods.split("+")
+    own = [f"DISTILL.{first.upper()}.LEVELS", "['p4']"]
+    if second != "KD":
+        own += [f"DISTILL.{second}.LEVELS", "['p5', 'p6']"]
+    model = build(tmp_path, config(kind), None, methods, *own)
+    one, two = model.distillation.method.parts()
+    assert one.levels == ["p4"] and two.levels == (["classes"] if second == "KD" else ["p5", "p6"])
+    losses = {name: loss for name, loss in model(inputs()).items() if name.split("_")[1] in methods.lower().split("+")}
+    assert {name.split("_")[1] for name in losses} == set(methods.lower().split("+"))
+    assert all(loss.isfinite() and loss > 0 for loss in losses.values())

@@ -10,23 +10,19 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
+from acam_kd.compare.plan import read_plan
 from acam_kd.core import DISTILLER_REGISTRY
 from acam_kd.d2 import add_distillation_config
 from acam_kd.methods import ACAMKD
+from acam_kd.methods.recipes import RECIPES
 
-from .conftest import ROOT
+from .conftest import ROOT, refused
 
 NO_MODEL = ("Base-ACAM.yaml", "Base-ACAM-SemSeg.yaml")  # added to others
-OTHERS = ("compare", "methods")
+OTHERS = ("compare",)
 CONFIGS = sorted(
     p for p in (ROOT / "configs").rglob("*.yaml") if p.name not in NO_MODEL and p.parent.name not in OTHERS
 )
-METHODS = sorted((ROOT / "configs" / "methods").iterdir())
-PAIRS = {
-    "retinanet": "acam_retinanet_r50_r101.yaml",
-    "rcnn": "acam_r50_r101.yaml",
-    "semseg": "acam_deeplabv3_r18_r101.yaml",
-}
 LEAVES = [p for p in CONFIGS if not p.name.startswith("Base-")]
 
 
@@ -51,22 +47,13 @@ def test_it_builds(path):
         assert "+".join(type(method).__name__ for method in model.distillation.method.parts()) == cfg.DISTILL.METHOD
 
 
-def on_meta(path):
+def on_meta(path, *opts):
     cfg = load(path)
+    cfg.merge_from_list(list(opts))
     cfg.MODEL.DEVICE = "meta"
     cfg.DISTILL.TEACHER.WEIGHTS = "random"
     with torch.device("meta"):
         return build_model(cfg)
-
-
-@pytest.mark.parametrize("path", METHODS, ids=lambda p: p.stem)
-def test_a_method_is_added_to_a_pair(path, tmp_path):
-    name, family = path.stem.split("_")
-    pair = ROOT / "configs" / PAIRS.get(family, PAIRS["retinanet"])
-    (tmp_path / "c.yaml").write_text(f"_BASE_: [{pair}, {path}]\n")
-    model = on_meta(tmp_path / "c.yaml")
-    assert type(model.distillation.method).__name__.lower() == name
-    assert path.read_text().startswith("# ") and "run" in path.read_text()
 
 
 def test_methods_are_combined():
@@ -85,12 +72,73 @@ def test_it_opens_with_a_comment_and_its_true_command(path):
 
 
 @pytest.mark.parametrize("name", [name for name, _ in DISTILLER_REGISTRY])
-def test_keys_and_defaults_are_the_constructors(name):
+def test_keys_are_the_constructors_arguments_and_open(name):
     cfg = get_cfg()
     add_distillation_config(cfg)
     parameters = inspect.signature(DISTILLER_REGISTRY.get(name)).parameters
-    expected = {p.upper(): v.default for p, v in parameters.items() if v.kind is inspect.Parameter.KEYWORD_ONLY}
-    assert dict(cfg.DISTILL[name.upper()]) == expected
+    arguments = [p.upper() for p, v in parameters.items() if v.kind is inspect.Parameter.KEYWORD_ONLY]
+    assert dict(cfg.DISTILL[name.upper()]) == dict.fromkeys([*arguments, "LEVELS", "TAPS"])
+
+
+FAMILIES = {
+    "retinanet": "acam_retinanet_r50_r101.yaml",
+    "rcnn": "acam_r50_r101.yaml",
+    "semseg": "acam_deeplabv3_r18_r101.yaml",
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "levels"),
+    [
+        ("retinanet", "PKD", ["p3", "p4", "p5", "p6"]),
+        ("retinanet", "FGD", ["p3", "p4", "p5", "p6", "p7"]),
+        ("rcnn", "FGD", ["p2", "p3", "p4", "p5"]),
+        ("rcnn", "MasKD", ["p2", "p3", "p4", "p5", "p6"]),
+        ("semseg", "MGD", ["res5"]),
+        ("semseg", "AT", ["res5"]),
+        ("semseg", "CWD", ["logits"]),
+    ],
+)
+def test_a_recipe_is_used_where_nothing_is_said(family, method, levels):
+    built = on_meta(ROOT / "configs" / FAMILIES[family], "DISTILL.METHOD", method).distillation.method
+    assert built.levels == levels
+    for argument, value in RECIPES[method][family].arguments.items():
+        if argument in ("alpha", "temperature", "lambda_mask"):
+            assert getattr(built, argument, value) == value
+
+
+def test_a_key_overrides_the_recipe():
+    opts = ["DISTILL.METHOD", "PKD", "DISTILL.PKD.ALPHA", 2, "DISTILL.PKD.LEVELS", ["p4"]]
+    built = on_meta(ROOT / "configs" / FAMILIES["rcnn"], *opts).distillation.method
+    assert (built.alpha, built.levels) == (2.0, ["p4"])
+    opts = ["DISTILL.METHOD", "PKD", "DISTILL.LEVELS", ["p3", "p4"]]
+    built = on_meta(ROOT / "configs" / FAMILIES["rcnn"], *opts).distillation.method
+    assert (built.alpha, built.levels) == (6.0, ["p3", "p4"])
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        (
+            "configs/methods/pkd_rcnn.yaml",
+            "set DISTILL.METHOD: the weights of PKD for each detector are recipes now",
+        ),
+        ("configs/ablations/uniform.yaml", "it is a row of configs/compare/ablations_coco.yaml now"),
+    ],
+)
+def test_a_config_that_is_gone_says_what_to_write(path, hint, tmp_path):
+    with refused("--config-file", "no file", "an existing one", hint):
+        load(ROOT / path)
+    (tmp_path / "c.yaml").write_text(f"_BASE_: [{ROOT / 'configs/acam_r50_r101.yaml'}, {ROOT / path}]\n")
+    with refused("--config-file", "which does not exist", "existing files", hint):
+        load(tmp_path / "c.yaml")
+
+
+def test_the_plan_of_ablations_names_known_keys():
+    (setting,) = read_plan(ROOT / "configs/compare/ablations_coco.yaml")
+    assert len(setting.rows) == 12
+    for row in setting.rows.values():
+        on_meta(ROOT / "configs/acam_retinanet_r50_r101.yaml", *row)
 
 
 def test_every_key_of_a_method_reaches_it():
@@ -123,7 +171,7 @@ def test_the_flagship_is_the_papers_schedule():
     steps = [s * cfg.SOLVER.IMS_PER_BATCH / 117266 for s in cfg.SOLVER.STEPS]
     assert round(epochs, 2) == 24 and [round(s, 2) for s in steps] == [16, 22]
     assert (cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.BASE_LR) == (0.9, 1e-4, 0.02)
-    assert cfg.DISTILL.MAX_GRADIENT_NORM == 35 and cfg.DISTILL.ACAMKD.NUM_MASKS == 0  # 6 on features
+    assert cfg.DISTILL.MAX_GRADIENT_NORM == 35 and cfg.DISTILL.ACAMKD.NUM_MASKS is None  # 6 on features
     assert load(ROOT / "configs/acam_retinanet_r50_r101.yaml").SOLVER.BASE_LR == 0.01
 
 

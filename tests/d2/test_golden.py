@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 
 from acam_kd.core import DISTILLER_REGISTRY
 
-from ..golden import calm, check, fingerprint, two_steps
+from ..golden import as_recorded, calm, check, fingerprint, two_steps
 from .conftest import ROOT, detector_config, distillation_config, inputs, save_config
 from .test_segmentation import labelled, segmentor
 from .test_train import arguments, data, forget_datasets  # noqa: F401
@@ -44,6 +44,9 @@ def test_two_steps(kind, method, storage, tmp_path):
     torch.save({"model": calm(build_model(teacher), batch).state_dict()}, tmp_path / "t.pth")
     files = save_config(teacher, tmp_path / "t.yaml"), "DISTILL.TEACHER.WEIGHTS", str(tmp_path / "t.pth")
     cfg = distillation_config(student, *files, "DISTILL.METHOD", method)
+    offered = ("logits", "backbone") if kind == "segmentor" else ("backbone", "classes")
+    for name, settings in as_recorded(method, offered).items():
+        cfg.DISTILL[name.upper()].update({key.upper(): value for key, value in settings.items()})
     model = build_model(cfg).train()
     found = two_steps(model, batch)
     check(f"{ENGINE}, {kind}, {method}, two steps", {**found, "weights": fingerprint(model.state_dict())})
@@ -55,7 +58,8 @@ def test_train_net(method, arguments, tmp_path):  # noqa: F811
     with EventStorage():
         torch.save({"model": calm(teacher, inputs()).state_dict()}, tmp_path / "t.pth")
     weights = "DISTILL.TEACHER.WEIGHTS", tmp_path / "t.pth"
-    command = arguments("DISTILL.METHOD", method, *weights, "OUTPUT_DIR", tmp_path / "run")
+    own = ["DISTILL.PKD.LEVELS", "['all']"] if "PKD" in method else []
+    command = arguments("DISTILL.METHOD", method, *weights, *own, "OUTPUT_DIR", tmp_path / "run")
     # in a process of its own: in this one Detectron2's scripts may have been rounded otherwise before
     subprocess.run([sys.executable, ROOT / "train_net.py", *command], check=True, cwd=ROOT, capture_output=True)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()]

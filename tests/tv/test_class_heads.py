@@ -255,7 +255,7 @@ HEAD = "that of RetinaNet, FCOS, Faster or Mask R-CNN"
         ),
         ("fcos", "retinanet", "KD", ("teacher", "a RetinaNet with other anchors", "student's, a FCOS's", "{method}")),
         ("fcos", ("fcos", 7), "KD", ("teacher", "7 classes at classes", "the student's 4", "{taps}")),
-        ("fcos", "fcos", "PKD+KD", ("method", "KD", "one for 0 (stride 8, 64 channels)", "logits or classes; see")),
+        ("fcos", "fcos", "PKD+KD", ("taps", "backbone", "logits or classes with KD")),
         (LRASPP, LRASPP, "KD+FGD", ("method", "FGD", "one that needs no boxes", "a LRASPP is trained without any")),
         (LRASPP, LRASPP, "X", ("method", "X", "one of ACAMKD")),
     ],
@@ -328,3 +328,30 @@ def test_methods_that_cannot_be_are_refused_in_the_words_of_the_command(data, fi
     assert message("--method", "MasKD", "--set", f"tokens={tmp_path / 'no.pth'}").startswith(
         f"acam-kd: --set MasKD.tokens: found {tmp_path}/no.pth, which holds no learnt tokens"
     )
+
+
+@pytest.mark.parametrize("kind", ["fcos", "faster rcnn"])
+@pytest.mark.parametrize("method", ["AT+CWD", "PKD+KD", "MGD+KD"])
+def test_each_of_several_methods_has_its_own_levels(method, kind):
+    first, second = method.split("+")
+    methods = {first: {"levels": ["1"]}, second: {} if second == "KD" else {"levels": ["0", "2"]}}
+    built = model(HEADS[kind])
+    if kind != "fcos" and second == "CWD":
+        methods[second]["levels"] = ["0"]
+    build_distillation(built, model(HEADS[kind]), Plan(methods=methods))
+    one, two = built.distillation.method.parts()
+    assert one.levels == ["1"] and two.levels == (["classes"] if second == "KD" else methods[second]["levels"])
+    losses = built.train()(IMAGES, TARGETS)
+    of_methods = {name: x for name, x in losses.items() if {*name.split("_")} & {*method.lower().split("+")}}
+    assert {name.split("_")[1] for name in of_methods} == set(method.lower().split("+"))
+    assert all(loss.isfinite() and loss > 0 for loss in of_methods.values())
+
+
+def test_a_recipe_is_the_same_in_both_engines():
+    """The first four levels of FCOS for PKD, the authors' weights of FGD for FCOS and for R-CNNs."""
+    assert build("fcos", "PKD").distillation.method.levels == ["0", "1", "2", "p6"]
+    assert build("fcos", "FGD").distillation.method.weights["foreground"] == 1.6e-3
+    assert build("faster rcnn", "FGD").distillation.method.weights["foreground"] == 5e-5
+    segmentor = model(LRASPP)
+    build_distillation(segmentor, model(LRASPP), Plan(methods={"MGD": {}}))
+    assert segmentor.distillation.method.levels == ["high"] and segmentor.distillation.method.lambda_mask == 0.75

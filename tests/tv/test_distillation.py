@@ -193,16 +193,31 @@ def test_options_have_the_types_of_the_defaults():
     [
         ("ACAMKD", "alpha", "NAME=VALUE with alpha=1.0, lambda_div=1.0"),
         ("ACAMKD", "beta=2", "NAME=VALUE with alpha=1.0"),
-        ("ACAMKD", "num_masks=2.5", "int, as num_masks=0"),
-        ("ACAMKD", "num_masks=[", "int, as num_masks=0"),
-        ("ACAMKD", "alpha=much", "float, as alpha=1.0"),
-        ("Mimic+ACAMKD", "alpha=2", "NAME=VALUE with Mimic.alpha=1.0, ACAMKD.alpha=1.0"),
+        (
+            "Mimic+ACAMKD",
+            "alpha=2",
+            "NAME=VALUE with Mimic.alpha=1.0, Mimic.levels=(), Mimic.taps=(), ACAMKD.alpha=1.0",
+        ),
         ("", "alpha=2", "nothing without a method"),
     ],
 )
 def test_wrong_options_are_refused(method, pair, allowed):
     with refuses("options", pair, allowed):
         parse_options(method, [pair])
+
+
+@pytest.mark.parametrize(
+    ("pair", "value", "allowed"),
+    [("num_masks=2.5", "2.5", "int, as 0"), ("num_masks=[", "[", "int, as 0"), ("alpha=much", "much", "float, as 1.0")],
+)
+def test_an_option_of_another_type_is_refused_by_its_name(pair, value, allowed):
+    with refuses(f"ACAMKD.{pair.split('=')[0]}", value, allowed):
+        parse_options("ACAMKD", [pair])
+
+
+def test_levels_of_a_method_are_a_list():
+    found = parse_options("PKD+KD", ["PKD.levels=0,1", "KD.taps=classes", "PKD.alpha=2"])
+    assert found == {"PKD": {"levels": ("0", "1"), "alpha": 2.0}, "KD": {"taps": ("classes",)}}
 
 
 def test_a_student_with_frozen_batch_norm_loads_in_one_without(tmp_path):

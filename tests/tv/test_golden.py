@@ -10,7 +10,7 @@ from acam_kd.core import DISTILLER_REGISTRY, Plan
 from acam_kd.tv.distillation import build_distillation
 from acam_kd.tv.models import build_model, plain
 
-from ..golden import calm, check, fingerprint, two_steps
+from ..golden import as_recorded, calm, check, fingerprint, two_steps
 
 METHODS = sorted(name for name, _ in DISTILLER_REGISTRY)
 CASES = [("fcos", method) for method in METHODS]
@@ -37,7 +37,8 @@ def test_two_steps(kind, method):
     targets = [{"boxes": torch.tensor([[5.0, 5, 50, 50]]), "labels": torch.tensor([1])}] * 2
     if kind == "lraspp":
         targets = [{"semantic": torch.randint(0, 4, image.shape[1:], generator=draw)} for image in images]
-    plan = Plan(methods={name: {} for name in method.split("+")}, inherit="auto")
+    offered = ("logits", "backbone") if kind == "lraspp" else ("backbone", "classes")
+    plan = Plan(methods=as_recorded(method, offered), inherit="auto")
     build_distillation(student, calm(teacher, images, targets), plan)
     found = two_steps(student.train(), images, targets)
     state = plain(student).state_dict()
@@ -50,6 +51,7 @@ def test_acam_kd_train(method, data, finished, tmp_path):
         "train", "--data", str(data), "--student", STUDENT["fcos"], "--teacher", str(finished), "--method", method,
         "--size", "64", "--iterations", "4", "--batch-size", "2", "--eval-period", "4", "--workers", "0",
         "--accelerator", "cpu", "--output", str(tmp_path / "run"),
+        *(["--set", "PKD.levels=all"] if "PKD" in method else []),
     ])  # fmt: skip
     state = torch.load(tmp_path / "run" / "student.pth")
     check(f"{ENGINE}, acam-kd train, {method}", {"losses": [], "weights": fingerprint(state)}, rel=0.1)

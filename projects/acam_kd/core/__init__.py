@@ -6,14 +6,16 @@ from .adapter import Adapter, ModuleAdapter
 from .assemble import INHERIT, Plan, assemble
 from .class_head import ClassHead, Predictions
 from .distillation import Distillation
-from .distiller import Distiller, method_arguments
+from .distiller import Distiller, Recipe, method_arguments
 from .errors import ConfigError, RunError
 from .features import BACKBONE, CLASSES, LOGITS, TAPS, FeatureSpec, match_levels
 from .gradients import clip_gradients
 from .inheritance import inherit
-from .methods import build_distiller, choose_taps, read_methods
+from .methods import build_distiller
+from .options import read_methods, read_request
 from .reader import Reader
 from .registry import DISTILLER_REGISTRY, FUSION_REGISTRY, MASKING_REGISTRY
+from .selection import choose_taps
 from .taps import MethodTap, ModuleTap
 from .targets import IGNORED, Targets
 from .teacher import FrozenTeacher, Pixels, PixelTransform
@@ -43,6 +45,7 @@ __all__ = [
     "Plan",
     "Predictions",
     "Reader",
+    "Recipe",
     "RunError",
     "Targets",
     "assemble",
@@ -53,6 +56,7 @@ __all__ = [
     "match_levels",
     "method_arguments",
     "read_methods",
+    "read_request",
 ]
 
 

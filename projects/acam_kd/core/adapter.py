@@ -28,6 +28,8 @@ class Adapter:
         model: the model.
     """
 
+    family: str = ""
+    """The kind of model that a recipe may be for: ``retinanet``, ``fcos``, ``rcnn``, ``semseg``; else empty."""
     offered: tuple[str, ...] = (BACKBONE,)
     """The taps that the model has, the usual first."""
     annotations: tuple[str, ...] = ("boxes", "labels")

@@ -15,9 +15,11 @@ from .adapter import Adapter
 from .distillation import NAME, Distillation
 from .distiller import Distiller
 from .errors import ConfigError, first_line
-from .features import CLASSES, LOGITS, TAPS, Pyramid, describe, match_levels
+from .features import CLASSES, LOGITS, TAPS, Pyramid
 from .inheritance import inherit
-from .methods import build_distiller, check_taps_used, choose_taps
+from .methods import build_distiller
+from .options import Request, read_request
+from .selection import check_taps, pair_levels, taps_of
 from .targets import Targets
 from .teacher import FrozenTeacher, PixelTransform
 
@@ -31,9 +33,11 @@ class Plan:
     """The request for a distillation.
 
     Args:
-        methods: name -> arguments of its constructor, or a ready ``Distiller``; empty for inheritance alone.
-        levels: the student's levels to distil; empty for all whose stride the teacher has too.
-        taps: some of ``TAPS``; empty for what each method can use first.
+        methods: name -> its settings: arguments of its constructor, ``levels``, ``taps``, where None leaves one open;
+            or a ready ``Distiller``; empty for inheritance alone.
+        levels: the student's levels to distil by every method that has none of its own; empty for those of its recipe,
+            else for all whose stride the teacher has too.
+        taps: some of ``TAPS``, likewise; empty for the recipe's, else for what the method can use first.
         inherit: whether the student's neck and head start from the teacher's: ``"always"``, ``"never"``, or
             ``"auto"``, if both are detectors of one kind.
         period: see ``Distillation``.
@@ -79,19 +83,30 @@ def assemble(
         if teacher is not None:
             _inherit(student, teacher, plan.inherit, kind.logger)
         return None
-    names = list(plan.methods) if isinstance(plan.methods, Mapping) else []
-    taps = _taps(student, teacher, plan, names)
+    requests = _requests(student, plan)
+    by_name = any({LOGITS, CLASSES} & {*request.levels} for request in requests)
+    every = student.levels(student.offered, student=True) if by_name else {}
+    taps_by = [taps_of(request, student, every) for request in requests] or [_taps_of_ready(student, plan)]
+    taps = tuple(dict.fromkeys(tap for part in taps_by for tap in part))
+    check_taps((*plan.taps, *taps), student, teacher)
     shapes = _shapes(student, teacher, taps)
     if student.named and teacher.named:
         _check_names(shapes)
-    pairs = _pairs(plan, shapes, kind.logger)
+    pairs_by = [
+        pair_levels(
+            shapes, part, kind.logger, levels=_asked(request, part, shapes["student"]), recipe=request.recipe.levels
+        )
+        for request, part in zip(requests, taps_by)
+    ] or [pair_levels(shapes, taps, kind.logger, levels=plan.levels)]
+    paired = {s: t for part in pairs_by for s, t in part.items()}
+    pairs = {s: paired[s] for s in shapes["student"] if s in paired}
     if teacher.named and (unused := [t for t in shapes["teacher"] if t not in pairs.values()]):
         kind.logger.warning("no level of the student is paired with %s of the teacher", ", ".join(unused))
     shapes = {
         "student": {s: shapes["student"][s] for s in pairs},
         "teacher": {t: shapes["teacher"][t] for t in pairs.values()},
     }
-    method = _method(plan, shapes["student"], {s: shapes["teacher"][t] for s, t in pairs.items()})
+    method = _method(plan, requests, pairs_by, shapes)
     _check_annotations(student, method)
     if any(shapes["student"][level].logits for level in method.levels):
         _check_class_names(student, teacher, shapes["student"])
@@ -123,6 +138,8 @@ def assemble(
         for model in (student.model, network):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     kind.logger.info("distilling with %s on %s", _title(plan), ", ".join(f"{s} <- {pairs[s]}" for s in method.levels))
+    for request, part, levels in zip(requests, taps_by, pairs_by):
+        kind.logger.info("%s", request.describe([*levels], part))
     return built
 
 
@@ -189,25 +206,30 @@ def _inherit(student: Adapter, teacher: Adapter, how: str, logger: logging.Logge
         logger.info("nothing is inherited: the student is %s, the teacher %s", student.kind, teacher.kind)
 
 
-def _taps(student: Adapter, teacher: Adapter, plan: Plan, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the taps asked for; none stands for what each method can use first."""
-    taps = tuple(plan.taps)
-    if not taps and {LOGITS, CLASSES} & {*plan.levels}:  # a prediction is asked for by its level's name
-        shapes = student.levels(student.offered, student=True)
-        taps = tuple(tap for tap in TAPS if any(shapes[level].tap == tap for level in plan.levels if level in shapes))
-    if not taps and not names:
-        assert isinstance(plan.methods, Distiller)
-        taps = tuple(tap for tap in student.offered if any(tap in part.reads for part in plan.methods.parts()))
-    taps = taps or choose_taps(names, student.offered, student.name)
-    for role, model in (("student", student), ("teacher", teacher)):
-        missing = [tap for tap in taps if tap not in model.offered]
-        if missing:
-            raise ConfigError(
-                "taps", " and ".join(missing), f"{' or '.join(model.offered)} of the {role}, a {model.name}",
-                f"{LOGITS} is the map of a segmentation model, {CLASSES} the class head of a detector; see {{method}}",
-            )  # fmt: skip
-    check_taps_used(taps, names)
-    return taps
+def _requests(student: Adapter, plan: Plan) -> list[Request]:
+    """Return the settings of the plan's methods; none for a ready method."""
+    if isinstance(plan.methods, Distiller):
+        return []
+    common = {"family": student.family, "levels": plan.levels, "taps": plan.taps}
+    requests = [read_request(name, options, **common) for name, options in plan.methods.items()]  # type: ignore[arg-type]
+    used = {tap for request in requests for tap in request.method.reads}
+    if unused := [tap for tap in plan.taps if tap not in used]:
+        allowed = f"only {' and '.join(sorted(used))} with {' and '.join(plan.methods)}"
+        raise ConfigError("taps", " and ".join(unused), allowed, "see {method}")
+    return requests
+
+
+def _taps_of_ready(student: Adapter, plan: Plan) -> tuple[str, ...]:
+    assert isinstance(plan.methods, Distiller)
+    reads = [part.reads for part in plan.methods.parts()]
+    return tuple(plan.taps) or tuple(tap for tap in student.offered if any(tap in each for each in reads))
+
+
+def _asked(request: Request, taps: Sequence[str], levels: Pyramid) -> tuple[str, ...]:
+    """Return the levels asked for; of those given for all methods, the ones that this method's taps have."""
+    if request.origins["levels"] != "given for all":
+        return request.levels
+    return tuple(level for level in request.levels if level not in levels or levels[level].tap in taps)
 
 
 def _shapes(student: Adapter, teacher: Adapter, taps: Sequence[str]) -> dict[str, Pyramid]:
@@ -233,29 +255,17 @@ def _check_names(shapes: Mapping[str, Pyramid]) -> None:
             )  # fmt: skip
 
 
-def _pairs(plan: Plan, shapes: Mapping[str, Pyramid], logger: logging.Logger) -> dict[str, str]:
-    levels = [level for level in plan.levels if not (level in (LOGITS, CLASSES) and level in shapes["student"])]
-    if plan.levels and not levels:  # predictions alone
-        shapes = {
-            "student": {s: x for s, x in shapes["student"].items() if s in plan.levels},
-            "teacher": shapes["teacher"],
-        }
-    pairs = match_levels(shapes["student"], shapes["teacher"], levels)
-    alone = [level for level in shapes["student"] if level not in pairs]
-    if alone and not levels:
-        logger.warning(
-            "not every level of the student has a partner of its stride, so %s will not be distilled. student: %s; "
-            "teacher: %s", ", ".join(alone), describe(shapes["student"]), describe(shapes["teacher"]),
-        )  # fmt: skip
-    return pairs
-
-
-def _method(plan: Plan, student: Pyramid, teacher: Pyramid) -> Distiller:
+def _method(
+    plan: Plan, requests: Sequence[Request], pairs: Sequence[Mapping[str, str]], shapes: Mapping[str, Pyramid]
+) -> Distiller:
     if isinstance(plan.methods, Mapping):
-        return build_distiller(plan.methods, student, teacher)
-    unknown = [level for level in plan.methods.levels if level not in student]
+        student = [{s: shapes["student"][s] for s in part} for part in pairs]
+        return build_distiller(
+            requests, student, [{s: shapes["teacher"][t] for s, t in part.items()} for part in pairs]
+        )
+    unknown = [level for level in plan.methods.levels if level not in shapes["student"]]
     if unknown:
-        raise ConfigError("method", f"level {unknown[0]}", f"levels among {', '.join(student)}")
+        raise ConfigError("method", f"level {unknown[0]}", f"levels among {', '.join(shapes['student'])}")
     return plan.methods
 
 

@@ -4,18 +4,52 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from .errors import ConfigError
-from .features import BACKBONE, LOGITS, Features, Pyramid
+from .features import BACKBONE, LOGITS, Channels, Features, Pyramid, as_pyramid
 from .targets import Targets
 
-__all__ = ["NOTHING_KNOWN", "Distiller", "align_levels", "check_weights", "method_arguments"]
+__all__ = [
+    "ALL",
+    "FIRST_FOUR",
+    "LAST",
+    "NOTHING_KNOWN",
+    "Distiller",
+    "Recipe",
+    "align_levels",
+    "check_weights",
+    "method_arguments",
+]
 
 NOTHING_KNOWN = Targets()
 """The targets for methods that need nothing but features."""
+
+
+ALL, FIRST_FOUR, LAST = (0, None), (0, 4), (-1, None)
+"""Levels of a recipe: all; P2 to P5 of an R-CNN, P3 to P6 of a one-stage detector; and the last ones of a segmentor."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a method for one kind of model; they are used where the user leaves them open.
+
+    Args:
+        source: the place where they are published, or the assumption that they are.
+        arguments: hyper-parameters that differ from the constructor's defaults, or confirm them.
+        levels: the backbone's levels to distil, from the finest: the first and the one after the last, as of a slice,
+            since frameworks name them differently.
+        taps: some of ``TAPS``.
+    """
+
+    source: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    levels: tuple[int, int | None] = ALL
+    taps: tuple[str, ...] = ()
 
 
 class Distiller(nn.Module):
@@ -32,12 +66,15 @@ class Distiller(nn.Module):
     * every parameter gets a gradient at every step, or DistributedDataParallel stops;
     * diagnostics are returned by ``metrics``, never among the losses: the trainer sums every loss.
 
+    A method can be used alone: ``PKD({"p3": 256}, {"p3": 256})`` takes the channels of each level, and is then called
+    on two dicts of maps. Its constructor finds the shapes in ``student_levels`` and ``teacher_levels``.
+
     Everything that a method keeps of a step is in ``self._step``. ``forward`` fills this dict with detached values,
     under keys of the method's choice; ``metrics``, ``masks`` and ``warnings`` read it. It is empty before the first
     step. Copies and pickles leave its contents out.
 
     Args:
-        student, teacher: the levels to distil, with the same keys.
+        student_channels, teacher_channels: the levels to distil, with the same keys: their channels, or their shapes.
     """
 
     reads: tuple[str, ...] = (BACKBONE, LOGITS)
@@ -45,12 +82,19 @@ class Distiller(nn.Module):
     needs: tuple[str, ...] = ()
     """The fields of ``Targets`` that the method uses: any of ``boxes``, ``labels``. Fields that no method needs are
     left empty."""
+    recipes: Mapping[str, Recipe] = {}
+    """Kind of model, as ``Adapter.family`` names it -> the settings for it."""
 
-    def __init__(self, student: Pyramid, teacher: Pyramid) -> None:
+    def __init__(self, student_channels: Channels, teacher_channels: Channels) -> None:
         super().__init__()
-        if student.keys() != teacher.keys():
-            raise ValueError(f"levels differ: student {list(student)}, teacher {list(teacher)}")
-        self.levels = list(student)
+        self.student_levels, self.teacher_levels = as_pyramid(student_channels), as_pyramid(teacher_channels)
+        self.levels = list(self.student_levels)
+        if self.student_levels.keys() != self.teacher_levels.keys():
+            raise ConfigError(
+                "teacher_channels",
+                f"the levels {', '.join(self.teacher_levels)}",
+                f"those of the student, {', '.join(self.levels)}",
+            )
         self._step: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:

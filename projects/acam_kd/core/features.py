@@ -17,9 +17,11 @@ __all__ = [
     "CLASSES",
     "LOGITS",
     "TAPS",
+    "Channels",
     "FeatureSpec",
     "Features",
     "Pyramid",
+    "as_pyramid",
     "match_levels",
 ]
 
@@ -44,7 +46,7 @@ class FeatureSpec:
 
     Args:
         channels: C.
-        stride: in input pixels; 0 for predictions that lie on no map: those of a class head.
+        stride: in input pixels; 0 where it is not known, and for the predictions of a class head, which lie on no map.
         logits: the channels are classes.
         sigmoid: each of these classes is predicted on its own, and there is none for the background.
     """
@@ -62,6 +64,28 @@ class FeatureSpec:
 
 Pyramid = Mapping[str, FeatureSpec]
 """Level name -> its shape."""
+Channels = Mapping[str, "int | FeatureSpec"]
+"""Level name -> its channels, or its whole shape."""
+
+
+def as_pyramid(levels: Channels) -> dict[str, FeatureSpec]:
+    """Return the shapes of levels that may be given by their channels alone.
+
+    Levels named ``logits`` or ``classes`` are predictions by one softmax; a ``FeatureSpec`` says anything else.
+
+    Example:
+        >>> as_pyramid({"p3": 256})["p3"]
+        FeatureSpec(channels=256, stride=0, logits=False, sigmoid=False)
+        >>> as_pyramid({"classes": 80})["classes"].tap
+        'classes'
+    """
+    strides = {LOGITS: 1}  # a map has one; its value does not matter to a method
+    return {
+        name: spec
+        if isinstance(spec, FeatureSpec)
+        else FeatureSpec(spec, strides.get(name, 0), name in (LOGITS, CLASSES))
+        for name, spec in levels.items()
+    }
 
 
 def describe(pyramid: Pyramid) -> str:

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import Backbone
+from detectron2.modeling import Backbone, GeneralizedRCNN
+from detectron2.modeling.meta_arch.fcos import FCOS
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.modeling.meta_arch.semantic_seg import SemanticSegmentor
 from detectron2.modeling.roi_heads import RROIHeads
 from detectron2.structures import ImageList
@@ -40,6 +42,10 @@ def adapt(model: nn.Module, example_inputs: Any = None) -> D2Adapter | None:
     return D2Adapter(model) if isinstance(getattr(model, "backbone", None), Backbone) else None
 
 
+FAMILIES = {SemanticSegmentor: "semseg", RetinaNet: "retinanet", FCOS: "fcos", GeneralizedRCNN: "rcnn"}
+"""Meta-architecture -> the kind of model in the recipes of methods."""
+
+
 class D2Adapter(Adapter):
     """A model with a Detectron2 backbone.
 
@@ -55,6 +61,7 @@ class D2Adapter(Adapter):
         super().__init__(model)
         backbone_of(model)
         self._segmentor = isinstance(model, SemanticSegmentor)
+        self.family = next((name for kind, name in FAMILIES.items() if isinstance(model, kind)), "")
         self.offered = (LOGITS, BACKBONE) if self._segmentor else (BACKBONE, CLASSES)
         self.annotations = ("labels",) if self._segmentor else ("boxes", "labels")
         self.class_names = class_names

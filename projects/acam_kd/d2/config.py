@@ -12,7 +12,8 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.utils.file_io import PathManager
 
-from ..core import DISTILLER_REGISTRY, ConfigError, method_arguments
+from ..core import DISTILLER_REGISTRY, ConfigError
+from ..core.options import all_arguments
 from .segmentation_config import add_segmentation_config
 
 __all__ = [
@@ -45,6 +46,17 @@ class _TeacherPaths(CfgNode):
         return loaded
 
 
+def _gone(path: str) -> str:
+    """Return the hint for a config of 0.1 that is gone."""
+    folder = os.path.basename(os.path.dirname(os.path.abspath(path)))
+    if folder == "methods":
+        method = os.path.basename(path).partition("_")[0].upper()
+        return f"set DISTILL.METHOD: the weights of {method} for each detector are recipes now; see docs/migration.md"
+    if folder == "ablations":
+        return "it is a row of configs/compare/ablations_coco.yaml now; see docs/migration.md"
+    return ""
+
+
 def merge_from_file(self: CfgNode, cfg_filename: str, allow_unsafe: bool = True) -> None:
     """Merge a file as Detectron2 does, with the teacher's config file relative to the file that names it.
 
@@ -54,9 +66,15 @@ def merge_from_file(self: CfgNode, cfg_filename: str, allow_unsafe: bool = True)
         ConfigError: there is no such file; or it, or a file that it is based on, cannot be read.
     """
     if not PathManager.isfile(cfg_filename):
-        raise ConfigError("--config-file", f"no file {os.path.abspath(cfg_filename)}", "an existing one")
+        raise ConfigError(
+            "--config-file", f"no file {os.path.abspath(cfg_filename)}", "an existing one", _gone(cfg_filename)
+        )
     try:
         loaded = _TeacherPaths.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe)
+    except FileNotFoundError as error:  # one that it is based on
+        base = str(error.filename)
+        found = f"{os.path.abspath(cfg_filename)}, based on {base}, which does not exist"
+        raise ConfigError("--config-file", found, "existing files", _gone(base)) from error
     except (OSError, yaml.YAMLError, TypeError) as error:
         raise ConfigError("--config-file", f"{os.path.abspath(cfg_filename)}: {error}", "YAML") from error
     type(self).merge_from_file(self, cfg_filename, allow_unsafe)
@@ -83,8 +101,8 @@ def merge(cfg: CfgNode, config_file: str, opts: Sequence[Any] = ()) -> None:
 def add_distillation_config(cfg: CfgNode) -> None:
     """Add the keys of distillation, with their defaults, to a Detectron2 config.
 
-    Every registered method has a node ``DISTILL.<NAME>`` whose keys and defaults are the arguments of its
-    constructor, so a method of your own has one too if it is registered before this is called. The keys of our
+    Every registered method has a node ``DISTILL.<NAME>`` whose keys are the arguments of its constructor, LEVELS and
+    TAPS, so a method of your own has one too if it is registered before this is called. The keys of our
     segmentation networks come along (``add_segmentation_config``), since a student or teacher may be one.
 
     From here on ``cfg.merge_from_file`` finds the teacher's config file relative to the file that names it. (A
@@ -105,12 +123,14 @@ def add_distillation_config(cfg: CfgNode) -> None:
     cfg.DISTILL.STUDENT_META_ARCHITECTURE = "GeneralizedRCNN"
     # A name in DISTILLER_REGISTRY, several as "PKD+KD", or "" for no distillation (the student or inheritance alone).
     cfg.DISTILL.METHOD = "ACAMKD"
-    # What is compared, one or more: "backbone", the maps of the backbone (the FPN's); "logits", the map that a
-    # SemanticSegmentor predicts, before upsampling; "classes", what the class head of a detector predicts. Empty for
-    # what each method can use first: of a SemanticSegmentor logits, then backbone; else backbone, then classes.
+    # What is compared by methods that have no TAPS of their own, one or more: "backbone", the backbone's maps (the
+    # FPN's); "logits", the map that a SemanticSegmentor predicts, before upsampling; "classes", what a detector's class
+    # head predicts. Empty for the recipe's, else for what each method can use first: of a SemanticSegmentor logits,
+    # then backbone; else backbone, then classes.
     cfg.DISTILL.TAPS = []
-    # The student's levels to distil; empty for all whose stride the teacher has too. Predictions always are. Fewer are
-    # cheaper, the finest above all, which has most positions; that the paper distils all of them is an assumption.
+    # The student's levels to distil, by methods that have none of their own; empty for the recipe's, else for all whose
+    # stride the teacher has too. Predictions always are. Fewer are cheaper, the finest above all, which has most
+    # positions; that the paper distils all of them is an assumption.
     cfg.DISTILL.LEVELS = []
     # Whether the student's neck and head start from the teacher's: "auto" if both are detectors of one type.
     cfg.DISTILL.INHERIT = "auto"
@@ -145,9 +165,10 @@ def add_distillation_config(cfg: CfgNode) -> None:
     # image sizes. Needs a C++ compiler, on GPUs triton too. Only rounding differs.
     cfg.DISTILL.TEACHER.COMPILE = False
 
-    for name, method in DISTILLER_REGISTRY:
-        node = CfgNode({key.upper(): value for key, value in method_arguments(method).items()})
-        cfg.DISTILL[name.upper()] = node
+    # The settings of each method. None stands for the recipe's for this kind of model, else the constructor's default;
+    # the log says which it was. LEVELS and TAPS are those of the method, in place of the ones above.
+    for name, _ in DISTILLER_REGISTRY:
+        cfg.DISTILL[name.upper()] = CfgNode(dict.fromkeys(map(str.upper, all_arguments(name))))
 
     # COCO-format datasets to register: [name, json file, image folder], each.
     cfg.DATASETS.COCO_FORMAT = []

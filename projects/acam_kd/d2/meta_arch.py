@@ -11,7 +11,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from torch import nn
 
-from ..core import DISTILLER_REGISTRY, ConfigError, Distillation, Plan, assemble, method_arguments, read_methods
+from ..core import ConfigError, Distillation, Plan, assemble, read_methods
+from ..core.options import all_arguments
 from .adapter import D2Adapter
 from .config import META_ARCHITECTURE, student_config
 from .teacher import build_teacher
@@ -118,14 +119,14 @@ def read_plan(cfg: CfgNode) -> Plan:
 
 
 def _arguments(cfg: CfgNode, name: str) -> dict[str, Any]:
-    """Return a method's constructor arguments, from its node."""
+    """Return a method's settings, from its node; None for those that are open."""
     if name.upper() not in cfg.DISTILL:
         raise ConfigError(
             "method", name, "a method that was registered before add_distillation_config(cfg)",
             "import its module first: it was registered after add_distillation_config(cfg)",
         )  # fmt: skip
     node = cfg.DISTILL[name.upper()]
-    return {argument: node[argument.upper()] for argument in method_arguments(DISTILLER_REGISTRY.get(name))}
+    return {argument: node[argument.upper()] for argument in all_arguments(name)}
 
 
 def _class_names(cfg: CfgNode) -> list[str]:

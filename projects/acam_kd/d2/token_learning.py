@@ -76,7 +76,7 @@ def _number(cfg: CfgNode, method: str) -> int:
 def _levels(cfg: CfgNode, method: str, teacher: nn.Module) -> Pyramid:
     """Return the teacher's levels that the method's distillation can use, with the taps that it will have."""
     adapter = D2Adapter(teacher)
-    taps = tuple(cfg.DISTILL.TAPS) or choose_taps([method], adapter.offered, adapter.name)
+    taps = tuple(cfg.DISTILL.TAPS) or choose_taps(method, adapter.offered, adapter.name)
     return levels_read(method, adapter.levels(taps))
 
 

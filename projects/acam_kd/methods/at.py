@@ -6,10 +6,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.distiller import NOTHING_KNOWN, Distiller, check_weights
-from ..core.features import Features, Pyramid
+from ..core.features import Channels, Features
 from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
 from .parts.losses import check_shapes, full_precision
+from .recipes import RECIPES
 
 __all__ = ["AT", "attention_transfer"]
 
@@ -52,15 +53,24 @@ class AT(Distiller):
     detectors.
 
     Args:
-        student, teacher: the levels to distil.
+        student_channels, teacher_channels: the levels to distil.
         alpha: weight.
 
     Raises:
         ConfigError: the weight is out of range.
+
+    Example:
+        >>> import torch
+        >>> method = AT(student_channels={"p3": 16}, teacher_channels={"p3": 24}, alpha=1000.0)
+        >>> losses = method({"p3": torch.rand(2, 16, 12, 20)}, {"p3": torch.rand(2, 24, 12, 20)})
+        >>> sorted(losses)
+        ['loss_at_attention']
     """
 
-    def __init__(self, student: Pyramid, teacher: Pyramid, *, alpha: float = 1000.0) -> None:
-        super().__init__(student, teacher)
+    recipes = RECIPES["AT"]
+
+    def __init__(self, student_channels: Channels, teacher_channels: Channels, *, alpha: float = 1000.0) -> None:
+        super().__init__(student_channels, teacher_channels)
         check_weights(alpha=alpha)
         self.alpha = alpha
 

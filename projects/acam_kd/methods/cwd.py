@@ -6,10 +6,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.distiller import NOTHING_KNOWN, Distiller, align_levels, check_weights
-from ..core.features import Features, Pyramid
+from ..core.features import Channels, Features
 from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
 from .parts.losses import check_shapes, check_temperature, full_precision
+from .recipes import RECIPES
 
 __all__ = ["CWD", "channel_wise_divergence"]
 
@@ -49,20 +50,31 @@ class CWD(Distiller):
     starts as the identity. A departure from the paper: it is there also where the channels match.
 
     Args:
-        student, teacher: the levels to distil.
+        student_channels, teacher_channels: the levels to distil.
         alpha: weight.
         temperature: tau, positive.
 
     Raises:
         ConfigError: the weight or the temperature is out of range.
+
+    Example:
+        >>> import torch
+        >>> method = CWD(student_channels={"p3": 16}, teacher_channels={"p3": 24}, alpha=10.0, temperature=1.0)
+        >>> losses = method({"p3": torch.rand(2, 16, 12, 20)}, {"p3": torch.rand(2, 24, 12, 20)})
+        >>> sorted(losses)
+        ['loss_cwd_kl']
     """
 
-    def __init__(self, student: Pyramid, teacher: Pyramid, *, alpha: float = 10.0, temperature: float = 1.0) -> None:
-        super().__init__(student, teacher)
+    recipes = RECIPES["CWD"]
+
+    def __init__(
+        self, student_channels: Channels, teacher_channels: Channels, *, alpha: float = 10.0, temperature: float = 1.0
+    ) -> None:
+        super().__init__(student_channels, teacher_channels)
         check_weights(alpha=alpha)
         check_temperature(temperature)
         self.alpha, self.temperature = alpha, temperature
-        self.align = align_levels(student, teacher)
+        self.align = align_levels(self.student_levels, self.teacher_levels)
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_cwd_kl``."""

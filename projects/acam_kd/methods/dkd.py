@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core.distiller import NOTHING_KNOWN, Distiller, check_weights
-from ..core.features import CLASSES, LOGITS, Features, Pyramid
+from ..core.features import CLASSES, LOGITS, Channels, Features
 from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
 from .parts.logits import (
@@ -18,6 +18,7 @@ from .parts.logits import (
     without_target,
 )
 from .parts.losses import check_temperature, full_precision
+from .recipes import RECIPES
 
 __all__ = ["DKD", "nontarget_kl", "target_kl"]
 
@@ -83,7 +84,7 @@ class DKD(Distiller):
     With exactly two classes NCKD is 0, and DKD is alpha times KD at those positions.
 
     Args:
-        student, teacher: the levels to distil, of two classes or more.
+        student_channels, teacher_channels: the levels to distil, of two classes or more.
         alpha: weight of TCKD.
         beta: weight of NCKD.
         temperature: T, by which logits are divided; both terms are multiplied by its square.
@@ -91,24 +92,34 @@ class DKD(Distiller):
     Raises:
         ConfigError: a weight or the temperature is out of range, or a level has one class, over which a softmax is
             constant. In ``forward``: a level has no labels.
+
+    Example:
+        >>> import torch
+        >>> from acam_kd import Targets
+        >>> method = DKD(student_channels={"classes": 10}, teacher_channels={"classes": 10})
+        >>> known = Targets(labels={"classes": torch.randint(10, (8,))})
+        >>> losses = method({"classes": torch.rand(8, 10)}, {"classes": torch.rand(8, 10)}, known)
+        >>> sorted(losses)
+        ['loss_dkd_nontarget', 'loss_dkd_target']
     """
 
     reads = (LOGITS, CLASSES)
     needs = ("labels",)
+    recipes = RECIPES["DKD"]
 
     def __init__(
         self,
-        student: Pyramid,
-        teacher: Pyramid,
+        student_channels: Channels,
+        teacher_channels: Channels,
         *,
         alpha: float = 1.0,
         beta: float = 0.25,
         temperature: float = 1.0,
     ) -> None:
-        super().__init__(student, teacher)
+        super().__init__(student_channels, teacher_channels)
         check_weights(alpha=alpha, beta=beta)
         check_temperature(temperature)
-        check_several_classes(student, method="DKD")
+        check_several_classes(self.student_levels, method="DKD")
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ..core.distiller import NOTHING_KNOWN, Distiller, align_levels, check_weights
-from ..core.features import BACKBONE, Features, Pyramid
+from ..core.features import BACKBONE, Channels, Features
 from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
 from .parts.attention import channel_attention, spatial_attention
 from .parts.generation import Generator, check_fraction
 from .parts.losses import squared_error
+from .recipes import RECIPES
 
 __all__ = ["DMKD", "hide_largest"]
 
@@ -49,34 +50,46 @@ class DMKD(Distiller):
     defaults); 5e-7, 0.45, 0.15 for two-stage ones. Clip gradients to a norm of 35.
 
     Args:
-        student, teacher: the levels to distil, of a backbone.
+        student_channels, teacher_channels: the levels to distil, of a backbone.
         alpha: weight.
         rho_s: fraction of the positions that are hidden, in [0, 1].
         rho_c: fraction of the channels that are hidden, in [0, 1].
 
     Raises:
         ConfigError: an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> method = DMKD(student_channels={"p3": 16}, teacher_channels={"p3": 24}, alpha=2e-5)
+        >>> losses = method({"p3": torch.rand(2, 16, 12, 20)}, {"p3": torch.rand(2, 24, 12, 20)})
+        >>> sorted(losses)
+        ['loss_dmkd_generation']
     """
 
     reads = (BACKBONE,)
+    recipes = RECIPES["DMKD"]
 
     def __init__(
         self,
-        student: Pyramid,
-        teacher: Pyramid,
+        student_channels: Channels,
+        teacher_channels: Channels,
         *,
         alpha: float = 2e-5,
         rho_s: float = 0.65,
         rho_c: float = 0.15,
     ) -> None:
-        super().__init__(student, teacher)
+        super().__init__(student_channels, teacher_channels)
         check_weights(alpha=alpha)
         check_fraction(rho_s=rho_s, rho_c=rho_c)
         self.alpha, self.rho_s, self.rho_c = alpha, rho_s, rho_c
-        self.align = align_levels(student, teacher)
-        self.generate_s = nn.ModuleDict({level: Generator(spec.channels) for level, spec in teacher.items()})
-        self.generate_c = nn.ModuleDict({level: Generator(spec.channels) for level, spec in teacher.items()})
-        self.balance = nn.ParameterDict({level: nn.Parameter(torch.zeros(2)) for level in teacher})
+        self.align = align_levels(self.student_levels, self.teacher_levels)
+        self.generate_s = nn.ModuleDict(
+            {level: Generator(spec.channels) for level, spec in self.teacher_levels.items()}
+        )
+        self.generate_c = nn.ModuleDict(
+            {level: Generator(spec.channels) for level, spec in self.teacher_levels.items()}
+        )
+        self.balance = nn.ParameterDict({level: nn.Parameter(torch.zeros(2)) for level in self.teacher_levels})
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_dmkd_generation``."""

@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from ..core.distiller import NOTHING_KNOWN, Distiller, align_levels, check_weights
 from ..core.errors import ConfigError
-from ..core.features import BACKBONE, Features, Pyramid
+from ..core.features import BACKBONE, Channels, Features
 from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
 from .parts.attention import channel_attention, spatial_attention
 from .parts.losses import check_shapes, check_temperature, full_precision, squared_error
+from .recipes import RECIPES
 
 __all__ = ["FGD", "GlobalContext", "attention_loss", "focal_losses", "foreground_mask"]
 
@@ -172,7 +173,7 @@ class FGD(Distiller):
     clipped to a norm of 35, and one-stage students inherit the teacher's neck and head.
 
     Args:
-        student, teacher: the levels to distil, of a backbone.
+        student_channels, teacher_channels: the levels to distil, of a backbone.
         alpha: weight of the foreground.
         beta: weight of the background.
         gamma: weight of the attention.
@@ -181,15 +182,26 @@ class FGD(Distiller):
 
     Raises:
         ConfigError: a weight or the temperature is out of range.
+
+    Example:
+        >>> import torch
+        >>> from acam_kd import Targets
+        >>> method = FGD(student_channels={"p3": 16}, teacher_channels={"p3": 24})
+        >>> boxes, images = torch.tensor([[8.0, 8, 60, 40]]), torch.tensor([0])
+        >>> known = Targets(boxes=boxes, box_images=images, image_sizes=torch.tensor([[96.0, 160]]))
+        >>> losses = method({"p3": torch.rand(1, 16, 12, 20)}, {"p3": torch.rand(1, 24, 12, 20)}, known)
+        >>> sorted(losses)
+        ['loss_fgd_attention', 'loss_fgd_background', 'loss_fgd_foreground', 'loss_fgd_relation']
     """
 
     reads = (BACKBONE,)
     needs = ("boxes",)
+    recipes = RECIPES["FGD"]
 
     def __init__(
         self,
-        student: Pyramid,
-        teacher: Pyramid,
+        student_channels: Channels,
+        teacher_channels: Channels,
         *,
         alpha: float = 1e-3,
         beta: float = 5e-4,
@@ -197,14 +209,18 @@ class FGD(Distiller):
         lambda_rel: float = 5e-6,
         temperature: float = 0.5,
     ) -> None:
-        super().__init__(student, teacher)
+        super().__init__(student_channels, teacher_channels)
         check_weights(alpha=alpha, beta=beta, gamma=gamma, lambda_rel=lambda_rel)
         check_temperature(temperature)
         self.weights = {"foreground": alpha, "background": beta, "attention": gamma, "relation": lambda_rel}
         self.temperature = temperature
-        self.align = align_levels(student, teacher)
-        self.context_s = nn.ModuleDict({level: GlobalContext(spec.channels) for level, spec in teacher.items()})
-        self.context_t = nn.ModuleDict({level: GlobalContext(spec.channels) for level, spec in teacher.items()})
+        self.align = align_levels(self.student_levels, self.teacher_levels)
+        self.context_s = nn.ModuleDict(
+            {level: GlobalContext(spec.channels) for level, spec in self.teacher_levels.items()}
+        )
+        self.context_t = nn.ModuleDict(
+            {level: GlobalContext(spec.channels) for level, spec in self.teacher_levels.items()}
+        )
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_fgd_foreground``, ``_background``, ``_attention`` and ``_relation``.

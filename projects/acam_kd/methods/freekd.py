@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from ..core.distiller import NOTHING_KNOWN, Distiller, align_levels, check_weights
-from ..core.features import BACKBONE, Features, Pyramid
+from ..core.features import BACKBONE, Channels, Features
 from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
 from .parts.losses import check_shapes, full_precision, mse
 from .parts.token_files import frozen_tokens, untrained_tokens
 from .parts.tokens import SCALES, token_masks
 from .parts.wavelets import haar_levels
+from .recipes import RECIPES
 
 __all__ = ["FreeKD", "frequency_loss"]
 
@@ -68,7 +69,7 @@ class FreeKD(Distiller):
     regression head's output, which is not here. For FCOS no config is published; that of RetinaNet is an assumption.
 
     Args:
-        student, teacher: the levels to distil.
+        student_channels, teacher_channels: the levels to distil.
         alpha: weight of the high frequencies.
         lambda_mse: weight of the plain error.
         tokens: file of the learnt prompts; empty for untrained ones, which select nothing and are reported.
@@ -76,25 +77,33 @@ class FreeKD(Distiller):
 
     Raises:
         ConfigError: a number is out of range, or the file ``tokens`` has no prompts for this teacher.
+
+    Example:
+        >>> import torch
+        >>> method = FreeKD(student_channels={"p3": 16}, teacher_channels={"p3": 24}, alpha=1.0)
+        >>> losses = method({"p3": torch.rand(2, 16, 12, 20)}, {"p3": torch.rand(2, 24, 12, 20)})
+        >>> sorted(losses)
+        ['loss_freekd_frequency', 'loss_freekd_mse']
     """
 
     reads = (BACKBONE,)
+    recipes = RECIPES["FreeKD"]
 
     def __init__(
         self,
-        student: Pyramid,
-        teacher: Pyramid,
+        student_channels: Channels,
+        teacher_channels: Channels,
         *,
         alpha: float = 1.0,
         lambda_mse: float = 5.0,
         tokens: str = "",
         num_tokens: int = 0,
     ) -> None:
-        super().__init__(student, teacher)
+        super().__init__(student_channels, teacher_channels)
         check_weights(alpha=alpha, lambda_mse=lambda_mse)
         self.alpha, self.lambda_mse = alpha, lambda_mse
-        self.align = align_levels(student, teacher)
-        self.tokens = frozen_tokens("FreeKD", teacher, num_tokens, tokens)
+        self.align = align_levels(self.student_levels, self.teacher_levels)
+        self.tokens = frozen_tokens("FreeKD", self.teacher_levels, num_tokens, tokens)
         self._path = tokens
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:

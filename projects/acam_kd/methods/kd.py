@@ -6,11 +6,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.distiller import NOTHING_KNOWN, Distiller, check_weights
-from ..core.features import CLASSES, LOGITS, Features, Pyramid
+from ..core.features import CLASSES, LOGITS, Channels, Features
 from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
 from .parts.logits import kl_divergence, softened
 from .parts.losses import check_shapes, check_temperature, full_precision
+from .recipes import RECIPES
 
 __all__ = ["KD", "binary_kd_loss", "kd_loss"]
 
@@ -74,22 +75,32 @@ class KD(Distiller):
     an assumption. For the classification of images the temperature is 4 on CIFAR, 1 on ImageNet.
 
     Args:
-        student, teacher: the levels to distil.
+        student_channels, teacher_channels: the levels to distil.
         alpha: weight.
         temperature: T, by which logits are divided; the loss is multiplied by its square.
 
     Raises:
         ConfigError: the weight or the temperature is out of range.
+
+    Example:
+        >>> import torch
+        >>> method = KD(student_channels={"classes": 10}, teacher_channels={"classes": 10}, temperature=4.0)
+        >>> losses = method({"classes": torch.rand(8, 10)}, {"classes": torch.rand(8, 10)})
+        >>> sorted(losses)
+        ['loss_kd_kl']
     """
 
     reads = (LOGITS, CLASSES)
+    recipes = RECIPES["KD"]
 
-    def __init__(self, student: Pyramid, teacher: Pyramid, *, alpha: float = 1.0, temperature: float = 1.0) -> None:
-        super().__init__(student, teacher)
+    def __init__(
+        self, student_channels: Channels, teacher_channels: Channels, *, alpha: float = 1.0, temperature: float = 1.0
+    ) -> None:
+        super().__init__(student_channels, teacher_channels)
         check_weights(alpha=alpha)
         check_temperature(temperature)
         self.alpha, self.temperature = alpha, temperature
-        self.sigmoid = {level: spec.sigmoid for level, spec in student.items()}
+        self.sigmoid = {level: spec.sigmoid for level, spec in self.student_levels.items()}
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_kd_kl``."""

@@ -7,12 +7,13 @@ from torch import Tensor
 
 from ..core.distiller import NOTHING_KNOWN, Distiller, align_levels, check_weights
 from ..core.errors import ConfigError
-from ..core.features import Features, Pyramid
+from ..core.features import Channels, Features
 from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
 from .parts.losses import mask_diversity_loss, spatial_masked_mse
 from .parts.token_files import frozen_tokens, untrained_tokens
 from .parts.tokens import ReceptiveTokens
+from .recipes import RECIPES
 
 __all__ = ["MasKD"]
 
@@ -42,7 +43,7 @@ class MasKD(Distiller):
     are those of the authors' class.
 
     Args:
-        student, teacher: the levels to distil.
+        student_channels, teacher_channels: the levels to distil.
         alpha: weight.
         tokens: file of the learnt tokens; empty for untrained ones, which select nothing and are reported.
         num_tokens: T; 0 for the paper's number: 6 on features, 8 on a logit map.
@@ -51,12 +52,21 @@ class MasKD(Distiller):
 
     Raises:
         ConfigError: a number is out of range, or the file ``tokens`` has no tokens for this teacher.
+
+    Example:
+        >>> import torch
+        >>> method = MasKD(student_channels={"p3": 16}, teacher_channels={"p3": 24}, alpha=1.0)
+        >>> losses = method({"p3": torch.rand(2, 16, 12, 20)}, {"p3": torch.rand(2, 24, 12, 20)})
+        >>> sorted(losses)
+        ['loss_maskd_feature']
     """
+
+    recipes = RECIPES["MasKD"]
 
     def __init__(
         self,
-        student: Pyramid,
-        teacher: Pyramid,
+        student_channels: Channels,
+        teacher_channels: Channels,
         *,
         alpha: float = 1.0,
         tokens: str = "",
@@ -64,14 +74,14 @@ class MasKD(Distiller):
         custom_mask_warmup: int = 1000,
         weight_mask: bool = True,
     ) -> None:
-        super().__init__(student, teacher)
+        super().__init__(student_channels, teacher_channels)
         check_weights(alpha=alpha)
         if custom_mask_warmup < 0:
             raise ConfigError("custom_mask_warmup", custom_mask_warmup, ">= 0")
         self.alpha, self.custom_mask_warmup, self.weight_mask = alpha, custom_mask_warmup, weight_mask
-        self.align = align_levels(student, teacher)
-        self.tokens = frozen_tokens("MasKD", teacher, num_tokens, tokens)
-        self.logits = {level for level, spec in teacher.items() if spec.logits}
+        self.align = align_levels(self.student_levels, self.teacher_levels)
+        self.tokens = frozen_tokens("MasKD", self.teacher_levels, num_tokens, tokens)
+        self.logits = {level for level, spec in self.teacher_levels.items() if spec.logits}
         self.steps: Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # in the checkpoint, for a resumed run
         self._path = tokens

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ..core.distiller import NOTHING_KNOWN, Distiller, align_levels, check_weights
-from ..core.features import Features, Pyramid
+from ..core.features import Channels, Features
 from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
 from .parts.generation import Generator, check_fraction
 from .parts.losses import squared_error
+from .recipes import RECIPES
 
 __all__ = ["MGD", "keep_mask"]
 
@@ -41,21 +42,32 @@ class MGD(Distiller):
     for the last features of a segmentor's backbone. Gradients are clipped to a norm of 35 for detectors.
 
     Args:
-        student, teacher: the levels to distil.
+        student_channels, teacher_channels: the levels to distil.
         alpha: weight.
         lambda_mask: lambda, the probability that a position is dropped, in [0, 1]; 0 for the generator alone.
 
     Raises:
         ConfigError: an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> method = MGD(student_channels={"p3": 16}, teacher_channels={"p3": 24}, alpha=2e-5)
+        >>> losses = method({"p3": torch.rand(2, 16, 12, 20)}, {"p3": torch.rand(2, 24, 12, 20)})
+        >>> sorted(losses)
+        ['loss_mgd_generation']
     """
 
-    def __init__(self, student: Pyramid, teacher: Pyramid, *, alpha: float = 2e-5, lambda_mask: float = 0.65) -> None:
-        super().__init__(student, teacher)
+    recipes = RECIPES["MGD"]
+
+    def __init__(
+        self, student_channels: Channels, teacher_channels: Channels, *, alpha: float = 2e-5, lambda_mask: float = 0.65
+    ) -> None:
+        super().__init__(student_channels, teacher_channels)
         check_weights(alpha=alpha)
         check_fraction(lambda_mask=lambda_mask)
         self.alpha, self.lambda_mask = alpha, lambda_mask
-        self.align = align_levels(student, teacher)
-        self.generate = nn.ModuleDict({level: Generator(spec.channels) for level, spec in teacher.items()})
+        self.align = align_levels(self.student_levels, self.teacher_levels)
+        self.generate = nn.ModuleDict({level: Generator(spec.channels) for level, spec in self.teacher_levels.items()})
 
     def draw(self, features: Tensor) -> Tensor:
         """Draw one uniform number for every position of every image: (N, C, H, W) -> (N, 1, H, W)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..core.distiller import NOTHING_KNOWN, Distiller, align_levels, check_weights
-from ..core.features import Features, Pyramid
+from ..core.features import Channels, Features
 from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
 from .parts.losses import mse
@@ -20,18 +20,25 @@ class Mimic(Distiller):
     FitNets' hint loss (Romero et al., ICLR 2015) on every level of the pyramid.
 
     Args:
-        student, teacher: the levels to distil.
+        student_channels, teacher_channels: the levels to distil.
         alpha: weight.
 
     Raises:
         ConfigError: the weight is out of range.
+
+    Example:
+        >>> import torch
+        >>> method = Mimic(student_channels={"p3": 16}, teacher_channels={"p3": 24}, alpha=1.0)
+        >>> losses = method({"p3": torch.rand(2, 16, 12, 20)}, {"p3": torch.rand(2, 24, 12, 20)})
+        >>> sorted(losses)
+        ['loss_mimic_mse']
     """
 
-    def __init__(self, student: Pyramid, teacher: Pyramid, *, alpha: float = 1.0) -> None:
-        super().__init__(student, teacher)
+    def __init__(self, student_channels: Channels, teacher_channels: Channels, *, alpha: float = 1.0) -> None:
+        super().__init__(student_channels, teacher_channels)
         check_weights(alpha=alpha)
         self.alpha = alpha
-        self.align = align_levels(student, teacher)
+        self.align = align_levels(self.student_levels, self.teacher_levels)
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_mimic_mse``."""

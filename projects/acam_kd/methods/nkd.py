@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.distiller import NOTHING_KNOWN, Distiller, check_weights
-from ..core.features import CLASSES, LOGITS, Features, Pyramid
+from ..core.features import CLASSES, LOGITS, Channels, Features
 from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
 from .parts.logits import (
@@ -17,6 +17,7 @@ from .parts.logits import (
     without_target,
 )
 from .parts.losses import check_temperature, full_precision
+from .recipes import RECIPES
 
 __all__ = ["NKD", "nontarget_cross_entropy", "target_cross_entropy"]
 
@@ -71,7 +72,7 @@ class NKD(Distiller):
     published for detectors and segmentation; the same values are an assumption.
 
     Args:
-        student, teacher: the levels to distil, of two classes or more.
+        student_channels, teacher_channels: the levels to distil, of two classes or more.
         alpha: weight of L_target, which the paper leaves at 1.
         gamma: weight of L_nontarget.
         temperature: T of L_nontarget, by which logits are divided; that term is multiplied by its square.
@@ -79,24 +80,34 @@ class NKD(Distiller):
     Raises:
         ConfigError: a weight or the temperature is out of range, or a level has one class, over which a softmax is
             constant. In ``forward``: a level has no labels.
+
+    Example:
+        >>> import torch
+        >>> from acam_kd import Targets
+        >>> method = NKD(student_channels={"classes": 10}, teacher_channels={"classes": 10})
+        >>> known = Targets(labels={"classes": torch.randint(10, (8,))})
+        >>> losses = method({"classes": torch.rand(8, 10)}, {"classes": torch.rand(8, 10)}, known)
+        >>> sorted(losses)
+        ['loss_nkd_nontarget', 'loss_nkd_target']
     """
 
     reads = (LOGITS, CLASSES)
     needs = ("labels",)
+    recipes = RECIPES["NKD"]
 
     def __init__(
         self,
-        student: Pyramid,
-        teacher: Pyramid,
+        student_channels: Channels,
+        teacher_channels: Channels,
         *,
         alpha: float = 1.0,
         gamma: float = 1.5,
         temperature: float = 1.0,
     ) -> None:
-        super().__init__(student, teacher)
+        super().__init__(student_channels, teacher_channels)
         check_weights(alpha=alpha, gamma=gamma)
         check_temperature(temperature)
-        check_several_classes(student, method="NKD")
+        check_several_classes(self.student_levels, method="NKD")
         self.alpha, self.gamma, self.temperature = alpha, gamma, temperature
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:

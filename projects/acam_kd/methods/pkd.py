@@ -8,10 +8,11 @@ from torch.nn import functional as F
 
 from ..core.distiller import NOTHING_KNOWN, Distiller, check_weights
 from ..core.errors import ConfigError
-from ..core.features import BACKBONE, Features, Pyramid
+from ..core.features import BACKBONE, Channels, Features
 from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
 from .parts.losses import check_shapes, full_precision
+from .recipes import RECIPES
 
 __all__ = ["PKD", "pearson_error"]
 
@@ -69,24 +70,32 @@ class PKD(Distiller):
     RepPoints (the default) and 6 for Faster R-CNN.
 
     Args:
-        student, teacher: the levels to distil, of a backbone.
+        student_channels, teacher_channels: the levels to distil, of a backbone.
         alpha: weight.
 
     Raises:
         ConfigError: the weight is out of range, or the channels of a level differ in number.
+
+    Example:
+        >>> import torch
+        >>> method = PKD(student_channels={"p3": 16}, teacher_channels={"p3": 16}, alpha=6.0)
+        >>> losses = method({"p3": torch.rand(2, 16, 12, 20)}, {"p3": torch.rand(2, 16, 12, 20)})
+        >>> sorted(losses)
+        ['loss_pkd_pearson']
     """
 
     reads = (BACKBONE,)
+    recipes = RECIPES["PKD"]
 
-    def __init__(self, student: Pyramid, teacher: Pyramid, *, alpha: float = 10.0) -> None:
-        super().__init__(student, teacher)
+    def __init__(self, student_channels: Channels, teacher_channels: Channels, *, alpha: float = 10.0) -> None:
+        super().__init__(student_channels, teacher_channels)
         check_weights(alpha=alpha)
-        for level, spec in student.items():
-            teacher_channels = teacher[level].channels
-            if spec.channels != teacher_channels:
+        for level, spec in self.student_levels.items():
+            width = self.teacher_levels[level].channels
+            if spec.channels != width:
                 raise ConfigError(
                     "levels",
-                    f"{level} with {spec.channels} channels in the student and {teacher_channels} in the teacher",
+                    f"{level} with {spec.channels} channels in the student and {width} in the teacher",
                     "as many channels in both, since PKD has no aligning convolution",
                     hint="choose a {method} that aligns them, such as CWD or MGD, or other {levels}",
                 )

@@ -74,6 +74,10 @@ class _Adapter(Adapter):
         return {name: (x.shape[1], round(side / x.shape[-1])) for name, x in features.items()}
 
 
+FAMILIES = {RetinaNet: "retinanet", FCOS: "fcos", FasterRCNN: "rcnn"}
+"""Detector -> the kind of model in the recipes of methods; Mask and Keypoint R-CNN are Faster R-CNNs."""
+
+
 class DetectorAdapter(_Adapter):
     """RetinaNet, FCOS, SSD, and Faster, Mask or Keypoint R-CNN."""
 
@@ -82,6 +86,7 @@ class DetectorAdapter(_Adapter):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
+        self.family = next((name for kind, name in FAMILIES.items() if isinstance(model, kind)), "")
         transform: Any = model.transform
         self.pixels = Pixels(transform.image_mean, transform.image_std, "RGB")
 
@@ -143,6 +148,7 @@ class DetectorAdapter(_Adapter):
 class SegmentorAdapter(_Adapter):
     """A segmentation model, alone or in a ``Segmentor``, which normalises images and makes losses."""
 
+    family = "semseg"
     offered = (LOGITS, BACKBONE)
     annotations = ("labels",)
     background = False

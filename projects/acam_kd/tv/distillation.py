@@ -12,8 +12,9 @@ import yaml
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from ..core import DISTILLER_REGISTRY, ConfigError, Distillation, Plan, assemble, method_arguments, read_methods
+from ..core import ConfigError, Distillation, Plan, assemble, read_methods
 from ..core.errors import first_line
+from ..core.options import all_arguments, as_type
 from ..files import sha256
 from .adapter import adapt
 from .models import plain
@@ -66,15 +67,15 @@ def load_weights(model: nn.Module, path: str, *, role: str) -> None:
 
 
 def parse_options(methods: str, pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Turn ``["alpha=2", ...]`` into, for every method, arguments of its constructor with the types of the defaults.
+    """Turn ``["alpha=2", ...]`` into, for every method, those of its settings that are given.
 
-    Of several methods, as in ``"PKD+KD"``, a name begins with the method: ``PKD.alpha=2``.
+    Of several methods, as in ``"PKD+KD"``, a name begins with the method: ``PKD.alpha=2``, ``PKD.levels=p3,p4``.
 
     Raises:
         ConfigError: no such method, or a pair is malformed, its name unknown, or its value of another type.
     """
     names = read_methods(methods)
-    known = {name: method_arguments(DISTILLER_REGISTRY.get(name)) for name in names}
+    known = {name: all_arguments(name) for name in names}
     options: dict[str, dict[str, Any]] = {name: {} for name in names}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -85,15 +86,12 @@ def parse_options(methods: str, pairs: Sequence[str]) -> dict[str, dict[str, Any
         if not equals or name not in known.get(method, {}):
             raise ConfigError("options", pair, _allowed(known), "" if known else "choose a {method}")
         default = known[method][name]
-        value = _read(text, default)
-        if type(value) is not type(default):
-            raise ConfigError("options", pair, f"{type(default).__name__}, as {name}={default!r}")
-        options[method][name] = value
+        options[method][name] = as_type(default, f"{method}.{name}", _read(text, default))
     return options
 
 
 def _allowed(known: Mapping[str, Mapping[str, Any]]) -> str:
-    """Describe the hyper-parameters of the methods."""
+    """Describe the settings of the methods."""
     if not known:
         return "nothing without a method"
     prefix = len(known) > 1
@@ -102,16 +100,16 @@ def _allowed(known: Mapping[str, Mapping[str, Any]]) -> str:
         for method, arguments in known.items()
         for name, value in arguments.items()
     ]
-    return f"NAME=VALUE with {', '.join(pairs)}" if pairs else f"none: {', '.join(known)} has no hyper-parameters"
+    return f"NAME=VALUE with {', '.join(pairs)}"
 
 
 def _read(text: str, default: Any) -> Any:
-    """Return a value of the default's type, or whatever else the text means."""
-    if isinstance(default, str):
+    """Return the value that a text means."""
+    if isinstance(default, (str, tuple)):
         return text
     try:
-        return float(text) if isinstance(default, float) else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError):
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
         return text
 
 

@@ -94,7 +94,7 @@ def _levels(settings: TokenSettings, teacher: nn.Module) -> Pyramid:
     """Return the teacher's levels that the method's distillation can use, with the taps that it will have."""
     adapter = adapt(teacher)
     assert adapter is not None
-    taps = settings.taps or choose_taps([settings.method], adapter.offered, adapter.name)
+    taps = settings.taps or choose_taps(settings.method, adapter.offered, adapter.name)
     if missing := [tap for tap in taps if tap not in adapter.offered]:
         allowed = f"{' or '.join(adapter.offered)} of the teacher, a {adapter.name}"
         raise ConfigError("taps", " and ".join(missing), allowed)

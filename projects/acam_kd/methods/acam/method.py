@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ...core.distiller import NOTHING_KNOWN, Distiller, align_levels, check_weights
 from ...core.errors import ConfigError
-from ...core.features import Features, Pyramid
+from ...core.features import Channels, Features
 from ...core.registry import DISTILLER_REGISTRY, FUSION_REGISTRY, MASKING_REGISTRY
 from ...core.targets import Targets
 from ..parts.losses import mask_diversity_loss, masked_mse
@@ -55,7 +55,7 @@ class ACAMKD(Distiller):
     * ``mask_gradient="frozen"``: nothing trains fusion and units; a control.
 
     Args:
-        student, teacher: the levels to distil.
+        student_channels, teacher_channels: the levels to distil.
         alpha: weight of the masked errors.
         lambda_div: weight of the diversity loss.
         num_masks: M; 0 for the paper's number: 6 on features, the number of classes on a logit map.
@@ -74,12 +74,19 @@ class ACAMKD(Distiller):
 
     Raises:
         ConfigError: an argument is out of range, names nothing known, or does not go with another.
+
+    Example:
+        >>> import torch
+        >>> method = ACAMKD(student_channels={"p3": 16}, teacher_channels={"p3": 24}, alpha=1.0)
+        >>> losses = method({"p3": torch.rand(2, 16, 12, 20)}, {"p3": torch.rand(2, 24, 12, 20)})
+        >>> sorted(losses)
+        ['loss_acam_channel', 'loss_acam_diversity', 'loss_acam_spatial']
     """
 
     def __init__(
         self,
-        student: Pyramid,
-        teacher: Pyramid,
+        student_channels: Channels,
+        teacher_channels: Channels,
         *,
         alpha: float = 1.0,
         lambda_div: float = 1.0,
@@ -93,7 +100,7 @@ class ACAMKD(Distiller):
         max_positions: int = 0,
         pooling: str = "keys",
     ) -> None:
-        super().__init__(student, teacher)
+        super().__init__(student_channels, teacher_channels)
         check_weights(alpha=alpha, lambda_div=lambda_div)
         if mask_gradient not in MASK_GRADIENTS:
             raise ConfigError("mask_gradient", mask_gradient, f"one of {', '.join(MASK_GRADIENTS)}")
@@ -117,24 +124,32 @@ class ACAMKD(Distiller):
                 f"0 for {fusion}, which has no attention that pooling could make cheaper",
                 hint="set {max_positions} to 0 or choose another {fusion}",
             )
-        masks = {level: num_masks or (spec.channels if spec.logits else 6) for level, spec in teacher.items()}
+        masks = {
+            level: num_masks or (spec.channels if spec.logits else 6) for level, spec in self.teacher_levels.items()
+        }
         self.alpha, self.lambda_div = alpha, lambda_div
         self.mask_gradient, self.standardize, self.query = mask_gradient, standardize, query
         self.max_positions, self.pooling = max_positions, pooling
-        self.align = align_levels(student, teacher)
+        self.align = align_levels(self.student_levels, self.teacher_levels)
         self.masking = nn.ModuleDict()
         if spatial_masking:
             make = _masking("spatial", spatial_masking)
             self.masking["spatial"] = nn.ModuleDict(
-                {level: make(spec.channels, num_masks=masks[level]) for level, spec in teacher.items()}
+                {level: make(spec.channels, num_masks=masks[level]) for level, spec in self.teacher_levels.items()}
             )
         if channel_masking:
             make = _masking("channel", channel_masking)
-            self.masking["channel"] = nn.ModuleDict({level: make(num_masks=masks[level]) for level in teacher})
+            self.masking["channel"] = nn.ModuleDict(
+                {level: make(num_masks=masks[level]) for level in self.teacher_levels}
+            )
         make = FUSION_REGISTRY.get(fusion)
-        self.fusion = nn.ModuleDict({level: make(spec.channels, query=query) for level, spec in teacher.items()})
+        self.fusion = nn.ModuleDict(
+            {level: make(spec.channels, query=query) for level, spec in self.teacher_levels.items()}
+        )
         if not any(True for _ in self.masking.parameters()):  # no fused map is needed
-            self.fusion = nn.ModuleDict({level: TeacherFusion(spec.channels) for level, spec in teacher.items()})
+            self.fusion = nn.ModuleDict(
+                {level: TeacherFusion(spec.channels) for level, spec in self.teacher_levels.items()}
+            )
         if mask_gradient == "frozen":
             self.masking.requires_grad_(False)
             self.fusion.requires_grad_(False)
