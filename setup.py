@@ -35,6 +35,6 @@ setup(
     ],
     extras_require={
         # Detectron2 is not on the package index; README.md, Set-up. timm: its ViT imports it, and is tested.
-        "dev": ["pytest", "ruff", "mypy", "types-PyYAML", "timm"],
+        "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "types-PyYAML", "timm"],
     },
 )

@@ -24,7 +24,7 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("folder", ["bench", "core", "data", "methods", "vis"])
+@pytest.mark.parametrize("folder", ["core", "data", "methods", "vis"])
 def test_core_data_and_pictures_know_no_framework(folder):
     files = list((PACKAGE / folder).rglob("*.py"))
     assert files
@@ -115,9 +115,8 @@ BELOW = {
     "vis": {"core"},
     "report": {"core"},
     "compare": {"core", "methods", "vis", "report", "data"},
-    "bench": {"core", "methods", "compare"},
     "tv": {"core", "methods", "data"},
-    "d2": {"core", "methods", "data", "bench", "vis", "report"},
+    "d2": {"core", "methods", "data", "vis", "report"},
     "demo": {"core", "methods", "data", "vis", "report"},
     "cli": {"core", "methods", "data", "tv", "demo"},
     "__init__": {"core", "methods"},
@@ -175,5 +174,5 @@ def test_core_names_no_method():
 
 
 def test_pictures_need_no_torch():
-    code = "import sys; sys.modules['torch'] = None; from acam_kd.vis import comparison, growth, report"
+    code = "import sys; sys.modules['torch'] = None; from acam_kd.vis import comparison, report"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import train_net
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from PIL import Image
 
+import train_net
 from acam_kd.core.errors import ConfigError
 from acam_kd.d2 import build_evaluator, check_datasets, register_sem_seg_datasets, sem_seg_datasets
 from acam_kd.data import shapes

@@ -10,13 +10,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-import train_net
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor, DefaultTrainer, HookBase
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 
+import train_net
 from acam_kd.d2 import (
     add_distillation_config,
     checkpoint_distiller,

@@ -42,7 +42,7 @@ def test_two_rows_and_their_teacher(data, root, tmp_path):
 
     content["rows"] |= {"twice": ["--method", "Mimic", "--set", "alpha=2"], "classes": ["--method", "NKD"]}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump({"settings": {"toy": content}}, sort_keys=False))
-    command = [sys.executable, "tools/match_weights.py", "--plan", str(tmp_path / "plan.yaml"), "--ratio", "3"]
+    command = [sys.executable, "-m", "benchmarks.match_weights", "--plan", str(tmp_path / "plan.yaml"), "--ratio", "3"]
     command += ["--output", str(tmp_path / "out"), "--warmup", "1", "--steps", "1"]
     # Rows are measured on the student of seed 0, where the comparison was of seed 1.
     (tmp_path / "out/toy/student_alone_seed0").symlink_to(tmp_path / "out/toy/student_alone_seed1")

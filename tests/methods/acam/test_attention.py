@@ -212,7 +212,7 @@ def test_blocks_do_not_grow_with_the_positions(sizes, monkeypatch):
 
 MEMORY = """
 import torch
-from acam_kd.bench.memory import peak_memory, start_peak_memory
+from benchmarks.memory import peak_memory, start_peak_memory
 from acam_kd.core import FeatureSpec
 from acam_kd.methods import ACAMKD
 torch.manual_seed(0)

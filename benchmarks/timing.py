@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import Distillation
+from acam_kd.core import Distillation
 
 __all__ = ["PARTS", "Clock", "StepTimer"]
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from ..compare.records import about
+from acam_kd.compare.records import about
+
 from .timing import PARTS
 
 __all__ = ["described", "machine", "markdown", "table"]
@@ -52,7 +53,7 @@ def markdown(record: Record) -> str:
     """Write the tables of a benchmark: times and memory, parts, and FLOPs, per size.
 
     Args:
-        record: a record of ``tools/benchmark.py``.
+        record: a record of ``python -m benchmarks.step``.
     """
     plain, floor = record["plain"], record["floor"]
     head = [

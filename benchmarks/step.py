@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 """The cost of a distillation step: time, its parts, peak memory and FLOPs, against the plain student and mimicking.
 
-    python tools/benchmark.py --config-file configs/acam_retinanet_r50_r101.yaml --size 320 480 MODEL.DEVICE cpu
-    python tools/benchmark.py --config-file configs/acam_retinanet_r50_r101.yaml --size 320 480 --size 800 1344 --amp \\
+    python -m benchmarks.step --config-file configs/acam_retinanet_r50_r101.yaml --size 320 480 MODEL.DEVICE cpu
+    python -m benchmarks.step --config-file configs/acam_retinanet_r50_r101.yaml --size 320 480 --size 800 1344 --amp \\
         --json output/benchmark.json
-    python tools/benchmark.py --config-file configs/acam_deeplabv3_r18_r101.yaml --size 512 1024 --batch 2 \\
+    python -m benchmarks.step --config-file configs/acam_deeplabv3_r18_r101.yaml --size 512 1024 --batch 2 \\
         MODEL.DEVICE cpu
-    python tools/benchmark.py --config-file configs/acam_retinanet_r50_r101.yaml --methods all -- MODEL.DEVICE cpu
-    python tools/benchmark.py --config-file configs/acam_retinanet_r50_r101.yaml \\
+    python -m benchmarks.step --config-file configs/acam_retinanet_r50_r101.yaml --methods all -- MODEL.DEVICE cpu
+    python -m benchmarks.step --config-file configs/acam_retinanet_r50_r101.yaml \\
         --also "DISTILL.TEACHER.PRECISION bfloat16" --also "DISTILL.CHANNELS_LAST True" -- MODEL.DEVICE cpu
 
 ``--methods`` measures other registered methods too, with their defaults; ``--also`` the config's method with other
@@ -25,13 +25,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from acam_kd.bench.memory import in_own_process, naive_gib
-from acam_kd.bench.report import machine, markdown
 from acam_kd.core import read_methods
 from acam_kd.core.errors import ConfigError, one_line_errors
-from acam_kd.d2.benchmark import FLOOR, METHODS, NAIVE, PLAIN, Setting, Variant, examine, times, variants
 from acam_kd.d2.names import key
 from acam_kd.files import write_atomically
+from benchmarks.memory import in_own_process, naive_gib
+from benchmarks.report import machine, markdown
+from benchmarks.variants import FLOOR, METHODS, NAIVE, PLAIN, Setting, Variant, examine, times, variants
 
 
 def _methods(text: str) -> str:
@@ -101,7 +101,7 @@ def examined(chosen: list[Variant], setting: Setting, size: tuple[int, int], lim
         try:
             row = in_own_process(examine, variant, setting, size)
         except RuntimeError as error:
-            sys.exit(f"benchmark.py: measuring {variant.name!r} failed: {error}")
+            sys.exit(f"benchmarks.step: measuring {variant.name!r} failed: {error}")
         levels = row.get("levels") or levels
         found["rows"].append({"variant": variant.name, **row})
     return found
@@ -138,8 +138,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(given)
     if min(args.batch, args.repeats, *(side for size in args.size or () for side in size)) < 1:
         parser.error("--size, --batch and --repeats must be at least 1")
-    with one_line_errors("benchmark.py", key):
-        tables = markdown(measure(args, f"python tools/benchmark.py {shlex.join(given)}"))
+    with one_line_errors("benchmarks.step", key):
+        tables = markdown(measure(args, f"python -m benchmarks.step {shlex.join(given)}"))
     if args.markdown:
         write_atomically(args.markdown, tables)
     else:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from ..core import FeatureSpec
-from ..methods.acam.method import ACAMKD
+from acam_kd.core import FeatureSpec
+from acam_kd.methods.acam.method import ACAMKD
+
 from .memory import peak_memory, start_peak_memory
 from .report import machine
 from .timing import Clock

@@ -16,14 +16,15 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from ..bench.flops import count, distiller_flops
-from ..bench.memory import OUT_OF_MEMORY, is_out_of_memory, peak_memory
-from ..bench.timing import Clock, StepTimer
-from ..core import DISTILLER_REGISTRY, ConfigError, Distiller, FeatureSpec, Targets
-from ..core.distiller import NOTHING_KNOWN
-from ..core.features import CLASSES, Features
-from ..methods.acam.fusion import CrossAttentionFusion
-from .config import add_distillation_config, merge
+from acam_kd.core import DISTILLER_REGISTRY, ConfigError, Distiller, FeatureSpec, Targets
+from acam_kd.core.distiller import NOTHING_KNOWN
+from acam_kd.core.features import CLASSES, Features
+from acam_kd.d2.config import add_distillation_config, merge
+from acam_kd.methods.acam.fusion import CrossAttentionFusion
+
+from .flops import count, distiller_flops
+from .memory import OUT_OF_MEMORY, is_out_of_memory, peak_memory
+from .timing import Clock, StepTimer
 
 __all__ = [
     "FLOOR",

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """The growth of time and memory of ACAM-KD's distiller with a level's positions: 1k to 67k, as P2 of 800x1344 has.
 
-    python tools/attention_growth.py --output output/growth.jsonl --plot output/growth.png --threads 2
-    python tools/attention_growth.py --output output/growth.jsonl --plot output/growth.png --plot-only
+    python -m benchmarks.attention_growth --output output/growth.jsonl --plot output/growth.png --threads 2
+    python -m benchmarks.attention_growth --output output/growth.jsonl --plot output/growth.png --plot-only
 
 A point is forward and backward of one level of 256 channels and 6 masks, for one image with random features. Every
 point has a process of its own. Points in --output are not measured again, so the same command resumes a run that was
@@ -18,14 +18,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from acam_kd.bench.growth import GRIDS, Point, measured
-from acam_kd.bench.memory import in_own_process, naive_gib
 from acam_kd.compare.records import read_records
 from acam_kd.core.errors import one_line_errors
 from acam_kd.files import write_atomically
 from acam_kd.methods.acam.fusion import PATHS
 from acam_kd.methods.acam.method import POOLING
-from acam_kd.vis.growth import plot, table
+from benchmarks.growth import GRIDS, Point, measured
+from benchmarks.growth_plot import plot, table
+from benchmarks.memory import in_own_process, naive_gib
 
 
 def _grid(text: str) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """A toy that shows in seconds whether the masks collapse: the table of docs/masks.md.
 
-    python tools/mask_toy.py --seeds 3
+    python -m benchmarks.mask_toy --seeds 3
 
 Images are noise with a bright square. Teacher and student are three convolutions each, and the teacher is frozen. One
 SGD trains student, alignment, fusion and units, on the distillation losses alone.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..core.errors import RunError
+from acam_kd.core.errors import RunError
 
 __all__ = ["OUT_OF_MEMORY", "in_own_process", "is_out_of_memory", "naive_gib", "peak_memory", "start_peak_memory"]
 

@@ -1,23 +1,17 @@
-"""tools/attention_growth.py: points that are measured once, the exponent, and new processes."""
+"""benchmarks/attention_growth.py: points that are measured once, the exponent, and new processes."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-from acam_kd.bench.growth import Point, measured
-from acam_kd.bench.memory import OUT_OF_MEMORY, STATUS, _send, in_own_process, is_out_of_memory, peak_memory
 from acam_kd.core.errors import RunError
-from acam_kd.vis.growth import FIT_FROM, exponent, plot, series_of, table
-
-ROOT = Path(__file__).resolve().parent.parent
-spec = importlib.util.spec_from_file_location("growth_tool", ROOT / "tools/attention_growth.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+from benchmarks import attention_growth as tool
+from benchmarks.growth import Point, measured
+from benchmarks.growth_plot import FIT_FROM, exponent, plot, series_of, table
+from benchmarks.memory import OUT_OF_MEMORY, STATUS, _send, in_own_process, is_out_of_memory, peak_memory
 
 
 @pytest.fixture
@@ -118,7 +112,7 @@ def test_what_is_out_of_memory():
 @pytest.mark.skipif(not STATUS.is_file() or "VmHWM" not in STATUS.read_text(), reason="the system does not say")
 def test_a_large_parent_does_not_hide_what_its_child_needs():
     ballast = torch.ones(2**27)  # half a GiB
-    read = "{'peak': __import__('acam_kd.bench.memory', fromlist=['x']).peak_memory(False)}"
+    read = "{'peak': __import__('benchmarks.memory', fromlist=['x']).peak_memory(False)}"
     child = in_own_process(eval, read)["peak"]
     assert 0 < child < peak_memory(False) - ballast.nbytes / 2
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """The strength with which the rows of a comparison pull at the student, and by what to multiply their weights.
 
-    python tools/match_weights.py --plan configs/compare/shapes_detection.yaml --output output/compare/detection
+    python -m benchmarks.match_weights --plan configs/compare/shapes_detection.yaml --output output/compare/detection
 
 The published weights belong to other models, images and losses: a sum over a map of 100 x 168 positions is another
 thing at 20 x 20. Two rules tell how far off they are: the distillation's gradient at the student's backbone features

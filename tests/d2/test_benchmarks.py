@@ -1,8 +1,7 @@
-"""What tools/benchmark.py measures: every variant makes a step whose parts add up, and what does not fit is left out."""
+"""What benchmarks/step.py measures: every variant makes a step whose parts add up, and what does not fit is left out."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 
@@ -10,19 +9,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from acam_kd.bench.flops import count, distiller_flops
-from acam_kd.bench.memory import naive_gib
-from acam_kd.bench.timing import PARTS
 from acam_kd.core import Distiller, FeatureSpec, RunError, Targets
-from acam_kd.d2 import benchmark
-from acam_kd.d2.benchmark import FLOOR, METHODS, NAIVE, PLAIN, Setting, Step, Variant, examine, times, variants
 from acam_kd.methods.acam.attention import summarized_attention
+from benchmarks import step as tool
+from benchmarks import variants as benchmark
+from benchmarks.flops import count, distiller_flops
+from benchmarks.memory import naive_gib
+from benchmarks.timing import PARTS
+from benchmarks.variants import FLOOR, METHODS, NAIVE, PLAIN, Setting, Step, Variant, examine, times, variants
 
 from .conftest import ROOT, distillation_config, refused, save_config
-
-spec = importlib.util.spec_from_file_location("benchmark_tool", ROOT / "tools/benchmark.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
 
 QUICK = str(ROOT / "configs/quick_schedules/acam_instant.yaml")
 ONE_CLASS = ("MODEL.RETINANET.NUM_CLASSES", "1", "DISTILL.TEACHER.OPTS", '["MODEL.RETINANET.NUM_CLASSES", 1]')
@@ -104,7 +100,7 @@ def test_half_precision_has_one_more():
 
 def test_those_asked_for():
     assert names(methods=["FGD", "PKD+KD"]) == [*OWN, "FGD", "PKD+KD"]
-    with refused("levels", "classes with 1 class", "2 classes or more", "DKD"):
+    with refused("DKD.levels", "classes with 1 class", "2 classes or more", "DKD"):
         names(*ONE_CLASS, methods=["DKD"])
 
 
@@ -187,7 +183,7 @@ def test_a_trace_that_fails_is_said(monkeypatch):
     def fails(self):
         raise RuntimeError("no trace\nat all")
 
-    monkeypatch.setattr("acam_kd.bench.flops.FlopCountAnalysis.total", fails)
+    monkeypatch.setattr("benchmarks.flops.FlopCountAnalysis.total", fails)
     maps = [{"p": torch.randn(1, 4, 1, 3)} for _ in range(2)]
     found = distiller_flops(Attends(level, level), *maps, Targets())
     assert found["fvcore_forward"] is None and found["fvcore_uncounted"] == {"no trace": 1}
@@ -265,7 +261,7 @@ def test_the_guard_by_hand():
 
 
 def test_bad_input_is_one_line():
-    with pytest.raises(SystemExit, match=r"^benchmark.py: DISTILL.LEVELS: found classes with 1 class.*DKD"):
+    with pytest.raises(SystemExit, match=r"^benchmarks.step: DISTILL.DKD.LEVELS: found classes with 1 class.*DKD"):
         tool.main(["--config-file", QUICK, "--methods", "DKD", "--", "MODEL.DEVICE", "cpu", *ONE_CLASS])
     with pytest.raises(SystemExit):
         tool.main(["--config-file", QUICK, "--repeats", "0"])

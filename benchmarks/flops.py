@@ -15,8 +15,8 @@ from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from ..core import Distiller, Targets
-from ..core.features import Features
+from acam_kd.core import Distiller, Targets
+from acam_kd.core.features import Features
 
 __all__ = ["count", "distiller_flops", "fvcore_flops"]
 
