@@ -24,15 +24,17 @@ NO_ADAPTER = {"PKD"}
 METHODS = [name for name, _ in DISTILLER_REGISTRY]
 VARIANTS = {
     "default": {},
-    "paper": {"mask_gradient": "paper"},
-    "standardised": {"standardize": True},
+    "full": {"mask_gradient": "full"},
+    "standardised": {"standardize_fused": True},
     "spatial": {"channel_masking": ""},
     "channel": {"spatial_masking": ""},
-    "channel standardised": {"spatial_masking": "", "standardize": True},
+    "channel standardised": {"spatial_masking": "", "standardize_fused": True},
     "uniform": {"spatial_masking": "UniformMasking", "channel_masking": ""},
     "teacher": {"fusion": "TeacherFusion"},
     "student query": {"query": "student"},
     "one mask": {"num_masks": 1},
+    "literal": {"mask_gradient": "full", "diversity": "ratio"},
+    "detached, ratio": {"diversity": "ratio"},
     "no diversity": {"lambda_div": 0.0},
     "frozen": {"mask_gradient": "frozen"},
     "keys pooled": {"max_positions": 20},
@@ -314,8 +316,8 @@ def test_detached_masks_are_trained_by_diversity_alone():
     assert all(torch.equal(f.grad, g) for f, g in zip(student.values(), before))
 
 
-def test_paper_masks_are_trained_by_everything():
-    method = ACAMKD(pyramid(8), pyramid(8), mask_gradient="paper")
+def test_masks_with_the_full_gradient_are_trained_by_everything():
+    method = ACAMKD(pyramid(8), pyramid(8), mask_gradient="full")
     losses = method(features(8), features(8))
     (losses["loss_acam_spatial"] + losses["loss_acam_channel"]).backward()
     assert all(p.grad is not None for p in method.parameters())
@@ -333,7 +335,7 @@ def test_weights_scale_their_terms():
 
 
 def test_standardised_masks_do_not_depend_on_the_scale_of_the_features():
-    method = ACAMKD(pyramid(8), pyramid(8), standardize=True, fusion="TeacherFusion")
+    method = ACAMKD(pyramid(8), pyramid(8), standardize_fused=True, fusion="TeacherFusion")
     student, teacher = features(8), features(8)
     metrics = []
     for scale in (1.0, 50.0):
@@ -353,7 +355,7 @@ def test_metrics_are_those_of_the_masks():
 
 
 def test_a_collapse_is_reported_with_level_and_argument():
-    method = ACAMKD(pyramid(8), pyramid(8), fusion="TeacherFusion", mask_gradient="paper", channel_masking="")
+    method = ACAMKD(pyramid(8), pyramid(8), fusion="TeacherFusion", mask_gradient="full", channel_masking="")
     student = features(8, size=20)
     teacher = {level: torch.rand_like(v) + 1 for level, v in student.items()}
     method(student, teacher)
@@ -366,8 +368,8 @@ def test_a_collapse_is_reported_with_level_and_argument():
     assert place == "p3/spatial" and "3 of 6 spatial masks of level p3" in warning
     assert "set {mask_gradient} to 'detached'" in warning
     method.mask_gradient = "detached"
-    assert "set {standardize} to True" in method.warnings()[place]
-    method.standardize = True
+    assert "set {standardize_fused} to True" in method.warnings()[place]
+    method.standardize_fused = True
     assert "lower {lambda_div}" in method.warnings()[place] and fields(method.warnings()[place]) == {"lambda_div"}
 
 
@@ -457,7 +459,7 @@ def test_the_smallest_whole_factor_that_will_do(size, limit, factor):
         ({"alpha": float("nan")}, "nan", ">= 0 and finite"),
         ({"lambda_div": -0.1}, "-0.1", ">= 0 and finite"),
         ({"num_masks": -1}, "-1", ">= 0"),
-        ({"mask_gradient": "none"}, "none", "one of detached, paper, frozen"),
+        ({"mask_gradient": "none"}, "none", "one of detached, full, frozen"),
         (
             {"channel_masking": "UniformMasking"},
             "UniformMasking, which makes spatial masks",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from .errors import ConfigError
 from .features import BACKBONE, LOGITS, Features, Pyramid
+from .renamed import reading_former_names
 from .targets import Targets
 
 __all__ = ["NOTHING_KNOWN", "Distiller", "align_levels", "check_weights", "method_arguments"]
@@ -45,6 +47,16 @@ class Distiller(nn.Module):
     needs: tuple[str, ...] = ()
     """The fields of ``Targets`` that the method uses: any of ``boxes``, ``labels``. Fields that no method needs are
     left empty."""
+    renamed: Mapping[str, str] = {}
+    """Former name of an argument -> its name. Every front end and the constructor still read the former one."""
+    renamed_values: Mapping[str, Mapping[str, str]] = {}
+    """Argument -> former value -> its value, read in the same way."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Let the constructor read former names, if there are any."""
+        super().__init_subclass__(**arguments)
+        if "__init__" in vars(cls) and (cls.renamed or cls.renamed_values):
+            cls.__init__ = reading_former_names(cls, cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, student: Pyramid, teacher: Pyramid) -> None:
         super().__init__()
@@ -61,6 +73,10 @@ class Distiller(nn.Module):
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return the losses of one step; features are (N, C, H, W) per level."""
         raise NotImplementedError
+
+    def title(self) -> str:
+        """Return the method's name for the log; one that has several forms says which of them runs."""
+        return type(self).__name__
 
     def parts(self) -> list[Distiller]:
         """Return the methods that this one consists of: itself alone, unless it combines several."""
@@ -80,7 +96,7 @@ class Distiller(nn.Module):
     def warnings(self) -> dict[str, str]:
         """Return the problems that the last step showed: place -> a plain sentence.
 
-        A sentence names the level, and the argument to change as a ``{argument}`` field: "set {standardize} to True".
+        A sentence names the level, and the argument to change as a ``{argument}`` field: "set {num_masks} to 3".
         The engine fills such fields with its own names; a sentence has no other braces. The engine reports
         each place once per run.
         """

@@ -11,6 +11,7 @@ from .distiller import NOTHING_KNOWN, Distiller, method_arguments
 from .errors import ConfigError
 from .features import Features, FeatureSpec, Pyramid, describe
 from .registry import DISTILLER_REGISTRY
+from .renamed import current_arguments
 from .targets import Targets
 
 __all__ = [
@@ -127,6 +128,7 @@ def build_distiller(methods: Mapping[str, Mapping[str, Any]], student: Pyramid, 
     Raises:
         ConfigError: an argument of a method is wrong, or none of the levels is for it.
     """
+    methods = {name: current_arguments(DISTILLER_REGISTRY.get(name), given) for name, given in methods.items()}
     check_options(methods)
     built: dict[str, Distiller] = {}
     for name, arguments in methods.items():

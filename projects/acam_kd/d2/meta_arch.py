@@ -14,6 +14,7 @@ from torch import nn
 from ..core import DISTILLER_REGISTRY, ConfigError, Distillation, Plan, assemble, method_arguments, read_methods
 from .adapter import D2Adapter
 from .config import META_ARCHITECTURE, student_config
+from .former_keys import former_keys
 from .teacher import build_teacher
 
 __all__ = ["DistillationMetaArch"]
@@ -69,6 +70,8 @@ class DistillationMetaArch(metaclass=_OldUses):
 def build_student(cfg: CfgNode) -> nn.Module:
     """Build everything; the student first, so that a seed gives it the same start under every method."""
     plan = read_plan(cfg)
+    for line in former_keys(cfg):
+        logger.warning("%s", line)
     student = build_model(student_config(cfg))
     if not plan.methods and plan.inherit == "never":
         logger.info("student alone: DISTILL.METHOD is empty and DISTILL.INHERIT is 'never'")

@@ -14,9 +14,11 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from ..core import DISTILLER_REGISTRY, ConfigError, Distillation, Plan, assemble, method_arguments, read_methods
 from ..core.errors import first_line
+from ..core.renamed import current_arguments
 from ..files import sha256
 from .adapter import adapt
 from .models import plain
+from .names import option
 from .segmentation import Segmentor
 
 __all__ = ["build_distillation", "load_weights", "normalized_batch", "parse_options"]
@@ -82,14 +84,18 @@ def parse_options(methods: str, pairs: Sequence[str]) -> dict[str, dict[str, Any
         method = next((own for own in names if own.lower() == method.lower()), method)
         if not method and len(names) == 1:
             method = names[0]
-        if not equals or name not in known.get(method, {}):
+        renamed = DISTILLER_REGISTRY.get(method).renamed if method in known else {}
+        if not equals or renamed.get(name, name) not in known.get(method, {}):
             raise ConfigError("options", pair, _allowed(known), "" if known else "choose a {method}")
-        default = known[method][name]
+        default = known[method][renamed.get(name, name)]
         value = _read(text, default)
         if type(value) is not type(default):
             raise ConfigError("options", pair, f"{type(default).__name__}, as {name}={default!r}")
         options[method][name] = value
-    return options
+    return {
+        method: current_arguments(DISTILLER_REGISTRY.get(method), given, names=option)
+        for method, given in options.items()
+    }
 
 
 def _allowed(known: Mapping[str, Mapping[str, Any]]) -> str:
