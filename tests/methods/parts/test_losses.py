@@ -73,7 +73,7 @@ def test_values_by_hand():
     # <m1, m2> = 0.5, squares 1 and 0.25 + 0.25 -> 2 * 0.5 / 1.5
     masks = torch.tensor([[[1.0, 0.0], [0.5, 0.5]]])
     assert mask_diversity_loss(masks).item() == pytest.approx(2 / 3, rel=1e-6)
-    # 2 (<m1, m2> + <m2, m1>) / (1.5 + 1.5) = 2 / 3 of two masks; a third, (0, 1), adds 4 * 0.5 and 2 * 1
+    # ratio: 2 * (0.5 + 0.5) / (1.5 + 1.5); with a third mask, (0, 1), it is 2 * 4 * 0.5 / (2.5 + 2.5)
     assert mask_diversity_loss(masks, "ratio").item() == pytest.approx(2 / 3, rel=1e-6)
     third = torch.cat([masks, torch.tensor([[[0.0, 1.0]]])], 1)
     assert mask_diversity_loss(third, "ratio").item() == pytest.approx(4 / 5, rel=1e-6)
