@@ -46,8 +46,8 @@ class ACAMKD(Distiller):
 
     * **literal**, ``mask_gradient="full"`` and ``diversity="ratio"``: the method as the paper describes it, as far as
       summaries of the paper tell. Its masks collapse, because a smaller mask is a smaller loss (docs/masks.md).
-    * **ours**, the default, ``mask_gradient="detached"`` and ``diversity="pairwise"``: the form that distils best by
-      our measurements. Both settings are departures from the paper.
+    * **ours**, the default, ``mask_gradient="detached"`` and ``diversity="pairwise"``: in our measurements the best of
+      the forms, or level with the best. Both settings are departures from the paper.
 
     Args:
         student, teacher: the levels to distil.
