@@ -22,7 +22,7 @@ from acam_kd.compare.records import read_records
 from acam_kd.core.errors import one_line_errors
 from acam_kd.files import write_atomically
 from acam_kd.methods.acam.fusion import PATHS
-from acam_kd.methods.acam.method import POOLING
+from acam_kd.methods.acam.settings import POOLING
 from benchmarks.growth import GRIDS, Point, measured
 from benchmarks.growth_plot import plot, table
 from benchmarks.memory import in_own_process, naive_gib

@@ -21,11 +21,14 @@ from acam_kd.methods.parts.losses import mse
 
 ROWS: dict[str, dict[str, object]] = {
     "all masks 1 (mimicking)": {"spatial_masking": "UniformMasking", "channel_masking": ""},
-    "paper, lambda 0": {"mask_gradient": "paper", "lambda_div": 0.0},
-    "paper": {"mask_gradient": "paper"},
-    "paper, standardised": {"mask_gradient": "paper", "standardize": True},
-    "detached": {},
-    "detached, standardised": {"standardize": True},
+    "full gradient, lambda 0": {"mask_gradient": "full", "lambda_div": 0.0},
+    "full gradient, pairwise": {"mask_gradient": "full"},
+    "full gradient, pairwise, standardised": {"mask_gradient": "full", "standardize_fused": True},
+    "literal (full gradient, ratio)": {"mask_gradient": "full", "diversity": "ratio"},
+    "literal, standardised": {"mask_gradient": "full", "diversity": "ratio", "standardize_fused": True},
+    "ours (detached, pairwise)": {},
+    "ours, standardised": {"standardize_fused": True},
+    "detached, ratio": {"diversity": "ratio"},
 }
 
 
@@ -67,7 +70,7 @@ def run(arguments: dict[str, object], *, seed: int, scale: float, steps: int) ->
         nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 35)
         optimizer.step()
         errors.append(float(mse(method.align["p"](out), target).detach()))
-    masks = method._last["p"]["spatial"].masks  # (N, M, 16, 16)
+    masks = method.masks()["p"]["spatial"]  # (N, M, 16, 16)
     on = torch.stack([masks[i][:, inside[i]].mean(1) for i in range(len(masks))]).mean(0)
     off = torch.stack([masks[i][:, ~inside[i]].mean(1) for i in range(len(masks))]).mean(0)
     return {

@@ -12,27 +12,33 @@ from string import Formatter
 import pytest
 import torch
 
-from acam_kd.core import DISTILLER_REGISTRY, FeatureSpec, Targets
-from acam_kd.core.distiller import NOTHING_KNOWN, Distiller, align_levels
+from acam_kd.core import DISTILLER_REGISTRY, FUSION_REGISTRY, MASKING_REGISTRY, FeatureSpec, Plan, Targets
+from acam_kd.core.distiller import NOTHING_KNOWN, Distiller, align_levels, method_arguments
 from acam_kd.core.errors import ConfigError
+from acam_kd.core.methods import build_distiller
 from acam_kd.core.registry import Registry
+from acam_kd.core.renamed import _warn_once
 from acam_kd.methods import ACAMKD, Mimic
 from acam_kd.methods.acam.method import _pooling_factor
 from acam_kd.methods.parts.losses import mse
+
+from ..conftest import MISSING
 
 NO_ADAPTER = {"PKD"}
 METHODS = [name for name, _ in DISTILLER_REGISTRY]
 VARIANTS = {
     "default": {},
-    "paper": {"mask_gradient": "paper"},
-    "standardised": {"standardize": True},
+    "full": {"mask_gradient": "full"},
+    "standardised": {"standardize_fused": True},
     "spatial": {"channel_masking": ""},
     "channel": {"spatial_masking": ""},
-    "channel standardised": {"spatial_masking": "", "standardize": True},
+    "channel standardised": {"spatial_masking": "", "standardize_fused": True},
     "uniform": {"spatial_masking": "UniformMasking", "channel_masking": ""},
     "teacher": {"fusion": "TeacherFusion"},
     "student query": {"query": "student"},
     "one mask": {"num_masks": 1},
+    "literal": {"mask_gradient": "full", "diversity": "ratio"},
+    "detached, ratio": {"diversity": "ratio"},
     "no diversity": {"lambda_div": 0.0},
     "frozen": {"mask_gradient": "frozen"},
     "keys pooled": {"max_positions": 20},
@@ -189,6 +195,143 @@ def test_a_method_with_a_graph_in_its_step_can_be_copied():
     assert method._step == student
 
 
+class LoneError(Distiller):
+    """A method registered outside of the package."""
+
+    reads = ("backbone",)
+
+    def __init__(self, student, teacher, *, weight=1.0, power=2):
+        super().__init__(student, teacher)
+        self.weight, self.power, self.align = weight, power, align_levels(student, teacher)
+
+    def forward(self, student, teacher, targets=NOTHING_KNOWN):
+        aligned = {level: self.align[level](student[level]) for level in self.levels}
+        errors = [(aligned[level] - teacher[level].detach()).abs().pow(self.power).mean() for level in self.levels]
+        self._step["metrics"] = {f"{level}/error": error.detach() for level, error in zip(self.levels, errors)}
+        return {"loss_lone_error": self.weight * sum(errors).float()}
+
+    def metrics(self):
+        return self._step.get("metrics", {})
+
+
+class SumFusion(torch.nn.Module):
+    """A fusion registered outside of the package."""
+
+    def __init__(self, channels, *, query="teacher"):
+        super().__init__()
+        self.mix = torch.nn.Conv2d(2 * channels, channels, 1)
+
+    def forward(self, student, teacher):
+        return self.mix(torch.cat([student, teacher], 1))
+
+
+class NearMasking(torch.nn.Module):
+    """A masking over positions registered outside of the package: where the fused map is near to a unit."""
+
+    kind = "spatial"
+
+    def __init__(self, channels, *, num_masks):
+        super().__init__()
+        self.centres = torch.nn.Parameter(torch.randn(num_masks, channels, 1, 1))
+
+    def forward(self, fused):
+        return (-(fused[:, None] - self.centres).square().mean(2)).exp()
+
+
+class SquareMasking(torch.nn.Module):
+    """A masking over channels registered outside of the package."""
+
+    kind = "channel"
+
+    def __init__(self, *, num_masks):
+        super().__init__()
+        self.units = torch.nn.Parameter(torch.randn(num_masks, 1))
+
+    def forward(self, fused):
+        return (self.units * fused.mean((2, 3)).unsqueeze(1).square()).sigmoid()
+
+
+OUTSIDE = {"fusion": "SumFusion", "spatial_masking": "NearMasking", "channel_masking": "SquareMasking"}
+
+
+@pytest.fixture
+def outside(monkeypatch):
+    """Register the classes above, as a project of one's own does with the decorator."""
+    for registry, *classes in (
+        (DISTILLER_REGISTRY, LoneError),
+        (FUSION_REGISTRY, SumFusion),
+        (MASKING_REGISTRY, NearMasking, SquareMasking),
+    ):
+        monkeypatch.setattr(registry, "_obj_map", dict(registry._obj_map))
+        for made in classes:
+            assert registry.register()(made) is made
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_method_from_outside_keeps_the_contract(outside, n):
+    kind = "backbone"
+    method = DISTILLER_REGISTRY.get("LoneError")(specs(kind), specs(kind), power=1)
+    check_contract(method, maps(kind, n, grad=True), maps(kind, n), targets(kind, n))
+
+
+@pytest.mark.parametrize("arguments", [*({key: value} for key, value in OUTSIDE.items()), OUTSIDE])
+@pytest.mark.parametrize("variant", ["default", "literal", "standardised", "frozen"])
+def test_fusions_and_maskings_from_outside_keep_the_contract(outside, arguments, variant):
+    method = ACAMKD(pyramid(8), pyramid(12), **VARIANTS[variant], **arguments)
+    check_contract(method, features(8, grad=True), features(12))
+    given = {"spatial": method.masking["spatial"]["p3"], "channel": method.masking["channel"]["p3"]}
+    found = {"fusion": method.fusion["p3"], **{f"{kind}_masking": module for kind, module in given.items()}}
+    assert {key: type(found[key]).__name__ for key in arguments} == arguments
+    assert all(f"{key}={name}" in method.title() for key, name in arguments.items())
+
+
+def check_outside(student, losses):
+    """A step of a model that distils with ``LoneError`` and the parts of ``OUTSIDE``, trained to the last parameter."""
+    lone, acam = student.distillation.method.parts()
+    assert (lone.weight, lone.power, acam.num_masks) == (0.5, 1, 3)
+    assert "fusion=SumFusion" in acam.title() and "spatial_masking=NearMasking" in acam.title()
+    assert losses["loss_lone_error"] > 0 and losses["loss_acam_diversity"] > 0
+    sum(losses.values()).backward()
+    learnt = [p for p in student.distillation.parameters() if p.requires_grad]
+    assert learnt and all(p.grad is not None and p.grad.isfinite().all() for p in learnt)
+
+
+def test_the_torchvision_engine_takes_classes_from_outside(outside):
+    from acam_kd.tv.distillation import build_distillation, parse_options
+    from acam_kd.tv.models import build_model
+
+    student, teacher = (build_model("fcos_mobilenet_v3_small_fpn64", num_classes=4, size=64) for _ in "ab")
+    options = ["LoneError.weight=0.5", "LoneError.power=1", "ACAMKD.num_masks=3"]
+    options += [f"ACAMKD.{key}={value}" for key, value in OUTSIDE.items()]
+    build_distillation(student, teacher, Plan(methods=parse_options("LoneError+ACAMKD", options), taps=("backbone",)))
+    truth = {"boxes": torch.tensor([[5.0, 5, 50, 50]]), "labels": torch.tensor([1])}
+    check_outside(student, student.train()([torch.rand(3, 64, 96)], [truth]))
+
+
+@pytest.mark.skipif(bool(MISSING), reason="Detectron2 is not installed")
+def test_the_detectron2_engine_takes_classes_from_outside(outside, root):
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_model
+    from detectron2.structures import Boxes, Instances
+    from detectron2.utils.events import EventStorage
+
+    from acam_kd.d2 import add_distillation_config
+
+    cfg = get_cfg()
+    add_distillation_config(cfg)
+    cfg.merge_from_file(str(root / "configs/quick_schedules/acam_instant.yaml"))
+    opts = ["DISTILL.METHOD", "LoneError+ACAMKD", "DISTILL.LONEERROR.WEIGHT", 0.5, "DISTILL.LONEERROR.POWER", 1]
+    opts += ["DISTILL.ACAMKD.NUM_MASKS", 3, "DISTILL.TEACHER.WEIGHTS", "random", "MODEL.DEVICE", "cpu"]
+    cfg.merge_from_list(
+        [*opts, *(x for key, value in OUTSIDE.items() for x in (f"DISTILL.ACAMKD.{key.upper()}", value))]
+    )
+    student = build_model(cfg).train()
+    instances = Instances((64, 96), gt_boxes=Boxes(torch.tensor([[5.0, 5, 50, 50]])), gt_classes=torch.tensor([1]))
+    image = {"image": torch.rand(3, 64, 96) * 255, "height": 64, "width": 96, "instances": instances}
+    with EventStorage():
+        check_outside(student, student([image] * 2))
+
+
 @pytest.mark.parametrize(("name", "kind"), READ)
 def test_a_step_leaves_no_graph_behind(name, kind):
     """The memory of a graph that is kept would not be freed after the step."""
@@ -227,6 +370,64 @@ def test_arguments_are_keyword_only_with_plain_defaults(name):
     for p in parameters[2:]:
         assert p.kind is inspect.Parameter.KEYWORD_ONLY and isinstance(p.default, (bool, int, float, str, list))
         assert p.name in DISTILLER_REGISTRY.get(name).__doc__
+
+
+class Younger(Distiller):
+    """A method with a former argument and a former value."""
+
+    renamed = {"strength": "weight"}
+    renamed_values = {"form": {"old": "new"}}
+
+    def __init__(self, student, teacher, *, weight=1.0, form="new"):
+        super().__init__(student, teacher)
+        self.weight, self.form = weight, form
+
+
+class Youngest(Younger):
+    """A subclass without a constructor of its own."""
+
+
+@pytest.fixture
+def forgetful():
+    """Former names are reported once per process: forget that they were."""
+    _warn_once.cache_clear()
+
+
+@pytest.mark.parametrize("method", [Younger, Youngest])
+def test_former_names_and_values_are_read_with_one_line(method, forgetful, caplog):
+    for _ in "ab":
+        built = method(pyramid(8), pyramid(8), strength=2.0, form="old")
+        assert (built.weight, built.form) == (2.0, "new")
+    assert caplog.messages == [
+        "Younger.strength is called Younger.weight now; the former name is still read",
+        "Younger.form: old is called new now; the former value is still read",
+    ]
+    assert method_arguments(method) == {"weight": 1.0, "form": "new"}  # what front ends make settings of
+
+
+def test_current_names_need_no_line(forgetful, caplog):
+    assert Younger(pyramid(8), pyramid(8), weight=2.0, form="new").weight == 2.0
+    assert Younger(pyramid(8), pyramid(8)).weight == 1.0 and not caplog.messages
+
+
+def test_both_names_may_be_given_if_they_agree():
+    assert Younger(pyramid(8), pyramid(8), strength=2.0, weight=2.0).weight == 2.0
+    with pytest.raises(ConfigError) as error:
+        Younger(pyramid(8), pyramid(8), strength=2.0, weight=1.0)
+    assert error.value.render(str) == (
+        "Younger.weight: found 1.0 and 2.0, expected one value; leave Younger.strength out, its former name"
+    )
+    assert error.value.render(lambda argument: argument.upper()).endswith("leave YOUNGER.STRENGTH out, its former name")
+
+
+def test_former_names_are_read_where_methods_are_built_by_name(forgetful, caplog, monkeypatch):
+    monkeypatch.setitem(DISTILLER_REGISTRY._obj_map, "Younger", Younger)
+    request = read_request("Younger", {"strength": 2.0, "form": "old"})
+    built = build_distiller([request], [pyramid(8)], [pyramid(8)])
+    assert (built.weight, built.form) == (2.0, "new") and len(caplog.messages) == 2
+    with pytest.raises(ConfigError) as error:  # its type is checked under the name of today
+        read_request("Younger", {"strength": "much"})
+    assert (error.value.argument, error.value.allowed) == ("Younger.weight", "float, as 1.0")
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -315,8 +516,8 @@ def test_detached_masks_are_trained_by_diversity_alone():
     assert all(torch.equal(f.grad, g) for f, g in zip(student.values(), before))
 
 
-def test_paper_masks_are_trained_by_everything():
-    method = ACAMKD(pyramid(8), pyramid(8), mask_gradient="paper")
+def test_masks_with_the_full_gradient_are_trained_by_everything():
+    method = ACAMKD(pyramid(8), pyramid(8), mask_gradient="full")
     losses = method(features(8), features(8))
     (losses["loss_acam_spatial"] + losses["loss_acam_channel"]).backward()
     assert all(p.grad is not None for p in method.parameters())
@@ -334,7 +535,7 @@ def test_weights_scale_their_terms():
 
 
 def test_standardised_masks_do_not_depend_on_the_scale_of_the_features():
-    method = ACAMKD(pyramid(8), pyramid(8), standardize=True, fusion="TeacherFusion")
+    method = ACAMKD(pyramid(8), pyramid(8), standardize_fused=True, fusion="TeacherFusion")
     student, teacher = features(8), features(8)
     metrics = []
     for scale in (1.0, 50.0):
@@ -354,7 +555,7 @@ def test_metrics_are_those_of_the_masks():
 
 
 def test_a_collapse_is_reported_with_level_and_argument():
-    method = ACAMKD(pyramid(8), pyramid(8), fusion="TeacherFusion", mask_gradient="paper", channel_masking="")
+    method = ACAMKD(pyramid(8), pyramid(8), fusion="TeacherFusion", mask_gradient="full", channel_masking="")
     student = features(8, size=20)
     teacher = {level: torch.rand_like(v) + 1 for level, v in student.items()}
     method(student, teacher)
@@ -367,8 +568,8 @@ def test_a_collapse_is_reported_with_level_and_argument():
     assert place == "p3/spatial" and "3 of 6 spatial masks of level p3" in warning
     assert "set {mask_gradient} to 'detached'" in warning
     method.mask_gradient = "detached"
-    assert "set {standardize} to True" in method.warnings()[place]
-    method.standardize = True
+    assert "set {standardize_fused} to True" in method.warnings()[place]
+    method.standardize_fused = True
     assert "lower {lambda_div}" in method.warnings()[place] and fields(method.warnings()[place]) == {"lambda_div"}
 
 
@@ -458,7 +659,8 @@ def test_the_smallest_whole_factor_that_will_do(size, limit, factor):
         ({"alpha": float("nan")}, "nan", ">= 0 and finite"),
         ({"lambda_div": -0.1}, "-0.1", ">= 0 and finite"),
         ({"num_masks": -1}, "-1", ">= 0"),
-        ({"mask_gradient": "none"}, "none", "one of detached, paper, frozen"),
+        ({"mask_gradient": "none"}, "none", "one of detached, full, frozen"),
+        ({"diversity": "mean"}, "mean", "one of pairwise, ratio"),
         (
             {"channel_masking": "UniformMasking"},
             "UniformMasking, which makes spatial masks",

@@ -48,7 +48,7 @@ def test_values_have_the_type_of_the_default():
     assert request.arguments["alpha"] == 0.001 and request.levels == ("p3", "p4") and request.taps == ("backbone",)
     for argument, value, allowed in (
         ("alpha", "much", "float, as 1.0"), ("alpha", True, "float, as 1.0"), ("num_masks", 2.5, "int, as 0"),
-        ("standardize", 1, "bool, as False"), ("query", 3, "str, as 'teacher'"), ("levels", 3, "a list of names"),
+        ("standardize_fused", 1, "bool, as False"), ("query", 3, "str, as 'teacher'"), ("levels", 3, "a list of names"),
     ):  # fmt: skip
         with refused(f"ACAMKD.{argument}", repr(value), allowed):
             read_request("ACAMKD", {argument: value})

@@ -152,8 +152,10 @@ def test_every_key_of_a_method_reaches_it():
             "NUM_MASKS",
             3,
             "MASK_GRADIENT",
-            "paper",
-            "STANDARDIZE",
+            "full",
+            "DIVERSITY",
+            "ratio",
+            "STANDARDIZE_FUSED",
             True,
             "QUERY",
             "student",
@@ -161,7 +163,8 @@ def test_every_key_of_a_method_reaches_it():
     )
     method = build_model(cfg).distillation.method
     assert isinstance(method, ACAMKD)
-    assert (method.alpha, method.lambda_div, method.mask_gradient, method.standardize) == (2.0, 0.5, "paper", True)
+    assert (method.alpha, method.lambda_div, method.mask_gradient, method.diversity) == (2.0, 0.5, "full", "ratio")
+    assert method.standardize_fused is True
     assert method.masking["spatial"]["p3"].units.shape[0] == 3 and method.fusion["p3"].query_from == "student"
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from acam_kd.core import Plan
+from acam_kd.core.renamed import _warn_once
 from acam_kd.tv.distillation import build_distillation, load_weights, parse_options
 from acam_kd.tv.models import build_model, plain
 
@@ -180,12 +181,27 @@ def test_all_weights_are_loaded_or_it_is_an_error(tmp_path):
 
 
 def test_options_have_the_types_of_the_defaults():
-    assert parse_options("ACAMKD", ["alpha=2", "standardize=true", "mask_gradient=paper", "num_masks=3"]) == {
-        "ACAMKD": {"alpha": 2.0, "standardize": True, "mask_gradient": "paper", "num_masks": 3}
+    assert parse_options("ACAMKD", ["alpha=2", "standardize_fused=true", "mask_gradient=full", "num_masks=3"]) == {
+        "ACAMKD": {"alpha": 2.0, "standardize_fused": True, "mask_gradient": "full", "num_masks": 3}
     }
     assert parse_options("Mimic", ["alpha=1e-3"]) == {"Mimic": {"alpha": 0.001}}
     assert parse_options("Mimic+ACAMKD", ["ACAMKD.alpha=2"]) == {"Mimic": {}, "ACAMKD": {"alpha": 2.0}}
     assert parse_options("", []) == {}
+
+
+def test_former_names_and_values_of_options_are_read(caplog):
+    _warn_once.cache_clear()
+    expected = {"Mimic": {}, "ACAMKD": {"standardize_fused": True, "mask_gradient": "full"}}
+    for _ in "ab":  # said once
+        assert parse_options("Mimic+ACAMKD", ["acamkd.standardize=yes", "ACAMKD.mask_gradient=paper"]) == expected
+    assert caplog.messages == [
+        "--set ACAMKD.standardize is called --set ACAMKD.standardize_fused now; the former name is still read",
+        "--set ACAMKD.mask_gradient: paper is called full now; the former value is still read",
+    ]
+    with refuses("ACAMKD.standardize", "3", "bool, as False"):
+        parse_options("ACAMKD", ["standardize=3"])
+    with refuses("ACAMKD.standardize_fused", "False and True", "one value"):
+        parse_options("ACAMKD", ["standardize=true", "standardize_fused=false"])
 
 
 @pytest.mark.parametrize(

@@ -175,13 +175,13 @@ def test_a_task_loss_of_zero_leaves_valid_json(settings, data, tmp_path, monkeyp
 
 def test_warnings_name_options(distilling, tmp_path, monkeypatch, caplog):
     settings = replace(distilling, method="PKD+ACAMKD", student="fcos_resnet18_fpn64", iterations=1)
-    place = {"0/scale": "scales differ: set {standardize} to True, or choose another {method}"}
+    place = {"0/scale": "scales differ: set {standardize_fused} to True, or choose another {method}"}
     monkeypatch.setattr("acam_kd.methods.ACAMKD.warnings", lambda self: place)
     monkeypatch.setattr(PKD, "warnings", lambda self: {"0": "see {alpha}, {taps}"})
     monkeypatch.setattr("acam_kd.tv.training.LOG_PERIOD", 1)
     train(settings, tmp_path / "run")
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert "scales differ: set --set ACAMKD.standardize to True, or choose another --method" in said
+    assert "scales differ: set --set ACAMKD.standardize_fused to True, or choose another --method" in said
     assert "see --set PKD.alpha, --taps" in said
     assert not any("DISTILL" in text or "STANDARDIZE" in text for text in said)
 

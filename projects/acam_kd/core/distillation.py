@@ -106,6 +106,9 @@ class Distillation(nn.Module):
         ]
         student.add_module(NAME, self)
         self.train(student.training)
+        for part in self.method.parts():
+            if part.title() != type(part).__name__:  # it has several forms
+                self.logger.info("%s", part.title())
 
     def remove(self) -> None:
         """Take everything off the student again: hooks, taps and the method's parameters.
@@ -353,7 +356,7 @@ class Distillation(nn.Module):
         """Return what goes wrong by the last step: method and place -> a sentence with the argument to change.
 
         Args:
-            names: how a front end calls an argument, as ``ACAMKD.standardize``.
+            names: how a front end calls an argument, as ``ACAMKD.num_masks``.
         """
         texts: dict[str, str] = {}
         for part in self.method.parts():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .errors import ConfigError
 from .features import BACKBONE, LOGITS, Channels, Features, Pyramid, as_pyramid
+from .renamed import reading_former_names
 from .targets import Targets
 
 __all__ = [
@@ -84,6 +85,16 @@ class Distiller(nn.Module):
     left empty."""
     recipes: Mapping[str, Recipe] = {}
     """Kind of model, as ``Adapter.family`` names it -> the settings for it."""
+    renamed: Mapping[str, str] = {}
+    """Former name of an argument -> its name. Every front end and the constructor still read the former one."""
+    renamed_values: Mapping[str, Mapping[str, str]] = {}
+    """Argument -> former value -> its value, read in the same way."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Let the constructor read former names, if there are any."""
+        super().__init_subclass__(**arguments)
+        if "__init__" in vars(cls) and (cls.renamed or cls.renamed_values):
+            cls.__init__ = reading_former_names(cls, cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, student_channels: Channels, teacher_channels: Channels) -> None:
         super().__init__()
@@ -106,6 +117,10 @@ class Distiller(nn.Module):
         """Return the losses of one step; features are (N, C, H, W) per level."""
         raise NotImplementedError
 
+    def title(self) -> str:
+        """Return the method's name for the log; one that has several forms says which of them runs."""
+        return type(self).__name__
+
     def parts(self) -> list[Distiller]:
         """Return the methods that this one consists of: itself alone, unless it combines several."""
         return [self]
@@ -124,7 +139,7 @@ class Distiller(nn.Module):
     def warnings(self) -> dict[str, str]:
         """Return the problems that the last step showed: place -> a plain sentence.
 
-        A sentence names the level, and the argument to change as a ``{argument}`` field: "set {standardize} to True".
+        A sentence names the level, and the argument to change as a ``{argument}`` field: "set {num_masks} to 3".
         The engine fills such fields with its own names; a sentence has no other braces. The engine reports
         each place once per run.
         """

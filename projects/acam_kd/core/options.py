@@ -10,6 +10,7 @@ from typing import Any
 from .distiller import ALL, Distiller, Recipe, method_arguments
 from .errors import ConfigError
 from .registry import DISTILLER_REGISTRY
+from .renamed import current_arguments
 
 __all__ = ["Request", "all_arguments", "as_type", "read_methods", "read_request"]
 
@@ -95,6 +96,7 @@ def read_request(
     Raises:
         ConfigError: an argument is unknown, or its value is of another type than the default.
     """
+    options = current_arguments(DISTILLER_REGISTRY.get(name), options)
     known, recipe = all_arguments(name), DISTILLER_REGISTRY.get(name).recipes.get(family, Recipe(""))
     for option, value in options.items():
         if option not in known:

@@ -1,7 +1,8 @@
 """The registries of the classes that a user may name: methods, fusions and maskings.
 
 A module registers its class where it is defined, with the decorator ``@X_REGISTRY.register()``. A class that your own
-project registers is found in the same way, under its class name.
+project registers is found in the same way, under its class name. The contracts: ``core/distiller.py`` for a method,
+``methods/acam/fusion.py`` for a fusion, ``methods/acam/masking.py`` for a masking.
 """
 
 from __future__ import annotations

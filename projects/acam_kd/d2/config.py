@@ -14,6 +14,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..core import DISTILLER_REGISTRY, ConfigError
 from ..core.options import all_arguments
+from .former_keys import forget_former_keys, read_former_keys
 from .segmentation_config import add_segmentation_config
 
 __all__ = [
@@ -103,7 +104,8 @@ def add_distillation_config(cfg: CfgNode) -> None:
 
     Every registered method has a node ``DISTILL.<NAME>`` whose keys are the arguments of its constructor, LEVELS and
     TAPS, so a method of your own has one too if it is registered before this is called. The keys of our
-    segmentation networks come along (``add_segmentation_config``), since a student or teacher may be one.
+    segmentation networks come along (``add_segmentation_config``), since a student or teacher may be one. Former
+    names of a method's keys (``Distiller.renamed``) are read by every merge into the config.
 
     From here on ``cfg.merge_from_file`` finds the teacher's config file relative to the file that names it. (A
     subclass of the config node would be the cleaner way, but yacs refuses to merge two types of node.)
@@ -117,6 +119,7 @@ def add_distillation_config(cfg: CfgNode) -> None:
             "in a LazyConfig write model = L(acam_kd.distill)(student=..., teacher=..., method=...); see configs/lazy",
         )  # fmt: skip
     cfg.__dict__["merge_from_file"] = MethodType(merge_from_file, cfg)
+    read_former_keys(cfg)
     add_segmentation_config(cfg)
     cfg.DISTILL = CfgNode()
     # What the student is; MODEL.META_ARCHITECTURE is "DistillationMetaArch".
@@ -180,6 +183,7 @@ def student_config(cfg: CfgNode) -> CfgNode:
     """Return the config of the student alone, which builds it: no key of distillation is left in it."""
     student = cfg.clone()
     student.__dict__.pop("merge_from_file", None)
+    forget_former_keys(student)
     student.defrost()
     if student.MODEL.META_ARCHITECTURE == META_ARCHITECTURE:
         student.MODEL.META_ARCHITECTURE = cfg.DISTILL.STUDENT_META_ARCHITECTURE

@@ -15,6 +15,7 @@ from ..core import ConfigError, Distillation, Plan, assemble, read_methods
 from ..core.options import all_arguments
 from .adapter import D2Adapter
 from .config import META_ARCHITECTURE, student_config
+from .former_keys import former_keys
 from .teacher import build_teacher
 
 __all__ = ["DistillationMetaArch"]
@@ -70,6 +71,8 @@ class DistillationMetaArch(metaclass=_OldUses):
 def build_student(cfg: CfgNode) -> nn.Module:
     """Build everything; the student first, so that a seed gives it the same start under every method."""
     plan = read_plan(cfg)
+    for line in former_keys(cfg):
+        logger.warning("%s", line)
     student = build_model(student_config(cfg))
     if not plan.methods and plan.inherit == "never":
         logger.info("student alone: DISTILL.METHOD is empty and DISTILL.INHERIT is 'never'")

@@ -12,12 +12,14 @@ import yaml
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from ..core import ConfigError, Distillation, Plan, assemble, read_methods
+from ..core import DISTILLER_REGISTRY, ConfigError, Distillation, Plan, assemble, read_methods
 from ..core.errors import first_line
 from ..core.options import all_arguments, as_type
+from ..core.renamed import current_arguments
 from ..files import sha256
 from .adapter import adapt
 from .models import plain
+from .names import option
 from .segmentation import Segmentor
 
 __all__ = ["build_distillation", "load_weights", "normalized_batch", "parse_options"]
@@ -83,11 +85,15 @@ def parse_options(methods: str, pairs: Sequence[str]) -> dict[str, dict[str, Any
         method = next((own for own in names if own.lower() == method.lower()), method)
         if not method and len(names) == 1:
             method = names[0]
-        if not equals or name not in known.get(method, {}):
+        renamed = DISTILLER_REGISTRY.get(method).renamed if method in known else {}
+        if not equals or renamed.get(name, name) not in known.get(method, {}):
             raise ConfigError("options", pair, _allowed(known), "" if known else "choose a {method}")
-        default = known[method][name]
+        default = known[method][renamed.get(name, name)]
         options[method][name] = as_type(default, f"{method}.{name}", _read(text, default))
-    return options
+    return {
+        method: current_arguments(DISTILLER_REGISTRY.get(method), given, names=option)
+        for method, given in options.items()
+    }
 
 
 def _allowed(known: Mapping[str, Mapping[str, Any]]) -> str:

@@ -99,19 +99,19 @@ def test_the_summary_survives_large_products():
 
 MODES = {
     "default": {},
-    "paper": {"mask_gradient": "paper"},
+    "full": {"mask_gradient": "full"},
     "spatial": {"channel_masking": ""},
-    "spatial, paper": {"channel_masking": "", "mask_gradient": "paper"},
+    "spatial, full": {"channel_masking": "", "mask_gradient": "full"},
     "channel": {"spatial_masking": ""},
-    "channel, paper": {"spatial_masking": "", "mask_gradient": "paper"},
-    "channel, standardised": {"spatial_masking": "", "standardize": True},
-    "standardised": {"standardize": True, "mask_gradient": "paper"},
-    "student query": {"query": "student", "mask_gradient": "paper"},
+    "channel, full": {"spatial_masking": "", "mask_gradient": "full"},
+    "channel, standardised": {"spatial_masking": "", "standardize_fused": True},
+    "standardised": {"standardize_fused": True, "mask_gradient": "full"},
+    "student query": {"query": "student", "mask_gradient": "full"},
     "student query, detached": {"query": "student"},
     "frozen": {"mask_gradient": "frozen"},
-    "keys pooled": {"max_positions": 9, "mask_gradient": "paper"},
-    "all pooled": {"max_positions": 9, "pooling": "all", "mask_gradient": "paper"},
-    "student query, keys pooled": {"max_positions": 9, "query": "student", "mask_gradient": "paper"},
+    "keys pooled": {"max_positions": 9, "mask_gradient": "full"},
+    "all pooled": {"max_positions": 9, "pooling": "all", "mask_gradient": "full"},
+    "student query, keys pooled": {"max_positions": 9, "query": "student", "mask_gradient": "full"},
 }
 NEED_THE_MAP = ["standardised"]
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from acam_kd.core.errors import ConfigError
 from acam_kd.methods.parts.losses import EPS, mask_diversity_loss, masked_mse, mse, spatial_masked_mse
 
 N, C, H, W, M = 2, 3, 4, 5, 6
@@ -25,7 +26,7 @@ def maps() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def reference(student: Tensor, teacher: Tensor, masks: Tensor) -> Tensor:
-    """Section by section as the formula is written, with the (N, M, C, H, W) tensor; masks broadcast to it."""
+    """Compute the formula as it is written, with the (N, M, C, H, W) tensor; masks broadcast to it."""
     n, c, h, w = student.shape
     masked = masks * (teacher - student)[:, None]
     spatial = masks.shape[2] == 1
@@ -72,6 +73,11 @@ def test_values_by_hand():
     # <m1, m2> = 0.5, squares 1 and 0.25 + 0.25 -> 2 * 0.5 / 1.5
     masks = torch.tensor([[[1.0, 0.0], [0.5, 0.5]]])
     assert mask_diversity_loss(masks).item() == pytest.approx(2 / 3, rel=1e-6)
+    # ratio: 2 * (0.5 + 0.5) / (1.5 + 1.5); with a third mask, (0, 1), it is 2 * 4 * 0.5 / (2.5 + 2.5)
+    assert mask_diversity_loss(masks, "ratio").item() == pytest.approx(2 / 3, rel=1e-6)
+    third = torch.cat([masks, torch.tensor([[[0.0, 1.0]]])], 1)
+    assert mask_diversity_loss(third, "ratio").item() == pytest.approx(4 / 5, rel=1e-6)
+    assert mask_diversity_loss(third).item() == pytest.approx((2 / 3 + 2 / 3 + 0) / 3, rel=1e-6)
 
 
 def test_masks_of_one_give_the_mean_squared_error(maps):
@@ -124,13 +130,72 @@ def test_diversity_identities(maps):
         torch.testing.assert_close(mask_diversity_loss(scaled), mask_diversity_loss(spatial))
 
 
-@pytest.mark.parametrize("which", ["spatial", "channel", "diversity", "mse"])
+def ratio_of_sums(masks: Tensor) -> Tensor:
+    """The formula as it is printed, image by image, pair by pair."""
+    images = []
+    for image in masks.flatten(2):
+        overlaps = sum(2 * (image[i] * image[j]).sum() for i in range(len(image)) for j in range(len(image)) if j != i)
+        images.append(overlaps / (image.square().sum() + image.square().sum()))
+    return torch.stack(images).mean()
+
+
+def test_the_ratio_equals_the_formula_in_value_and_gradient(maps):
+    for masks in (x.requires_grad_() for x in maps[2:]):
+        loss, expected = mask_diversity_loss(masks, "ratio"), ratio_of_sums(masks)
+        torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(*(torch.autograd.grad(x, masks)[0] for x in (loss, expected)), rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("m", [1, 2, 6, 19])
+def test_of_masks_of_equal_norm_the_ratio_is_m_minus_1_times_the_pairwise_mean(m):
+    masks = torch.rand(N, m, H, W, dtype=torch.float64)
+    masks = masks / masks.flatten(2).norm(dim=2)[..., None, None]
+    pairwise, ratio = mask_diversity_loss(masks), mask_diversity_loss(masks, "ratio")
+    torch.testing.assert_close(ratio, (m - 1) * pairwise)
+    same = masks[:, :1].expand(-1, m, -1, -1)
+    assert mask_diversity_loss(same, "ratio").item() == pytest.approx(m - 1)  # its largest value
+    assert 0 <= ratio <= m - 1
+
+
+def test_ratio_identities(maps):
+    _, _, spatial, channel = maps
+    assert mask_diversity_loss(torch.eye(M)[None], "ratio").item() == 0  # disjoint
+    one_of_six = torch.zeros(1, M, H, W).index_fill_(1, torch.tensor([2]), 1.0)
+    assert mask_diversity_loss(one_of_six, "ratio").item() == 0  # one mask is 1 everywhere, the others vanished
+    for masks in (spatial, channel):
+        value = mask_diversity_loss(masks, "ratio")
+        for same in (masks * 1e-3, masks.flip(1), masks.flip(-1), torch.cat([masks, masks])):
+            torch.testing.assert_close(mask_diversity_loss(same, "ratio"), value)
+        dead = torch.cat([masks, torch.zeros_like(masks[:, :1])], 1)  # it counts as a pair in the pairwise form alone
+        torch.testing.assert_close(mask_diversity_loss(dead, "ratio"), value)
+        assert mask_diversity_loss(dead) < mask_diversity_loss(masks)
+
+
+@pytest.mark.parametrize("form", ["pairwise", "ratio"])
+def test_vanished_masks_have_a_finite_gradient_in_both_forms(form):
+    masks = torch.zeros(N, M, H, W, requires_grad=True)
+    loss = mask_diversity_loss(masks, form)
+    loss.backward()
+    assert loss == 0 and masks.grad is not None and masks.grad.isfinite().all()
+    empty = torch.zeros(0, M, H, W, requires_grad=True)
+    mask_diversity_loss(empty, form).backward()
+    assert empty.grad is not None
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(ConfigError) as error:
+        mask_diversity_loss(torch.rand(1, 2, 3), "mean")
+    assert (error.value.argument, error.value.value, error.value.allowed) == ("form", "mean", "one of pairwise, ratio")
+
+
+@pytest.mark.parametrize("which", ["spatial", "channel", "diversity", "ratio", "mse"])
 def test_gradients(maps, which):
     student, teacher, spatial, channel = (x.clone().requires_grad_() for x in maps)
     call = {
         "spatial": (spatial_masked_mse, (student, teacher, spatial)),
         "channel": (channel_masked_mse, (student, teacher, channel)),
         "diversity": (mask_diversity_loss, (spatial,)),
+        "ratio": (lambda masks: mask_diversity_loss(masks, "ratio"), (spatial,)),
         "mse": (mse, (student, teacher)),
     }[which]
     assert torch.autograd.gradcheck(*call)
@@ -166,6 +231,8 @@ def test_half_precision_is_computed_in_float32(dtype):
             assert loss.dtype == torch.float32
             assert loss.item() == pytest.approx(40000, rel=1e-5)
         assert mask_diversity_loss(torch.ones(1, M, 16, 16, dtype=dtype)).item() == pytest.approx(1)
+        ratio = mask_diversity_loss(torch.ones(1, M, 256, 512, dtype=dtype), form="ratio")  # 131072 > 65504
+        assert ratio.dtype == torch.float32 and ratio.item() == pytest.approx(M - 1)
 
 
 def test_float64_stays_float64(maps):

@@ -1,4 +1,13 @@
-"""Student-teacher feature fusion, which gives the map from which the masks are made."""
+"""Student-teacher feature fusion, which gives the map from which the masks are made.
+
+A fusion is a class in ``FUSION_REGISTRY``, one of your own too. It is a module with these parts:
+
+* a constructor ``(channels, *, query)``: both maps have ``channels``; ``query`` is ``"teacher"`` or ``"student"``;
+* ``forward(student, teacher)``, from two maps, (N, C, H, W), to the fused map of the same shape.
+
+Every parameter must get a gradient from the fused map. Pooling (``max_positions``) is for subclasses of
+``CrossAttentionFusion`` alone, whose key/value source may be smaller than the query source.
+"""
 
 from __future__ import annotations
 
@@ -34,20 +43,29 @@ class Summary(NamedTuple):
 class CrossAttentionFusion(nn.Module):
     """Cross-attention, STCA-FF: every position of one network attends to all positions of the other.
 
-    It is that of ACAM-KD, arXiv 2503.06307:
+    ACAM-KD, arXiv 2503.06307, defines it as
 
         Q = W_q F_T,    K = W_k F_S,    V = W_v F_S,    fused = softmax(Q^T K / sqrt(C/2)) V
 
-    There is one head, no residual, no norm and no positional code. The W_* are 1x1 convolutions without bias, which is
-    an assumption: the paper does not say.
+    There is one head, no residual, no norm and no positional code. The W_* are 1x1 convolutions without bias. That is
+    an assumption; the paper does not say.
 
     Args:
         channels: C of both maps; queries and keys have C/2.
         query: the query source: ``"teacher"`` as in the paper, or ``"student"`` for its ablation. The other network
             gives keys and values.
 
+    Attributes:
+        query, key, value: the convolutions W_q, W_k and W_v.
+
     Raises:
         ConfigError: an unknown query source.
+
+    Example:
+        >>> fusion = CrossAttentionFusion(64, query="teacher")
+        >>> student, teacher = torch.randn(2, 64, 4, 5), torch.randn(2, 64, 4, 5)
+        >>> fusion(student, teacher).shape, fusion.value.weight.shape
+        (torch.Size([2, 64, 4, 5]), torch.Size([64, 64, 1, 1]))
     """
 
     def __init__(self, channels: int, *, query: str = "teacher") -> None:

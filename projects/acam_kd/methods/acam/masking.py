@@ -3,6 +3,14 @@
 Spatial masks need M projections of the fused map, channel masks its mean over positions. Cross-attention gives both
 at less cost than the map itself; ``make_masks`` knows when they are enough.
 
+A masking is a class in ``MASKING_REGISTRY``, one of your own too. It is a module with these parts:
+
+* the class attribute ``kind``: ``"spatial"`` for masks over positions, ``"channel"`` for masks over channels;
+* a constructor ``(channels, *, num_masks)`` for spatial masks, or ``(*, num_masks)`` for channel masks;
+* ``forward(fused)``, from the fused map, (N, C, H, W), to masks in [0, 1]: (N, M, H, W) or (N, M, C).
+
+Every parameter must get a gradient from the masks. A masking without parameters gets the teacher's map.
+
 Letters: N images, C channels, H x W positions, M masks. Paper: ACAM-KD, arXiv 2503.06307. The units start from
 N(0, 0.01^2), as the tokens of MasKD do. That is an assumption; the paper does not say.
 """
@@ -41,8 +49,16 @@ class SpatialMasking(nn.Module):
         channels: C of the fused map.
         num_masks: M; 6 for detection, the number of classes for segmentation.
 
+    Attributes:
+        units: (M, C), learnt.
+
     Raises:
         ConfigError: ``num_masks`` is below 1.
+
+    Example:
+        >>> masking = SpatialMasking(64, num_masks=6)
+        >>> masking.units.shape, masking(torch.randn(2, 64, 4, 5)).shape
+        (torch.Size([6, 64]), torch.Size([2, 6, 4, 5]))
     """
 
     kind = "spatial"
@@ -68,10 +84,18 @@ class ChannelMasking(nn.Module):
     Each unit m_c is one number, so the masks differ by one slope each.
 
     Args:
-        num_masks: M.
+        num_masks: M, as in ``SpatialMasking``.
+
+    Attributes:
+        units: (M, 1), learnt.
 
     Raises:
         ConfigError: ``num_masks`` is below 1.
+
+    Example:
+        >>> masking = ChannelMasking(num_masks=6)
+        >>> masking.units.shape, masking(torch.randn(2, 64, 4, 5)).shape
+        (torch.Size([6, 1]), torch.Size([2, 6, 64]))
     """
 
     kind = "channel"
@@ -91,7 +115,7 @@ class UniformMasking(nn.Module):
 
     Args:
         channels: C of the fused map (not used).
-        num_masks: M.
+        num_masks: M, as in ``SpatialMasking``.
 
     Raises:
         ConfigError: ``num_masks`` is below 1.
@@ -115,8 +139,8 @@ def make_masks(
 ) -> dict[str, Tensor]:
     """Make the masks of every kind from the fused map of one level, without the map itself where possible.
 
-    It is possible with cross-attention and the two maskings of the paper, together or alone. It is not where the map
-    is standardised for spatial masks: the deviation of a channel cannot be computed without the channel. Any other
+    It is possible with cross-attention and the two maskings of the paper, together or alone. It is impossible where
+    the map is standardised for spatial masks: a channel's standard deviation needs the whole channel. Any other
     fusion or masking, also a subclass of these, gets the map.
 
     Args:
@@ -147,7 +171,7 @@ def make_masks(
 
 
 def _standardized(fused: Tensor, kind: str) -> Tensor:
-    """Standardise a map to mean 0 and deviation 1, as the masks of a kind need it.
+    """Standardise a map to mean 0 and standard deviation 1, as the masks of a kind need it.
 
     For spatial masks that is over positions, for channel masks over the channels of the map's mean.
     """

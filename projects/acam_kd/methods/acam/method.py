@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...core.distiller import NOTHING_KNOWN, Distiller, align_levels, check_weights
-from ...core.errors import ConfigError
+from ...core.distiller import NOTHING_KNOWN, Distiller, align_levels, check_weights, method_arguments
 from ...core.features import Channels, Features
-from ...core.registry import DISTILLER_REGISTRY, FUSION_REGISTRY, MASKING_REGISTRY
+from ...core.registry import DISTILLER_REGISTRY, FUSION_REGISTRY
 from ...core.targets import Targets
 from ..parts.losses import mask_diversity_loss, masked_mse
-from .fusion import CrossAttentionFusion, TeacherFusion
+from .fusion import TeacherFusion
 from .masking import make_masks
+from .settings import check_masks, check_pooling, form_title, masking_class
 
 __all__ = ["ACAMKD"]
 
-MASK_GRADIENTS = ("detached", "paper", "frozen")
-POOLING = ("keys", "all")
 VANISHED = 0.01
 """The mean below which a mask selects next to nothing."""
 
@@ -31,7 +28,6 @@ class _Masked:
 
     masks: Tensor  # (N, M, H, W) or (N, M, C)
     mse: Tensor
-    diversity: Tensor
 
 
 @DISTILLER_REGISTRY.register()
@@ -46,13 +42,12 @@ class ACAMKD(Distiller):
 
     with L_s, L_c and L_div as in ``losses.py``; L_div is the sum over the two kinds of masks.
 
-    Taken literally the masks collapse, because a smaller mask is a smaller loss (docs/masks.md has the measurements).
-    So there are three modes:
+    Two forms have names, which the log shows when the method is built:
 
-    * ``mask_gradient="paper"``: gradients flow everywhere, the literal interpretation of the paper.
-    * ``mask_gradient="detached"``: L_s and L_c see the masks as constants. L_div alone trains the masks, and does not
-      train the student through them.
-    * ``mask_gradient="frozen"``: nothing trains fusion and units; a control.
+    * **literal**, ``mask_gradient="full"`` and ``diversity="ratio"``: the method as the paper describes it, as far as
+      summaries of the paper tell. Its masks collapse, because a smaller mask is a smaller loss (docs/masks.md).
+    * **ours**, the default, ``mask_gradient="detached"`` and ``diversity="pairwise"``: in our measurements the best of
+      the forms, or level with the best. Both settings are departures from the paper.
 
     Args:
         student_channels, teacher_channels: the levels to distil.
@@ -62,15 +57,19 @@ class ACAMKD(Distiller):
         spatial_masking: name of a masking over positions, or ``""`` for none. ``"UniformMasking"`` without a channel
             masking is plain mimicking.
         channel_masking: name of a masking over channels, or ``""`` for none.
-        fusion: name of a fusion; ``"TeacherFusion"`` leaves the student out.
+        fusion: name of a fusion; ``"TeacherFusion"`` leaves the student out. Maskings without parameters get the
+            teacher's map in any case, because nothing would train a fusion.
         query: the query source of the cross-attention, ``"teacher"`` or ``"student"``.
-        mask_gradient: ``"detached"``, ``"paper"`` or ``"frozen"``.
+        mask_gradient: the gradient that trains fusion and units. ``"detached"``: that of L_div alone; L_s and L_c see
+            the masks as constants, and the student is not trained through the masks. ``"full"``: that of all losses.
+            ``"frozen"``: none; a control. The former name of ``"full"`` is ``"paper"``.
+        diversity: the form of L_div: ``"pairwise"``, or ``"ratio"``, which is about M - 1 times as large.
+        standardize_fused: before the selection units, standardise every channel of the fused map over positions
+            (and its mean over channels for the channel masks). A departure from the paper.
         max_positions: the number of positions above which a level is pooled before fusion, by whole factors; 0 for
             never. A departure from the paper.
         pooling: the pooled maps. ``"keys"``: the key/value source, so that masks keep their resolution; ``"all"``:
             both maps, and the spatial masks are scaled up again.
-        standardize: before the selection units, standardise every channel of the fused map over positions
-            (and its mean over channels for the channel masks). A departure from the paper.
 
     Raises:
         ConfigError: an argument is out of range, names nothing known, or does not go with another.
@@ -82,6 +81,9 @@ class ACAMKD(Distiller):
         >>> sorted(losses)
         ['loss_acam_channel', 'loss_acam_diversity', 'loss_acam_spatial']
     """
+
+    renamed = {"standardize": "standardize_fused"}
+    renamed_values = {"mask_gradient": {"paper": "full"}}
 
     def __init__(
         self,
@@ -96,63 +98,56 @@ class ACAMKD(Distiller):
         fusion: str = "CrossAttentionFusion",
         query: str = "teacher",
         mask_gradient: str = "detached",
-        standardize: bool = False,
+        diversity: str = "pairwise",
+        standardize_fused: bool = False,
         max_positions: int = 0,
         pooling: str = "keys",
     ) -> None:
         super().__init__(student_channels, teacher_channels)
         check_weights(alpha=alpha, lambda_div=lambda_div)
-        if mask_gradient not in MASK_GRADIENTS:
-            raise ConfigError("mask_gradient", mask_gradient, f"one of {', '.join(MASK_GRADIENTS)}")
-        if not spatial_masking and not channel_masking:
-            raise ConfigError(
-                "spatial_masking",
-                "no masks of either kind",
-                "at least one masking",
-                hint="set {spatial_masking} or {channel_masking}",
-            )
-        if num_masks < 0:
-            raise ConfigError("num_masks", num_masks, ">= 0", hint="0 stands for the paper's number")
-        if max_positions < 0:
-            raise ConfigError("max_positions", max_positions, ">= 0", hint="0 stands for any number of positions")
-        if pooling not in POOLING:
-            raise ConfigError("pooling", pooling, f"one of {', '.join(POOLING)}")
-        if max_positions and not issubclass(FUSION_REGISTRY.get(fusion), CrossAttentionFusion):
-            raise ConfigError(
-                "max_positions",
-                max_positions,
-                f"0 for {fusion}, which has no attention that pooling could make cheaper",
-                hint="set {max_positions} to 0 or choose another {fusion}",
-            )
-        masks = {
-            level: num_masks or (spec.channels if spec.logits else 6) for level, spec in self.teacher_levels.items()
-        }
+        check_masks(num_masks, spatial_masking, channel_masking, mask_gradient, diversity)
+        check_pooling(max_positions, pooling, fusion)
         self.alpha, self.lambda_div = alpha, lambda_div
-        self.mask_gradient, self.standardize, self.query = mask_gradient, standardize, query
-        self.max_positions, self.pooling = max_positions, pooling
-        self.align = align_levels(self.student_levels, self.teacher_levels)
+        self.mask_gradient, self.diversity, self.query = mask_gradient, diversity, query
+        self.standardize_fused, self.max_positions, self.pooling = standardize_fused, max_positions, pooling
+        self.num_masks = num_masks
+        teacher = self.teacher_levels
+        masks = {level: num_masks or (spec.channels if spec.logits else 6) for level, spec in teacher.items()}
+        self.align = align_levels(self.student_levels, teacher)
         self.masking = nn.ModuleDict()
         if spatial_masking:
-            make = _masking("spatial", spatial_masking)
+            make = masking_class("spatial", spatial_masking)
             self.masking["spatial"] = nn.ModuleDict(
-                {level: make(spec.channels, num_masks=masks[level]) for level, spec in self.teacher_levels.items()}
+                {level: make(spec.channels, num_masks=masks[level]) for level, spec in teacher.items()}
             )
         if channel_masking:
-            make = _masking("channel", channel_masking)
-            self.masking["channel"] = nn.ModuleDict(
-                {level: make(num_masks=masks[level]) for level in self.teacher_levels}
-            )
+            make = masking_class("channel", channel_masking)
+            self.masking["channel"] = nn.ModuleDict({level: make(num_masks=masks[level]) for level in teacher})
         make = FUSION_REGISTRY.get(fusion)
-        self.fusion = nn.ModuleDict(
-            {level: make(spec.channels, query=query) for level, spec in self.teacher_levels.items()}
-        )
-        if not any(True for _ in self.masking.parameters()):  # no fused map is needed
-            self.fusion = nn.ModuleDict(
-                {level: TeacherFusion(spec.channels) for level, spec in self.teacher_levels.items()}
-            )
+        self.fusion = nn.ModuleDict({level: make(spec.channels, query=query) for level, spec in teacher.items()})
+        if not any(True for _ in self.masking.parameters()):  # nothing would train a fusion
+            self.fusion = nn.ModuleDict({level: TeacherFusion(spec.channels) for level, spec in teacher.items()})
         if mask_gradient == "frozen":
             self.masking.requires_grad_(False)
             self.fusion.requires_grad_(False)
+
+    def title(self) -> str:
+        """Return the form that runs: "ours", "literal", or the settings that make it another one."""
+        if type(self) is not ACAMKD:
+            return super().title()
+        maskings = {kind: _class_name(levels) for kind, levels in self.masking.items()}
+        running = {
+            "num_masks": self.num_masks,
+            "spatial_masking": maskings.get("spatial", ""),
+            "channel_masking": maskings.get("channel", ""),
+            "fusion": _class_name(self.fusion),
+            "query": self.query,
+            "standardize_fused": self.standardize_fused,
+            "max_positions": self.max_positions,
+        }
+        defaults = method_arguments(ACAMKD)
+        changed = {name: value for name, value in running.items() if value != defaults[name]}
+        return form_title(self.mask_gradient, self.diversity, changed)
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_acam_spatial``, ``loss_acam_channel`` and ``loss_acam_diversity``, as configured."""
@@ -161,19 +156,19 @@ class ACAMKD(Distiller):
         for level in self.levels:
             aligned, target = self.align[level](student[level]), teacher[level].detach()
             masks = self._masks(level, aligned, target)
-            weighing = masks if self.mask_gradient == "paper" else {kind: m.detach() for kind, m in masks.items()}
+            weighing = masks if self.mask_gradient == "full" else {kind: m.detach() for kind, m in masks.items()}
             errors = masked_mse(aligned, target, weighing)
             self._step[level] = {}
             for kind, error in errors.items():
-                diversity = mask_diversity_loss(masks[kind])
-                self._step[level][kind] = _Masked(masks[kind].detach(), error.detach(), diversity.detach())
+                self._step[level][kind] = _Masked(masks[kind].detach(), error.detach())
                 _add(losses, f"loss_acam_{kind}", self.alpha * error)
                 if _learns(self.masking[kind]):
+                    diversity = mask_diversity_loss(masks[kind], self.diversity)
                     _add(losses, "loss_acam_diversity", self.lambda_div * diversity)
         return losses
 
     def _masks(self, level: str, aligned: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        if self.mask_gradient != "paper":
+        if self.mask_gradient != "full":
             aligned = aligned.detach()
         maskings = {kind: masking[level] for kind, masking in self.masking.items()}  # type: ignore[index]
         size = aligned.shape[2:]
@@ -182,7 +177,7 @@ class ACAMKD(Distiller):
                 aligned = F.avg_pool2d(aligned, factor, ceil_mode=True)
             if self.pooling == "all" or self.query == "student":
                 teacher = F.avg_pool2d(teacher, factor, ceil_mode=True)
-        masks = make_masks(self.fusion[level], maskings, aligned, teacher, standardize=self.standardize)
+        masks = make_masks(self.fusion[level], maskings, aligned, teacher, standardize=self.standardize_fused)
         if factor and self.pooling == "all" and "spatial" in masks:
             scaled = F.interpolate(masks["spatial"], scale_factor=factor, mode="bilinear")
             masks["spatial"] = scaled[..., : size[0], : size[1]]
@@ -191,7 +186,8 @@ class ACAMKD(Distiller):
     def metrics(self) -> dict[str, Tensor]:
         """Return figures of the masks, per level and kind.
 
-        They are the mean, the deviation over positions (channels), the smallest sum, the Dice overlap and the error.
+        They are the mean, the standard deviation over positions (channels), the smallest sum, the pairwise Dice overlap
+        and the masked error. The overlap is that of pairs whatever the form of L_div, so that runs can be compared.
         """
         values: dict[str, Tensor] = {}
         for level, kinds in self._step.items():
@@ -203,7 +199,7 @@ class ACAMKD(Distiller):
                 values[f"{name}_mean"] = flat.mean()
                 values[f"{name}_std"] = flat.std(2, unbiased=False).mean()
                 values[f"{name}_min_sum"] = flat.sum(2).min()
-                values[f"{name}_dice"] = masked.diversity
+                values[f"{name}_dice"] = mask_diversity_loss(masked.masks)
                 values[f"{name}_mse"] = masked.mse
         return values
 
@@ -219,8 +215,8 @@ class ACAMKD(Distiller):
                 means = masked.masks.float().flatten(2).mean((0, 2))  # (M,)
                 vanished = int((means < VANISHED).sum())
                 if vanished * 2 >= len(means):
-                    remedy = "set {standardize} to True" if not self.standardize else "lower {lambda_div}"
-                    if self.mask_gradient == "paper":
+                    remedy = "set {standardize_fused} to True" if not self.standardize_fused else "lower {lambda_div}"
+                    if self.mask_gradient == "full":
                         remedy = "set {mask_gradient} to 'detached'"
                     problems[f"{level}/{kind}"] = (
                         f"masks collapsed: {vanished} of {len(means)} {kind} masks of level {level} have a mean below "
@@ -233,11 +229,9 @@ def _learns(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters())
 
 
-def _masking(kind: str, name: str) -> Any:
-    masking = MASKING_REGISTRY.get(name, argument=f"{kind}_masking")
-    if masking.kind != kind:
-        raise ConfigError(f"{kind}_masking", f"{name}, which makes {masking.kind} masks", f"a masking of {kind} masks")
-    return masking
+def _class_name(levels: nn.Module) -> str:
+    """Return the name of the class of the modules of all levels."""
+    return next((type(module).__name__ for module in levels.children()), "")
 
 
 def _pooling_factor(height: int, width: int, max_positions: int) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 from ...core.errors import ConfigError
 
 __all__ = [
+    "check_form",
     "check_shapes",
     "check_temperature",
     "full_precision",
@@ -32,6 +33,8 @@ __all__ = [
 
 EPS = 1e-6
 """The number added to every sum of a mask: without it a vanished mask would divide by zero."""
+FORMS = ("pairwise", "ratio")
+"""The forms of the diversity loss."""
 
 
 def full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -66,6 +69,12 @@ def check_shapes(
         found = (masks.shape[0], *masks.shape[2:])
         if found != expected:
             raise ValueError(f"masks {tuple(masks.shape)} do not fit features {tuple(student.shape)}")
+
+
+def check_form(form: str, argument: str = "form") -> None:
+    """Raise ConfigError for an unknown form of the diversity loss, which ``argument`` gave."""
+    if form not in FORMS:
+        raise ConfigError(argument, form, f"one of {', '.join(FORMS)}")
 
 
 def check_temperature(temperature: float) -> None:
@@ -136,6 +145,12 @@ def masked_mse(student: Tensor, teacher: Tensor, masks: Mapping[str, Tensor]) ->
 
     Raises:
         ValueError: the shapes do not fit each other.
+
+    Example:
+        >>> student, teacher = torch.zeros(2, 3, 4, 5), torch.full((2, 3, 4, 5), 2.0)
+        >>> errors = masked_mse(student, teacher, {"spatial": torch.ones(2, 6, 4, 5), "channel": torch.ones(2, 6, 3)})
+        >>> {kind: round(error.item(), 3) for kind, error in errors.items()}  # masks of one: the mean squared error
+        {'spatial': 4.0, 'channel': 4.0}
     """
     for kind, dims in (("spatial", (0, 2, 3)), ("channel", (0, 1))):
         check_shapes(student, teacher, masks.get(kind), dims)
@@ -173,22 +188,45 @@ def _masked_error(
 
 
 @full_precision
-def mask_diversity_loss(masks: Tensor) -> Tensor:
-    r"""Compute the Dice overlap of the masks, averaged over ordered pairs and images; in [0, 1].
+def mask_diversity_loss(masks: Tensor, form: str = "pairwise") -> Tensor:
+    r"""Compute the overlap of the masks of an image, averaged over images.
 
-    .. math:: L_{div} = \frac{1}{NM(M-1)} \sum_n \sum_{i \ne j}
+    Both forms are 0 for disjoint masks and where there is no pair (M = 1). ``"pairwise"`` is the Dice overlap of two
+    masks, averaged over ordered pairs, as in MasKD; it is in [0, 1]:
+
+    .. math:: L_{div} = \frac{1}{M(M-1)} \sum_{i \ne j}
               \frac{2 \langle M_i, M_j \rangle}{\lVert M_i \rVert^2 + \lVert M_j \rVert^2}
 
-    It is 1 for identical masks, 0 for disjoint ones, and 0 where there is no pair (M = 1). It does not change when all
-    masks shrink together, so it does not keep masks from vanishing.
+    ``"ratio"`` is one ratio of sums, as summaries of the ACAM-KD paper print it; it is in [0, M - 1]:
+
+    .. math:: L_{div} = \frac{2 \sum_{i \ne j} \langle M_i, M_j \rangle}
+              {\sum_i \lVert M_i \rVert^2 + \sum_j \lVert M_j \rVert^2}
+
+    For masks of equal norm it is M - 1 times the pairwise form: 5 times at M = 6, 18 times at M = 19. A vanished mask
+    adds nothing to either of its sums, while it counts as a pair in the pairwise form.
+
+    Neither form changes when all masks of an image shrink together, so neither keeps masks from vanishing.
 
     Args:
         masks: (N, M, ...), in [0, 1].
+        form: ``"pairwise"`` or ``"ratio"``.
+
+    Raises:
+        ConfigError: the form is unknown.
+
+    Example:
+        >>> masks = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])  # two of three are equal
+        >>> round(mask_diversity_loss(masks).item(), 4), round(mask_diversity_loss(masks, "ratio").item(), 4)
+        (0.3333, 0.6667)
     """
+    check_form(form)
     flat = masks.flatten(2)
     inner = flat @ flat.transpose(1, 2)  # (N, M, M)
     squares = flat.square().sum(2)
+    others = torch.eye(flat.shape[1], dtype=torch.bool, device=flat.device).logical_not()
+    if form == "ratio":
+        overlap = inner.masked_fill(~others, 0.0).sum((1, 2)) / squares.sum(1).clamp_min(1e-12)
+        return overlap.sum() / max(len(overlap), 1)
     dice = 2 * inner / (squares[:, :, None] + squares[:, None, :]).clamp_min(1e-12)
-    pairs = ~torch.eye(flat.shape[1], dtype=torch.bool, device=flat.device)
-    overlap = dice.masked_fill(~pairs, 0.0).sum()
+    overlap = dice.masked_fill(~others, 0.0).sum()
     return overlap / max(flat.shape[0] * flat.shape[1] * (flat.shape[1] - 1), 1)

@@ -1,0 +1,80 @@
+"""The checks of ACAM-KD's arguments, and the names of its forms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...core.errors import ConfigError
+from ...core.registry import FUSION_REGISTRY, MASKING_REGISTRY
+from ..parts.losses import check_form
+from .fusion import CrossAttentionFusion
+
+__all__ = ["check_masks", "check_pooling", "form_title", "masking_class"]
+
+MASK_GRADIENTS = ("detached", "full", "frozen")
+POOLING = ("keys", "all")
+NAMED = {("detached", "pairwise"): "ours", ("full", "ratio"): "literal"}
+"""Mask gradient and form of the diversity loss -> the name of the method with these and nothing else changed."""
+
+
+def form_title(mask_gradient: str, diversity: str, changed: Mapping[str, Any]) -> str:
+    """Name a form of the method for the log.
+
+    Args:
+        mask_gradient, diversity: the arguments of ``ACAMKD``.
+        changed: its other arguments, but for the weights of the losses, that differ from their defaults.
+
+    Example:
+        >>> form_title("detached", "pairwise", {})
+        'ACAM-KD, ours (mask_gradient=detached, diversity=pairwise)'
+        >>> form_title("full", "ratio", {"query": "student"})
+        'ACAM-KD, mask_gradient=full, diversity=ratio, query=student'
+    """
+    settings = {"mask_gradient": mask_gradient, "diversity": diversity, **changed}
+    listed = ", ".join(f"{name}={value or 'none'}" for name, value in settings.items())
+    name = "" if changed else NAMED.get((mask_gradient, diversity), "")
+    return f"ACAM-KD, {name} ({listed})" if name else f"ACAM-KD, {listed}"
+
+
+def check_masks(num_masks: int, spatial_masking: str, channel_masking: str, mask_gradient: str, diversity: str) -> None:
+    """Raise ConfigError for an unknown form of the method, or for masks of no kind or of a negative number."""
+    if mask_gradient not in MASK_GRADIENTS:
+        raise ConfigError("mask_gradient", mask_gradient, f"one of {', '.join(MASK_GRADIENTS)}")
+    check_form(diversity, "diversity")
+    if not spatial_masking and not channel_masking:
+        raise ConfigError(
+            "spatial_masking",
+            "no masks of either kind",
+            "at least one masking",
+            hint="set {spatial_masking} or {channel_masking}",
+        )
+    if num_masks < 0:
+        raise ConfigError("num_masks", num_masks, ">= 0", hint="0 stands for the paper's number")
+
+
+def check_pooling(max_positions: int, pooling: str, fusion: str) -> None:
+    """Raise ConfigError for settings of pooling that are unknown, or that the fusion has no use for."""
+    if max_positions < 0:
+        raise ConfigError("max_positions", max_positions, ">= 0", hint="0 stands for any number of positions")
+    if pooling not in POOLING:
+        raise ConfigError("pooling", pooling, f"one of {', '.join(POOLING)}")
+    if max_positions and not issubclass(FUSION_REGISTRY.get(fusion), CrossAttentionFusion):
+        raise ConfigError(
+            "max_positions",
+            max_positions,
+            f"0 for {fusion}, which has no attention that pooling could make cheaper",
+            hint="set {max_positions} to 0 or choose another {fusion}",
+        )
+
+
+def masking_class(kind: str, name: str) -> Any:
+    """Return the registered masking of that name.
+
+    Raises:
+        ConfigError: there is none, or it makes masks of another kind.
+    """
+    masking = MASKING_REGISTRY.get(name, argument=f"{kind}_masking")
+    if masking.kind != kind:
+        raise ConfigError(f"{kind}_masking", f"{name}, which makes {masking.kind} masks", f"a masking of {kind} masks")
+    return masking
