@@ -112,7 +112,7 @@ def common_classes(
     shapes: Mapping[str, Pyramid],
     class_map: Mapping[str, str],
     logger: logging.Logger,
-) -> tuple[dict[str, Pyramid], dict[str, CommonClasses]]:
+) -> tuple[Mapping[str, Pyramid], dict[str, CommonClasses]]:
     """Find the common classes of all predictions that two models share.
 
     Args:
@@ -238,8 +238,9 @@ def _report(
     """Log which classes are compared."""
     matched = {student[s]: teacher[t] for s, t in pairs if teacher[t] != BACKGROUND}
     shown = [name if name == other else f"{name} ({other})" for name, other in matched.items()]
-    alone = [name for name in _classes(student) if name not in matched]
-    left_out = f"; left out, as the teacher does not know them: {_listed(alone)}" if alone else ""
+    kept = {s for s, _ in pairs}
+    alone = [name for channel, name in enumerate(student) if name != UNUSED and channel not in kept]
+    left_out = f"; left out, as the teacher does not know them: {', '.join(alone)}" if alone else ""
     logger.info(
         "classes: %d of the student's %d are among the teacher's %d: %s%s",
         len(matched), len(_classes(student)), len(_classes(teacher)), ", ".join(shown), left_out,
