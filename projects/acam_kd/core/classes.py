@@ -112,7 +112,7 @@ def common_classes(
     shapes: Mapping[str, Pyramid],
     class_map: Mapping[str, str],
     logger: logging.Logger,
-) -> tuple[Mapping[str, Pyramid], dict[str, CommonClasses]]:
+) -> tuple[dict[str, Pyramid], dict[str, CommonClasses]]:
     """Find the common classes of all predictions that two models share.
 
     Args:
@@ -148,7 +148,7 @@ def common_classes(
             reduced[role][name] = dataclasses.replace(spec, channels=len(pairs))
     if class_map and not levels:
         logger.warning("the mapping of class names is not used: no predictions are distilled")
-    return reduced, common
+    return {**reduced}, common
 
 
 def _predictions(student: Pyramid, teacher: Pyramid) -> Iterator[tuple[str, str]]:
