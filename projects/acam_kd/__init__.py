@@ -115,7 +115,7 @@ def distill(
         >>> student.distillation.remove()
     """
     from .core.assemble import Plan, assemble, check_models
-    from .core.classes import check_class_names
+    from .core.class_names import check_class_names
 
     check_models(student, teacher)
     for name, given in (("student_levels", student_levels), ("teacher_levels", teacher_levels)):

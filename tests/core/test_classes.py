@@ -14,15 +14,8 @@ from torch.nn import functional as F  # noqa: N812
 
 import acam_kd
 from acam_kd.core import CLASSES, Adapter, FeatureSpec, Targets
-from acam_kd.core.classes import (
-    BACKGROUND,
-    UNUSED,
-    CommonClasses,
-    check_class_names,
-    common_classes,
-    foreign_class_layers,
-    read_class_map,
-)
+from acam_kd.core.class_names import BACKGROUND, UNUSED, check_class_names, read_class_map
+from acam_kd.core.classes import CommonClasses, common_classes, foreign_class_layers
 from acam_kd.core.pairing import paired, sized_targets
 from acam_kd.methods.kd import binary_kd_loss, kd_loss
 from acam_kd.methods.nkd import NKD
@@ -165,7 +158,7 @@ def test_logits_with_other_channels_than_declared_are_refused():
         common.of_student(torch.zeros(1, 2), "classes")
 
 
-# What is said and what is refused.
+# Logs and errors.
 
 
 def test_the_log_names_what_was_matched_and_what_was_left_out(caplog):

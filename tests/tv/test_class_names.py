@@ -12,7 +12,8 @@ import torch
 import acam_kd
 from acam_kd import cli
 from acam_kd.core import FrozenTeacher
-from acam_kd.core.classes import BACKGROUND, UNUSED, CommonClasses
+from acam_kd.core.class_names import BACKGROUND, UNUSED
+from acam_kd.core.classes import CommonClasses
 from acam_kd.data.coco import find_split
 from acam_kd.data.shapes import CLASSES
 from acam_kd.methods.kd import binary_kd_loss, kd_loss

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .classes import BACKGROUND
 from .distillation import Distillation
 from .errors import ConfigError, first_line
 from .features import BACKBONE, CLASSES, LOGITS, Features, FeatureSpec, Pyramid
@@ -73,27 +72,6 @@ class Adapter:
     def background(self, spec: FeatureSpec) -> int | None:
         """Return the channel of the background in predictions that have one without a name, 0 or the last."""
         return None
-
-    def channel_names(self, spec: FeatureSpec, role: str) -> list[str]:
-        """Return a name for each channel of its predictions; none if they are unknown.
-
-        Args:
-            spec: the shape of the predictions.
-            role: ``"student"`` or ``"teacher"``, for messages.
-
-        Raises:
-            ConfigError: there are more or fewer names than classes.
-        """
-        names, place = list(self.class_names), self.background(spec)
-        if names and place is not None and BACKGROUND not in names:
-            names.insert(place, BACKGROUND)
-        if names and len(names) != spec.channels:
-            with_background = ", the background among them" if place is not None else ""
-            raise ConfigError(
-                f"{role}_class_names", f"{len(names)} names{with_background}",
-                f"{spec.channels}, one for each class that the {role} predicts",
-            )  # fmt: skip
-        return names
 
     def levels(self, taps: Sequence[str], *, side: int = 0, student: bool = False) -> Pyramid:
         """Return channels and stride of every level that the taps give.

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from .adapter import Adapter
-from .classes import check_class_map, common_classes, foreign_class_layers
+from .class_names import check_class_map
+from .classes import common_classes, foreign_class_layers
 from .distillation import NAME, Distillation
 from .distiller import Distiller
 from .errors import ConfigError, first_line

@@ -17,12 +17,13 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .checks import check_channels
+from .class_names import BACKGROUND, UNUSED, channel_names
 from .errors import ConfigError
 from .features import FeatureSpec, Pyramid
 from .targets import IGNORED
@@ -30,21 +31,8 @@ from .targets import IGNORED
 if TYPE_CHECKING:
     from .adapter import Adapter
 
-__all__ = [
-    "BACKGROUND",
-    "UNUSED",
-    "CommonClasses",
-    "check_class_map",
-    "check_class_names",
-    "common_classes",
-    "foreign_class_layers",
-    "read_class_map",
-]
+__all__ = ["CommonClasses", "common_classes", "foreign_class_layers"]
 
-BACKGROUND = "__background__"
-"""The name of the background among predicted classes, as torchvision has it."""
-UNUSED = "N/A"
-"""The name of a channel that predicts no class; torchvision's models of COCO have eleven."""
 LISTED = 100
 """The largest number of names in a message."""
 
@@ -135,7 +123,7 @@ def common_classes(
     levels = list(_predictions(shapes["student"], shapes["teacher"]))
     for level, partner in levels:
         specs = shapes["student"][level], shapes["teacher"][partner]
-        names = student.channel_names(specs[0], "student"), teacher.channel_names(specs[1], "teacher")
+        names = channel_names(student, specs[0], "student"), channel_names(teacher, specs[1], "teacher")
         if not _named(names, specs, partner, class_map):
             continue
         if list(_translated(names[0], class_map)) == list(names[1]):
@@ -235,13 +223,14 @@ def _mapped(class_map: Mapping[str, str]) -> str:
 def _report(
     student: Sequence[str], teacher: Sequence[str], pairs: Sequence[tuple[int, int]], logger: logging.Logger
 ) -> None:
-    """Log which classes are compared."""
+    """Log which classes are compared, as a warning if the student has others."""
     matched = {student[s]: teacher[t] for s, t in pairs if teacher[t] != BACKGROUND}
     shown = [name if name == other else f"{name} ({other})" for name, other in matched.items()]
     kept = {s for s, _ in pairs}
     alone = [name for channel, name in enumerate(student) if name != UNUSED and channel not in kept]
     left_out = f"; left out, as the teacher does not know them: {', '.join(alone)}" if alone else ""
-    logger.info(
+    logger.log(
+        logging.WARNING if alone else logging.INFO,
         "classes: %d of the student's %d are among the teacher's %d: %s%s",
         len(matched), len(_classes(student)), len(_classes(teacher)), ", ".join(shown), left_out,
     )  # fmt: skip
@@ -259,42 +248,3 @@ def foreign_class_layers(
         return []
     logger.info("class layers are not inherited: the teacher knows other classes, or has them in another order")
     return list(student.class_layers)
-
-
-# What users give.
-
-
-def check_class_map(class_map: Any) -> None:
-    """Raise ConfigError for a mapping that is not of names to names."""
-    if not isinstance(class_map, Mapping) or not all(isinstance(x, str) for pair in class_map.items() for x in pair):
-        raise ConfigError("class_map", repr(class_map), "student's name of a class -> the teacher's")
-
-
-def check_class_names(argument: str, names: Any) -> list[str]:
-    """Return names of classes as a list.
-
-    Raises:
-        ConfigError: they are no list of strings.
-    """
-    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(argument, repr(names), "a list of names, one for each class")
-    return list(names)
-
-
-def read_class_map(pairs: Sequence[str]) -> dict[str, str]:
-    """Read ``"student's name=teacher's name"``, each.
-
-    Raises:
-        ConfigError: a pair has another form, or a name has two partners.
-
-    Example:
-        >>> read_class_map(["pedestrian=person", "cab=car"])
-        {'pedestrian': 'person', 'cab': 'car'}
-    """
-    class_map: dict[str, str] = {}
-    for pair in [pairs] if isinstance(pairs, str) else pairs:
-        own, equals, other = (part.strip() for part in str(pair).partition("="))
-        if not own or not equals or not other or class_map.get(own, other) != other:
-            raise ConfigError("class_map", pair, "NAME=NAME, the student's and the teacher's, once for each class")
-        class_map[own] = other
-    return class_map

@@ -12,7 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor, build_mod
 from torch import nn
 
 from ..core import DISTILLER_REGISTRY, ConfigError, Distillation, Plan, assemble, method_arguments, read_methods
-from ..core.classes import check_class_names, read_class_map
+from ..core.class_names import check_class_names, read_class_map
 from .adapter import D2Adapter
 from .config import META_ARCHITECTURE, student_config
 from .teacher import build_teacher

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..core import ConfigError, Plan
-from ..core.classes import read_class_map
+from ..core.class_names import read_class_map
 from ..data.splits import Split
 from .class_names import names_of_labels, names_of_weights, with_background
 from .data import Images, evaluation_loader

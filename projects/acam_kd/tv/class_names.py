@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torchvision.models import get_model_weights
 
-from ..core.classes import BACKGROUND, UNUSED
+from ..core.class_names import BACKGROUND, UNUSED
 from .models import is_segmentation
 
 __all__ = ["names_of_labels", "names_of_weights", "with_background"]
