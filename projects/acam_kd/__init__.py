@@ -65,6 +65,9 @@ def distill(
     teacher_precision: str = "",
     inherit: str = "never",
     example_inputs: Any = None,
+    student_class_names: Sequence[str] = (),
+    teacher_class_names: Sequence[str] = (),
+    class_map: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Student:
     """Attach a distillation to a student: from now on its training losses include the method's.
@@ -88,6 +91,10 @@ def distill(
         inherit: ``"always"`` or ``"auto"`` lets the student's neck and head start from the teacher's weights.
         example_inputs: a batch by which the levels of other modules are measured; noise of 1 x 3 x 224 x 224 if left
             out.
+        student_class_names, teacher_class_names: the classes that the two predict, in order; then only the common ones
+            are compared, whatever their order. Needed where predictions of other classes are distilled. The background
+            of a class head may be left out, or named ``"__background__"``.
+        class_map: student's name of a class -> the teacher's, for classes of different names.
         options: the method's hyper-parameters, as ``alpha=6.0``; of several, ``options={"PKD": {"alpha": 6.0}}``.
 
     Returns:
@@ -108,6 +115,7 @@ def distill(
         >>> student.distillation.remove()
     """
     from .core.assemble import Plan, assemble, check_models
+    from .core.class_names import check_class_names
 
     check_models(student, teacher)
     for name, given in (("student_levels", student_levels), ("teacher_levels", teacher_levels)):
@@ -115,12 +123,19 @@ def distill(
     levels = () if student_levels is None or isinstance(student_levels, Mapping) else tuple(student_levels)
     of_student = _adapter(student, "student", student_levels, example_inputs)
     of_teacher = _adapter(teacher, "teacher", teacher_levels, example_inputs)
+    for adapter, role, names in (
+        (of_student, "student", student_class_names),
+        (of_teacher, "teacher", teacher_class_names),
+    ):
+        if names:
+            adapter.class_names = check_class_names(f"{role}_class_names", names)
     plan = Plan(
         methods=_methods(method, options),
         levels=levels,
         inherit=inherit,
         period=period,
         teacher_precision=teacher_precision,
+        class_map={} if class_map is None else class_map,
     )
     assemble(of_student, of_teacher, plan, targets=targets, kind=of_student.distillation)
     return student

@@ -24,6 +24,7 @@ from . import methods  # noqa: F401  (registers them)
 from .core import BACKBONE, DISTILLER_REGISTRY, LOGITS, TAPS, read_methods
 from .core.errors import ConfigError, one_line_errors
 from .core.teacher import PRECISIONS
+from .data.labels import read_names
 from .data.splits import Split, find_any_split, named_split
 from .methods.parts.token_files import TOKEN_METHODS
 from .tv.names import option
@@ -169,6 +170,21 @@ def _distillation_options(parser: argparse.ArgumentParser) -> None:
         help="of a teacher's file, with the background, if not the data's",
     )
     group.add_argument(
+        "--teacher-class-names",
+        default="",
+        metavar="NAMES|FILE",
+        help="of a teacher's file, with commas between them or one per line, if not the data's; predictions are "
+        "compared on the classes that both know",
+    )
+    group.add_argument(
+        "--class-map",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=NAME",
+        help="classes that the teacher calls otherwise: the student's name and the teacher's",
+    )
+    group.add_argument(
         "--method",
         type=_method,
         metavar="METHOD[+METHOD...]",
@@ -285,6 +301,10 @@ def _split(args: argparse.Namespace, split: str) -> Split:
     return find_any_split(args.data, split, args.classes)
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(read_names(text, "teacher_class_names")) if text else ()
+
+
 def _train(args: argparse.Namespace) -> None:
     from .tv.training import train
 
@@ -312,6 +332,8 @@ def _settings(args: argparse.Namespace) -> Settings:
         teacher=args.teacher,
         teacher_weights=args.teacher_weights,
         teacher_classes=args.teacher_classes,
+        teacher_class_names=_names(args.teacher_class_names),
+        class_map=tuple(args.class_map),
         method="" if method == "none" else method,
         options=tuple(args.set),
         inherit=args.inherit,

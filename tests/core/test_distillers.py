@@ -16,6 +16,7 @@ from acam_kd.core import DISTILLER_REGISTRY, FUSION_REGISTRY, MASKING_REGISTRY, 
 from acam_kd.core.distiller import NOTHING_KNOWN, Distiller, align_levels, method_arguments
 from acam_kd.core.errors import ConfigError
 from acam_kd.core.methods import build_distiller
+from acam_kd.core.options import read_request
 from acam_kd.core.registry import Registry
 from acam_kd.core.renamed import _warn_once
 from acam_kd.methods import ACAMKD, Mimic

@@ -11,7 +11,6 @@ import pytest
 import torch
 from detectron2 import model_zoo
 from detectron2.config import get_cfg
-from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_model
 from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
 from torch import nn
@@ -242,36 +241,6 @@ def test_heads_that_do_not_correspond_are_refused(student, teacher, found, expec
         teacher = [*teacher[:2], str([[x, x + 1, x + 2] for x in (30, 60, 100, 200, 400)])]
     with refused("teacher", found, expected, "{method}"):
         build(tmp_path, config(*student), config(*teacher))
-
-
-@pytest.fixture
-def datasets():
-    """Two that know the same classes in another order."""
-    names = {"classes_in_order": ["cat", "dog", "owl"], "classes_in_disorder": ["cat", "owl", "dog"]}
-    for name, classes in names.items():
-        MetadataCatalog.get(name).thing_classes = classes
-    yield list(names)
-    for name in names:
-        MetadataCatalog.remove(name)
-
-
-def test_classes_of_other_names_are_refused(datasets, tmp_path):
-    first, second = (config("retinanet", "DATASETS.TRAIN", (name,)) for name in datasets)
-    with refused("teacher", "the classes cat, owl, dog", "the student's cat, dog, owl", "{method} and {taps}"):
-        build(tmp_path, first, second)
-    build(tmp_path, first, config("retinanet", "DATASETS.TRAIN", ("unknown_here",)))
-    build(tmp_path, first, first)
-    build(tmp_path, first, second, "PKD")  # features have no classes
-
-
-def test_a_segmentors_classes_are_refused(datasets, tmp_path):
-    from .test_segmentation import segmentor
-
-    MetadataCatalog.get(datasets[0]).stuff_classes = ["sky", "sea", "a", "b", "c"]
-    MetadataCatalog.get(datasets[1]).stuff_classes = ["sea", "sky", "a", "b", "c"]
-    first, second = (segmentor("FPN", "DATASETS.TRAIN", (name,)) for name in datasets)
-    with refused("teacher", "the classes sea, sky, a, b, c", "the student's sky, sea, a, b, c"):
-        build(tmp_path, first, second, "KD")
 
 
 def taps(model):

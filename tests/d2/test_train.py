@@ -370,3 +370,17 @@ def test_a_last_checkpoint_that_is_gone_is_one_line(arguments, tmp_path):
     (tmp_path / "run" / "model_0000001.pth").unlink()
     with pytest.raises(SystemExit, match="the checkpoint that last_checkpoint names is gone"):
         run(arguments("OUTPUT_DIR", tmp_path / "run", flags=["--resume"]))
+
+
+def test_a_coco_teacher_of_a_student_of_own_classes(arguments, tmp_path, capsys):
+    """The names of an own dataset are known before its json is loaded."""
+    of_coco = ["MODEL.RETINANET.NUM_CLASSES", 80, "DATASETS.TRAIN", ("coco_2017_train",)]
+    save_config(detector_config("Base-RetinaNet.yaml", *of_coco), tmp_path / "teacher.yaml")
+    pairs = "['plain disc=sports ball', 'barred disc=clock']"
+    opts = ["OUTPUT_DIR", tmp_path / "out", "DISTILL.METHOD", "KD", "DISTILL.CLASS_MAP", pairs]
+    run(arguments(*opts))
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if "classes: 2 of" in text]
+    start = "classes: 2 of the student's 6 are among the teacher's 80: plain disc (sports ball), barred disc (clock); "
+    assert (start + "left out, as the teacher does not know them: plain square, ") in line
+    logged = [json.loads(text) for text in (tmp_path / "out/metrics.json").read_text().splitlines()]
+    assert any(values.get("loss_kd_kl", 0) > 0 for values in logged) and (tmp_path / "out/model_final.pth").is_file()

@@ -37,15 +37,16 @@ class Adapter:
     pixels: Pixels | None = None
     """Mean, standard deviation and order of its channels; None if they are unknown."""
     class_names: Sequence[str] = ()
-    """The classes that it predicts, without the background; empty if they are unknown."""
+    """The classes that it predicts, in their order; empty if they are unknown. The background of a class head may be
+    left out."""
+    class_layers: Sequence[str] = ()
+    """The prefixes of the tensors, among those that are inherited, that belong to single classes."""
     box_dimension = 4
     """Numbers of a box: 5 if boxes are rotated."""
     distillation: type[Distillation] = Distillation
     """The engine's own class of an attached distillation."""
     named = False
     """Its levels were named by the user, one by one."""
-    background = True
-    """A softmax over classes has one more for the background, without a name."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -69,6 +70,10 @@ class Adapter:
     def trunk(self) -> str:
         """The prefix of the tensors that are never inherited."""
         return "backbone."
+
+    def background(self, spec: FeatureSpec) -> int | None:
+        """Return the channel of the background in predictions that have one without a name, 0 or the last."""
+        return None
 
     def levels(self, taps: Sequence[str], *, side: int = 0, student: bool = False) -> Pyramid:
         """Return channels and stride of every level that the taps give.
@@ -192,6 +197,7 @@ class ModuleAdapter(Adapter):
                 f"{role}_levels", "nothing", "level name -> path of a submodule",
                 f"{self.name} is of no known kind and has no backbone; its parts are {', '.join(paths[:12])}",
             )  # fmt: skip
+        self.class_layers = [f"{part.path}." for part in self._parts if self._shapes[part.level].logits]
         taps = {spec.tap for spec in self._shapes.values()} if levels else {BACKBONE}
         self.offered = tuple(tap for tap in (BACKBONE, LOGITS, CLASSES) if tap in taps)
 

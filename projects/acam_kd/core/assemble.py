@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from .adapter import Adapter
+from .class_names import check_class_map
+from .classes import common_classes, foreign_class_layers
 from .distillation import NAME, Distillation
 from .distiller import Distiller
 from .errors import ConfigError, first_line
@@ -43,6 +45,7 @@ class Plan:
         period: see ``Distillation``.
         teacher_precision, teacher_compile: see ``FrozenTeacher``.
         channels_last: the memory format of student, teacher and method.
+        class_map: student's name of a class -> the teacher's, where they differ.
     """
 
     methods: Mapping[str, Mapping[str, Any]] | Distiller = field(default_factory=dict)
@@ -53,6 +56,7 @@ class Plan:
     teacher_precision: str = ""
     teacher_compile: bool = False
     channels_last: bool = False
+    class_map: Mapping[str, str] = field(default_factory=dict)
 
 
 def assemble(
@@ -81,7 +85,7 @@ def assemble(
     _check_plan(student, teacher, plan)
     if teacher is None or plan.methods == {}:
         if teacher is not None:
-            _inherit(student, teacher, plan.inherit, kind.logger)
+            _inherit(student, teacher, plan, kind.logger)
         return None
     requests = _requests(student, plan)
     by_name = any({LOGITS, CLASSES} & {*request.levels} for request in requests)
@@ -92,6 +96,7 @@ def assemble(
     shapes = _shapes(student, teacher, taps)
     if student.named and teacher.named:
         _check_names(shapes)
+    shapes, classes = common_classes(student, teacher, shapes, plan.class_map, kind.logger)
     pairs_by = [
         pair_levels(
             shapes, part, kind.logger, levels=_asked(request, part, shapes["student"]), recipe=request.recipe.levels
@@ -108,8 +113,6 @@ def assemble(
     }
     method = _method(plan, requests, pairs_by, shapes)
     _check_annotations(student, method)
-    if any(shapes["student"][level].logits for level in method.levels):
-        _check_class_names(student, teacher, shapes["student"])
     if CLASSES in method.levels:
         _check_class_heads(student, teacher)
     pixels = None
@@ -120,7 +123,7 @@ def assemble(
     like = next(student.model.parameters(), None)
     if like is not None:
         method.to(like.device, like.dtype if like.is_floating_point() else None)
-    _inherit(student, teacher, plan.inherit, kind.logger)  # last: what was refused has changed nothing
+    _inherit(student, teacher, plan, kind.logger)  # last: what was refused has changed nothing
     reader = student.reader(taps)
     built = kind(
         student=student.model,
@@ -128,6 +131,7 @@ def assemble(
         method=method,
         levels={s: pairs[s] for s in method.levels},
         shapes=shapes,
+        classes=classes,
         reader=reader,
         student_side=student.network(taps),
         read_targets=targets or partial(student.targets, reader),
@@ -152,6 +156,7 @@ def _check_plan(student: Adapter, teacher: Adapter | None, plan: Plan) -> None:
         raise ConfigError("inherit", plan.inherit, f"one of {', '.join(INHERIT)}")
     if not isinstance(plan.period, int) or isinstance(plan.period, bool) or plan.period < 1:
         raise ConfigError("period", plan.period, ">= 1, a whole number")
+    check_class_map(plan.class_map)
     unknown = [tap for tap in plan.taps if tap not in TAPS]
     if unknown or isinstance(plan.taps, str):
         raise ConfigError(
@@ -199,9 +204,11 @@ def check_models(student: Any, teacher: Any, *, alone: bool = False) -> None:
         )  # fmt: skip
 
 
-def _inherit(student: Adapter, teacher: Adapter, how: str, logger: logging.Logger) -> None:
+def _inherit(student: Adapter, teacher: Adapter, plan: Plan, logger: logging.Logger) -> None:
+    how = plan.inherit
     if how == "always" or (how == "auto" and student.kind is not None and student.kind == teacher.kind):
-        logger.info("%s", inherit(student.inheriting, teacher.inheriting, exclude=[student.trunk]))
+        foreign = foreign_class_layers(student, teacher, plan.class_map, logger)
+        logger.info("%s", inherit(student.inheriting, teacher.inheriting, exclude=[student.trunk, *foreign]))
     elif how == "auto":
         logger.info("nothing is inherited: the student is %s, the teacher %s", student.kind, teacher.kind)
 
@@ -276,24 +283,6 @@ def _check_annotations(student: Adapter, method: Distiller) -> None:
             raise ConfigError(
                 "method", type(part).__name__, f"one that needs no {' and '.join(missing)}",
                 f"a {student.name} is trained without any",
-            )  # fmt: skip
-
-
-def _check_class_names(student: Adapter, teacher: Adapter, predicted: Pyramid) -> None:
-    """Compare the classes, in their order, as far as the names are known.
-
-    More or fewer names than classes are predicted are those of other data than the model's.
-    """
-    for spec in predicted.values():
-        if not spec.logits:
-            continue
-        background = spec.tap == CLASSES and not spec.sigmoid and student.background
-        known = all(len(x.class_names) == spec.channels - background for x in (student, teacher))
-        if known and list(student.class_names) != list(teacher.class_names):
-            raise ConfigError(
-                "teacher", f"the classes {', '.join(teacher.class_names)}",
-                f"the student's {', '.join(student.class_names)}",
-                "predictions of other classes do not correspond; see {method} and {taps}",
             )  # fmt: skip
 
 

@@ -15,7 +15,16 @@ from .errors import ConfigError
 from .features import CLASSES, Features, Pyramid
 from .targets import Targets
 
-__all__ = ["OptimizerWatch", "check_gradients", "check_pair", "check_targets", "frozen_levels"]
+__all__ = ["OptimizerWatch", "check_channels", "check_gradients", "check_pair", "check_targets", "frozen_levels"]
+
+
+def check_channels(role: str, level: str, features: Tensor, declared: int) -> None:
+    """Raise ConfigError for a map with other channels than the model declares."""
+    if features.shape[1] != declared:
+        raise ConfigError(
+            role, f"{features.shape[1]} channels at level {level}", f"the {declared} that it declares",
+            "its output_shape and its maps differ",
+        )  # fmt: skip
 
 
 def check_pair(student: Features, teacher: Features, levels: Mapping[str, str], shapes: Mapping[str, Pyramid]) -> None:
@@ -32,12 +41,7 @@ def check_pair(student: Features, teacher: Features, levels: Mapping[str, str], 
     for level, of_teacher in levels.items():
         s, t = student[level], teacher[level]
         for role, name, features in (("student", level, s), ("teacher", of_teacher, t)):
-            declared = shapes[role][name].channels
-            if features.shape[1] != declared:
-                raise ConfigError(
-                    role, f"{features.shape[1]} channels at level {name}", f"the {declared} that it declares",
-                    "its output_shape and its maps differ",
-                )  # fmt: skip
+            check_channels(role, name, features, shapes[role][name].channels)
         if s.shape[0] != t.shape[0]:
             raise ConfigError(
                 "student", f"{s.shape[0]} maps at level {level}", f"{t.shape[0]}, one for each image of the batch",

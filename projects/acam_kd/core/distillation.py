@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .calls import Calls
 from .checks import OptimizerWatch, check_gradients, check_pair, check_targets, frozen_levels
+from .classes import CommonClasses
 from .distiller import Distiller, method_arguments
 from .errors import ConfigError, Names, RunError, first_line, names_of, rendered
 from .features import Features, Pyramid
@@ -47,7 +48,8 @@ class Distillation(nn.Module):
         teacher: called on the student's batch.
         method: its levels are named as the student's.
         levels: student's level name -> teacher's level name.
-        shapes: ``"student"`` and ``"teacher"`` -> level -> its declared shape.
+        shapes: ``"student"`` and ``"teacher"`` -> level -> its declared shape; of predictions the common classes'.
+        classes: student's level name -> its common classes; left out where all are, in one order.
         reader: the student's taps.
         student_side: as much of the student as ``observe`` needs, and the function that makes features of it.
         read_targets: called if the method needs annotations.
@@ -80,6 +82,7 @@ class Distillation(nn.Module):
         shapes: Mapping[str, Pyramid],
         reader: Reader,
         student_side: tuple[nn.Module, Extract],
+        classes: Mapping[str, CommonClasses] | None = None,
         read_targets: ReadTargets | None = None,
         period: int = 1,
     ) -> None:
@@ -87,7 +90,7 @@ class Distillation(nn.Module):
         if period < 1:
             raise ConfigError("period", period, ">= 1")
         self.method, self.teacher, self.period = method, teacher, period
-        self.levels, self.shapes = dict(levels), dict(shapes)
+        self.levels, self.shapes, self.classes = dict(levels), dict(shapes), dict(classes or {})
         self._reader, self._read_targets = reader, read_targets
         self.__dict__["_student"], self.__dict__["_side"] = student, student_side  # no submodules: a cycle otherwise
         self._iteration, self._counting = -1, True
@@ -216,7 +219,8 @@ class Distillation(nn.Module):
         with restore_autocast(step.call):
             regions = () if step.predictions is None else (step.predictions.regions,)
             of_teacher = self._asked(step.batch, *regions)
-            student, teacher = paired(step.features, of_teacher, self.levels, cast=self._casts(step.call.autocast[2]))
+            cast = self._casts(step.call.autocast[2])
+            student, teacher = paired(step.features, of_teacher, self.levels, self.classes, cast=cast)
             check_pair(student, teacher, self.levels, self.shapes)
             if frozen := frozen_levels(student, self.method):
                 self._warn(
@@ -230,7 +234,7 @@ class Distillation(nn.Module):
             targets = Targets() if needed is None else needed(*args, **kwargs)
             if not isinstance(targets, Targets):
                 raise ConfigError("targets", f"a function that returns {type(targets).__name__}", "acam_kd.Targets")
-            targets = sized_targets(targets, student, step.predictions)
+            targets = sized_targets(targets, student, step.predictions, self.classes)
             check_targets(self.method, targets, self.shapes["student"])
             handles = (
                 [] if "gradients" in self._warned else [p.register_forward_hook(_check) for p in self.method.parts()]
@@ -384,7 +388,7 @@ class Distillation(nn.Module):
         with evaluating(self._student):
             features = extract(network, batch)
             levels = {s: t for s, t in self.levels.items() if s in features}
-            student, teacher = paired(features, self.teacher(batch), levels, cast=self._casts(False))
+            student, teacher = paired(features, self.teacher(batch), levels, self.classes, cast=self._casts(False))
             for part in self.method.parts():
                 if not part.needs and all(level in student for level in part.levels):
                     part(student, teacher)

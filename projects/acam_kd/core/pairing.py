@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .class_head import Predictions
+from .classes import CommonClasses
 from .errors import ConfigError
 from .features import CLASSES, LOGITS, Features
 from .targets import Targets
@@ -17,9 +18,14 @@ __all__ = ["paired", "sized_targets"]
 
 
 def paired(
-    student: Features, teacher: Features, levels: Mapping[str, str], *, cast: bool = False
+    student: Features,
+    teacher: Features,
+    levels: Mapping[str, str],
+    classes: Mapping[str, CommonClasses],
+    *,
+    cast: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return both models' maps under the student's level names.
+    """Return both models' maps under the student's level names, predictions reduced to the common classes.
 
     The teacher's map of logits is resized to the student's size, bilinearly with corners aligned: output strides may
     differ.
@@ -27,10 +33,15 @@ def paired(
     Args:
         student, teacher: level -> map, each with its own level names.
         levels: student's level name -> teacher's level name.
+        classes: student's level name -> its common classes, where not all are.
         cast: the teacher's maps get the student's data type.
     """
     of_student = {s: student[s] for s in levels}
     of_teacher = {s: teacher[t] for s, t in levels.items()}
+    for level, common in classes.items():
+        if level in levels:
+            of_student[level] = common.of_student(of_student[level], level)
+            of_teacher[level] = common.of_teacher(of_teacher[level], levels[level])
     if LOGITS in levels:
         of_teacher[LOGITS] = _resized(of_teacher[LOGITS], of_student[LOGITS])
     if cast:
@@ -38,13 +49,16 @@ def paired(
     return of_student, of_teacher
 
 
-def sized_targets(targets: Targets, student: Features, predictions: Predictions | None) -> Targets:
-    """Return targets whose labels belong to the student's maps.
+def sized_targets(
+    targets: Targets, student: Features, predictions: Predictions | None, classes: Mapping[str, CommonClasses]
+) -> Targets:
+    """Return targets whose labels belong to the student's maps, numbered as the common classes.
 
     Args:
         targets: as the engine has them; labels of pixels at the size of the batch.
         student: the levels that are distilled.
         predictions: of the class head, whose labels are added.
+        classes: level -> its common classes, where not all are.
     """
     labels = dict(targets.labels)
     if LOGITS in student and LOGITS in labels:
@@ -53,6 +67,7 @@ def sized_targets(targets: Targets, student: Features, predictions: Predictions 
         labels.pop(LOGITS, None)
     if predictions is not None and predictions.labels is not None:
         labels[CLASSES] = predictions.labels
+    labels = {level: classes[level].labels(x) if level in classes else x for level, x in labels.items()}
     return dataclasses.replace(targets, labels=labels)
 
 

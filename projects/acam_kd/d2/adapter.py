@@ -65,7 +65,6 @@ class D2Adapter(Adapter):
         self.offered = (LOGITS, BACKBONE) if self._segmentor else (BACKBONE, CLASSES)
         self.annotations = ("labels",) if self._segmentor else ("boxes", "labels")
         self.class_names = class_names
-        self.background = not self._segmentor
         self.pixels = _pixels(model, input_format or getattr(model, "input_format", None) or "")
         self.box_dimension = 5 if isinstance(getattr(model, "roi_heads", None), RROIHeads) else 4
 
@@ -79,6 +78,28 @@ class D2Adapter(Adapter):
     def trunk(self) -> str:
         """Everything but neck and heads."""
         return "backbone.bottom_up." if hasattr(self.model.backbone, "bottom_up") else "backbone."
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes that it predicts, without the background; 0 if it does not say."""
+        detector = getattr(self.model, "roi_heads", self.model)
+        predictor = getattr(getattr(self.model, "sem_seg_head", None), "predictor", None)
+        number = getattr(detector, "num_classes", None) or getattr(predictor, "out_channels", None)
+        return number if isinstance(number, int) else 0
+
+    @property
+    def class_layers(self) -> Sequence[str]:  # type: ignore[override]
+        """The last layers of its heads; of boxes only where each class has its own."""
+        layers = ["head.cls_score.", "roi_heads.mask_head.predictor.", "sem_seg_head.predictor."]
+        for name, layer in self.model.named_modules():
+            shared = name.endswith("bbox_pred") and getattr(layer, "out_features", 0) == self.box_dimension
+            if name.startswith("roi_heads.box_predictor") and isinstance(layer, nn.Linear) and not shared:
+                layers.append(f"{name}.")
+        return layers
+
+    def background(self, spec: FeatureSpec) -> int | None:
+        """Return the last channel of a box head's softmax."""
+        return spec.channels - 1 if spec.tap == CLASSES and not spec.sigmoid else None
 
     def levels(self, taps: Sequence[str], *, side: int = 0, student: bool = False) -> dict[str, FeatureSpec]:
         """Return what the model's parts say of themselves."""

@@ -135,6 +135,9 @@ def add_distillation_config(cfg: CfgNode) -> None:
     # stride the teacher has too. Predictions always are. Fewer are cheaper, the finest above all, which has most
     # positions; that the paper distils all of them is an assumption.
     cfg.DISTILL.LEVELS = []
+    # Classes that the teacher calls otherwise, each as "student's name=teacher's name". Predictions are compared on the
+    # classes that both know, by name.
+    cfg.DISTILL.CLASS_MAP = []
     # Whether the student's neck and head start from the teacher's: "auto" if both are detectors of one type.
     cfg.DISTILL.INHERIT = "auto"
     # Only every so many iterations, the first included, are distilled; the others are the student's alone, without
@@ -160,6 +163,8 @@ def add_distillation_config(cfg: CfgNode) -> None:
     cfg.DISTILL.TEACHER.WEIGHTS = ""
     # KEY VALUE pairs that override the teacher's config file.
     cfg.DISTILL.TEACHER.OPTS = []
+    # The names of its classes, in order, for a teacher whose DATASETS.TRAIN is not registered here, or names others.
+    cfg.DISTILL.TEACHER.CLASS_NAMES = []
     # What it computes in: "float32", "float16" or "bfloat16", by autocast, its weights as they are; its features are
     # handed over in the type of the student's. Empty: as the student's step, which SOLVER.AMP decides. A precision
     # other than the student's changes the numbers, and half ones are a departure from the paper.

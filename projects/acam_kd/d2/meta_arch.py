@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor, build_model
 from torch import nn
 
 from ..core import ConfigError, Distillation, Plan, assemble, read_methods
+from ..core.class_names import check_class_names, read_class_map
 from ..core.options import all_arguments
 from .adapter import D2Adapter
 from .config import META_ARCHITECTURE, student_config
@@ -78,8 +79,10 @@ def build_student(cfg: CfgNode) -> nn.Module:
         logger.info("student alone: DISTILL.METHOD is empty and DISTILL.INHERIT is 'never'")
         return _in_format(student, plan)
     teacher, teacher_cfg = build_teacher(cfg)
-    of_student = D2Adapter(student, input_format=cfg.INPUT.FORMAT, class_names=_class_names(cfg))
-    of_teacher = D2Adapter(teacher, input_format=teacher_cfg.INPUT.FORMAT, class_names=_class_names(teacher_cfg))
+    of_student = _adapter(student, cfg)
+    of_teacher = _adapter(teacher, teacher_cfg)
+    if names := check_class_names("teacher_class_names", cfg.DISTILL.TEACHER.CLASS_NAMES):
+        of_teacher.class_names = names
     engine = {"log_period": cfg.DISTILL.LOG_PERIOD, "vis_period": cfg.VIS_PERIOD}
     attached = assemble(of_student, of_teacher, plan, kind=of_student.distillation, **engine)
     if attached is not None:
@@ -118,6 +121,7 @@ def read_plan(cfg: CfgNode) -> Plan:
         teacher_precision=node.TEACHER.PRECISION,
         teacher_compile=node.TEACHER.COMPILE,
         channels_last=node.CHANNELS_LAST,
+        class_map=read_class_map(node.CLASS_MAP),
     )
 
 
@@ -132,11 +136,16 @@ def _arguments(cfg: CfgNode, name: str) -> dict[str, Any]:
     return {argument: node[argument.upper()] for argument in all_arguments(name)}
 
 
-def _class_names(cfg: CfgNode) -> list[str]:
-    """Return the classes of the training data, where it is registered here and says them."""
-    name = cfg.MODEL.META_ARCHITECTURE
-    if name == META_ARCHITECTURE:
-        name = cfg.DISTILL.STUDENT_META_ARCHITECTURE
-    kind = "stuff_classes" if name == "SemanticSegmentor" else "thing_classes"
+def _adapter(model: nn.Module, cfg: CfgNode) -> D2Adapter:
+    """Return a model's adapter, with the names of the classes of its training data.
+
+    They are known where the data is registered here and says them. More or fewer names than the model has classes are
+    those of other data, as of the config that its own is based on.
+    """
+    adapter = D2Adapter(model, input_format=cfg.INPUT.FORMAT)
+    kind = "stuff_classes" if isinstance(model, SemanticSegmentor) else "thing_classes"
     known = [dataset for dataset in cfg.DATASETS.TRAIN if dataset in MetadataCatalog.list()]
-    return list(MetadataCatalog.get(known[0]).get(kind, [])) if known else []
+    names = list(MetadataCatalog.get(known[0]).get(kind, [])) if known else []
+    if len(names) == adapter.num_classes:
+        adapter.class_names = names
+    return adapter

@@ -11,9 +11,11 @@ KEYS = {
     "learning_rate": "SOLVER.BASE_LR",
     "optimizer": "the optimizer",
     "student": "the student (MODEL, DISTILL.STUDENT_META_ARCHITECTURE)",
+    "student_class_names": "the classes in the metadata of DATASETS.TRAIN",
     "student_levels": "DISTILL.LEVELS",
     "targets": "DATASETS.TRAIN",
     "teacher": "DISTILL.TEACHER.CONFIG_FILE",
+    "teacher_class_names": "DISTILL.TEACHER.CLASS_NAMES",
     "teacher_compile": "DISTILL.TEACHER.COMPILE",
     "teacher_levels": "DISTILL.LEVELS",
     "teacher_precision": "DISTILL.TEACHER.PRECISION",
@@ -21,7 +23,7 @@ KEYS = {
 }
 """The keys that are not ``DISTILL.<ARGUMENT>``."""
 
-OWN = ("channels_last", "inherit", "levels", "log_period", "max_gradient_norm", "method", "period", "taps")
+OWN = ("channels_last", "class_map", "inherit", "levels", "log_period", "max_gradient_norm", "method", "period", "taps")
 
 
 def key(argument: str) -> str:

@@ -14,13 +14,24 @@ from PIL import Image
 
 from ..core.errors import ConfigError
 
-__all__ = ["IGNORED", "check_labels", "check_values", "find_pairs", "image_size", "read_class_names", "read_label"]
+__all__ = [
+    "IGNORED",
+    "check_labels",
+    "check_values",
+    "find_pairs",
+    "image_size",
+    "read_class_names",
+    "read_label",
+    "read_names",
+]
 
 IGNORED = 255
 """The label of pixels that count neither in the loss nor in the evaluation."""
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
 """The EXIF tag of a camera's orientation, and its values that swap height and width."""
+
+FORM = "with commas between them, or one per line of a text file"
 
 logger = logging.getLogger("acam_kd")
 Array = np.ndarray[Any, Any]
@@ -35,20 +46,32 @@ def read_class_names(classes: str) -> list[str]:
     Raises:
         ConfigError: there is no such file, there are no names or too many, or two are the same.
     """
-    form = "with commas between them, or one per line of a text file"
-    path = os.path.expanduser(classes)
+    names = read_names(classes, "classes")
+    if not all(names) or len(set(names)) < len(names) or not 1 <= len(names) <= IGNORED:
+        listed = ", ".join(map(repr, names[:20]))
+        raise ConfigError("classes", f"{len(names)} ({listed})", allowed=f"1 to {IGNORED} different names, {FORM}")
+    return names
+
+
+def read_names(text: str, argument: str) -> list[str]:
+    """Read names of classes as they are.
+
+    Args:
+        text: names with commas between them, or a text file with one name per line.
+        argument: the name of the argument, for messages.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    path = os.path.expanduser(text)
     if os.path.isfile(path):
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             names = file.read().strip().splitlines()
-    elif os.sep in classes or classes.endswith(".txt"):
-        raise ConfigError("classes", f"no file {os.path.abspath(path)}", allowed=f"names {form}")
+    elif os.sep in text or text.endswith(".txt"):
+        raise ConfigError(argument, f"no file {os.path.abspath(path)}", allowed=f"names {FORM}")
     else:
-        names = classes.split(",")
-    names = [name.strip() for name in names]
-    if not all(names) or len(set(names)) < len(names) or not 1 <= len(names) <= IGNORED:
-        listed = ", ".join(map(repr, names[:20]))
-        raise ConfigError("classes", f"{len(names)} ({listed})", allowed=f"1 to {IGNORED} different names, {form}")
-    return names
+        names = text.split(",")
+    return [name.strip() for name in names]
 
 
 def find_pairs(

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.distiller import NOTHING_KNOWN, Distiller, check_weights
+from ..core.errors import ConfigError
 from ..core.features import CLASSES, LOGITS, Channels, Features
 from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
@@ -80,7 +81,7 @@ class KD(Distiller):
         temperature: T, by which logits are divided; the loss is multiplied by its square.
 
     Raises:
-        ConfigError: the weight or the temperature is out of range.
+        ConfigError: the weight or the temperature is out of range, or a softmax is over one class.
 
     Example:
         >>> import torch
@@ -101,6 +102,10 @@ class KD(Distiller):
         check_temperature(temperature)
         self.alpha, self.temperature = alpha, temperature
         self.sigmoid = {level: spec.sigmoid for level, spec in self.student_levels.items()}
+        if alone := [s for s, spec in self.student_levels.items() if spec.channels < 2 and not spec.sigmoid]:
+            raise ConfigError(
+                "levels", f"{alone[0]} with 1 class", "2 classes or more", "a softmax over one class is constant"
+            )
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_kd_kl``."""

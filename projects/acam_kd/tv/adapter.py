@@ -83,6 +83,10 @@ class DetectorAdapter(_Adapter):
 
     offered = (BACKBONE, CLASSES)
     annotations = ("boxes", "labels")
+    class_layers = (
+        "head.classification_head.cls_logits.", "head.classification_head.module_list.", "roi_heads.box_predictor.",
+        "roi_heads.mask_predictor.mask_fcn_logits.",
+    )  # fmt: skip
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -99,6 +103,10 @@ class DetectorAdapter(_Adapter):
     def trunk(self) -> str:
         """The FPN is a part of torchvision's ``backbone``."""
         return "backbone.body." if isinstance(self.model.backbone, BackboneWithFPN) else "backbone."
+
+    def background(self, spec: FeatureSpec) -> int | None:
+        """Return channel 0: dense heads have one for the background too."""
+        return 0 if spec.tap == CLASSES else None
 
     def side(self) -> int:
         """Return a side of the images by which the model's strides can be measured: SSD's is fixed."""
@@ -151,7 +159,9 @@ class SegmentorAdapter(_Adapter):
     family = "semseg"
     offered = (LOGITS, BACKBONE)
     annotations = ("labels",)
-    background = False
+    class_layers = (
+        "classifier.4.", "aux_classifier.4.", "classifier.low_classifier.", "classifier.high_classifier."
+    )  # the last convolutions of DeepLabV3 and FCN, and of LR-ASPP  # fmt: skip
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)

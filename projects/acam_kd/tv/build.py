@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torchvision.models import get_model_weights
 
-from ..core import CLASSES, LOGITS, ConfigError, Plan
+from ..core import ConfigError, Plan
+from ..core.class_names import read_class_map
 from ..data.splits import Split
+from .class_names import names_of_labels, names_of_weights, with_background
 from .data import Images, evaluation_loader
 from .distillation import build_distillation, load_weights, parse_options
 from .evaluation import build_evaluator
@@ -91,11 +92,11 @@ def build(settings: Settings, data: Images) -> nn.Module:
         backbone_weights=settings.student_backbone_weights,
     )
     if card:
-        _check_categories("student", settings.student, card, data)
+        _check_categories(settings.student, card, data)
     if settings.student_name.startswith("deeplabv3") and settings.batch_size // settings.devices < 2:
         hint = "DeepLabV3 normalises over the batch"
         raise ConfigError("batch_size", settings.batch_size, "2 images a device at least", hint)
-    teacher, card = _teacher(settings, data)
+    teacher, names = _teacher(settings, data)
     plan = Plan(
         methods=methods,
         levels=settings.levels,
@@ -105,37 +106,40 @@ def build(settings: Settings, data: Images) -> nn.Module:
         teacher_precision=settings.teacher_precision,
         teacher_compile=settings.teacher_compile,
         channels_last=settings.channels_last,
+        class_map=read_class_map(settings.class_map),
     )
-    distillation = build_distillation(student, teacher, plan)
+    own = names_of_labels(data.categories, data.num_classes)
+    distillation = build_distillation(student, teacher, plan, student_class_names=own, teacher_class_names=names)
     if distillation is None and settings.channels_last:
         student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if distillation is not None and card and {LOGITS, CLASSES} & {*distillation.levels}:
-        hint = "predictions need the same classes; distil the backbone's features instead, by {taps}"
-        _check_categories("teacher", settings.teacher, card, data, hint=hint)
     return student
 
 
-def _teacher(settings: Settings, data: Images) -> tuple[nn.Module | None, Card | None]:
-    """Return the teacher that a run needs, with its weights, and the card of its run."""
+def _teacher(settings: Settings, data: Images) -> tuple[nn.Module | None, list[str]]:
+    """Return the teacher that a run needs, with its weights, and the names of its classes if they are known."""
     if not settings.teacher or (not settings.method and settings.inherit == "never"):
-        return None, None
+        return None, []
     if not settings.teacher_weights and not Path(settings.teacher).is_dir():
         raise ConfigError(
             "teacher", f"{settings.teacher} without weights", "the folder of a finished run, or a name",
             "with a name give {teacher_weights}: a file or DEFAULT",
         )  # fmt: skip
+    names = with_background(settings.teacher_class_names, settings.teacher)
+    classes = settings.teacher_classes or len(names) or data.num_classes
     with torch.random.fork_rng(devices=[]):  # what the teacher draws for its start must not move the student
-        classes = settings.teacher_classes or data.num_classes
-        return load_model(settings.teacher, settings.teacher_weights, num_classes=classes, size=None, role="teacher")
+        teacher, card = load_model(
+            settings.teacher, settings.teacher_weights, num_classes=classes, size=None, role="teacher"
+        )
+    if card:
+        names = with_background(settings.teacher_class_names, card.name)
+        return teacher, names or names_of_labels(card.categories, card.num_classes)
+    return teacher, names or names_of_weights(settings.teacher, settings.teacher_weights)
 
 
 def _check_classes_of(name: str, weights: str, num_classes: int | None) -> None:
     """Raise ConfigError for weights of torchvision that were trained on another number of classes."""
-    try:
-        known = len(getattr(get_model_weights(name), weights).meta["categories"])
-    except (ValueError, AttributeError):
-        return  # build_model says what is wrong
-    if num_classes not in (None, known):
+    known = len(names_of_weights(name, weights))
+    if known and num_classes not in (None, known):  # build_model says what is wrong with unknown ones
         raise ConfigError(
             "student_weights", f"{weights} of {name} for {known} classes with the background",
             f"the data's {num_classes}",
@@ -143,11 +147,9 @@ def _check_classes_of(name: str, weights: str, num_classes: int | None) -> None:
         )  # fmt: skip
 
 
-def _check_categories(role: str, folder: str, card: Card, data: Images, *, hint: str = "") -> None:
+def _check_categories(folder: str, card: Card, data: Images) -> None:
     if card.categories != data.categories:
-        raise ConfigError(
-            role, f"{folder} with the categories {card.categories}", f"the data's {data.categories}", hint
-        )
+        raise ConfigError("student", f"{folder} with the categories {card.categories}", f"the data's {data.categories}")
 
 
 def evaluate(
@@ -162,7 +164,7 @@ def evaluate(
         )
     model, card = load_model(student, weights, num_classes=data.num_classes, size=size, role="student")
     if card:
-        _check_categories("student", student, card, data)
+        _check_categories(student, card, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).eval()
     evaluator = build_evaluator(data)

@@ -119,12 +119,20 @@ def _read(text: str, default: Any) -> Any:
         return text
 
 
-def build_distillation(student: nn.Module, teacher: nn.Module | None, plan: Plan) -> Distillation | None:
+def build_distillation(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    plan: Plan,
+    *,
+    student_class_names: Sequence[str] = (),
+    teacher_class_names: Sequence[str] = (),
+) -> Distillation | None:
     """Attach a distillation to a torchvision model; it inherits first.
 
     Args:
         student, teacher: from ``build_model``, their weights loaded.
         plan: see ``Plan``.
+        student_class_names, teacher_class_names: one for each label; empty if they are unknown.
 
     Returns:
         The distillation, None without a method.
@@ -134,6 +142,9 @@ def build_distillation(student: nn.Module, teacher: nn.Module | None, plan: Plan
     """
     of_student, of_teacher = adapt(student), None if teacher is None else adapt(teacher)
     assert of_student is not None
+    of_student.class_names = student_class_names
+    if of_teacher is not None:
+        of_teacher.class_names = teacher_class_names
     return assemble(of_student, of_teacher, plan)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 __all__ = ["option"]
 
 SAME = (
-    "accelerator", "batch_size", "channels_last", "checkpoint_period", "classes", "crop", "data", "devices",
-    "distill_period", "engine", "eval_period", "inherit", "iterations", "levels", "method", "num_tokens", "optimizer",
-    "output", "precision", "resume", "schedule", "seed", "size", "student", "student_backbone_weights",
-    "student_weights", "taps", "teacher", "teacher_classes", "teacher_compile", "teacher_precision", "teacher_weights",
-    "warmup", "workers",
+    "accelerator", "batch_size", "channels_last", "checkpoint_period", "class_map", "classes", "crop", "data",
+    "devices", "distill_period", "engine", "eval_period", "inherit", "iterations", "levels", "method", "num_tokens",
+    "optimizer", "output", "precision", "resume", "schedule", "seed", "size", "student", "student_backbone_weights",
+    "student_weights", "taps", "teacher", "teacher_class_names", "teacher_classes", "teacher_compile",
+    "teacher_precision", "teacher_weights", "warmup", "workers",
 )  # fmt: skip
 """The settings that are options of the same name."""
 
@@ -23,6 +23,7 @@ OPTIONS = {
     "name": "--student",
     "options": "--set",
     "period": "--distill-period",
+    "student_class_names": "the data",
     "student_levels": "--levels",
     "targets": "the data",
     "teacher_levels": "--levels",

@@ -48,7 +48,11 @@ class Settings:
         student_backbone_weights: a name of torchvision's weights for the backbone, as ``DEFAULT``.
         teacher: a model's name, or the folder of a finished run; empty for no teacher.
         teacher_weights: as ``student_weights``.
-        teacher_classes: the number of classes of the teacher's file, with the background; 0 for those of the data.
+        teacher_classes: the number of classes of the teacher's file, with the background; 0 for those of
+            ``teacher_class_names``, else of the data.
+        teacher_class_names: the names of these classes, which a finished run and torchvision's weights know; the
+            background may be left out.
+        class_map: ``student's name=teacher's name`` each, of the classes that the teacher calls otherwise.
         method: a registered distiller; empty for none.
         options: the method's hyper-parameters, ``name=value`` each.
         inherit: ``auto``, ``always`` or ``never``.
@@ -82,6 +86,8 @@ class Settings:
     teacher: str = ""
     teacher_weights: str = ""
     teacher_classes: int = 0
+    teacher_class_names: tuple[str, ...] = ()
+    class_map: tuple[str, ...] = ()
     method: str = ""
     options: tuple[str, ...] = ()
     inherit: str = "auto"
@@ -197,6 +203,7 @@ class RunFolder:
         defaults = {setting.name: setting.default for setting in dataclasses.fields(Settings)}
         for name, value in now.items():
             was = before.get(name, defaults[name])  # the setting may be newer than the run
+            was = list(was) if isinstance(was, tuple) else was
             if name not in ANYTIME and was != value:
                 raise ConfigError(
                     name,
