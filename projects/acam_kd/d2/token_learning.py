@@ -96,9 +96,10 @@ def _identity(cfg: CfgNode) -> str:
 
 def _data_config(cfg: CfgNode, teacher_cfg: CfgNode) -> CfgNode:
     """Return the student's data for the teacher's head: what is read depends on whether that has masks, for one."""
-    data = teacher_cfg.clone()
+    data, own = teacher_cfg.clone(), cfg.clone()
     data.defrost()
-    data.DATASETS, data.INPUT, data.DATALOADER = cfg.DATASETS.clone(), cfg.INPUT.clone(), cfg.DATALOADER.clone()
+    own.defrost()
+    data.DATASETS, data.INPUT, data.DATALOADER = own.DATASETS, own.INPUT, own.DATALOADER
     data.DATASETS.TEST = ()
     data.INPUT.FORMAT, data.INPUT.MASK_FORMAT = teacher_cfg.INPUT.FORMAT, teacher_cfg.INPUT.MASK_FORMAT
     data.SOLVER.IMS_PER_BATCH = cfg.SOLVER.IMS_PER_BATCH

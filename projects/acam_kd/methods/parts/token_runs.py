@@ -20,7 +20,7 @@ from ...core.errors import ConfigError, RunError
 from ...core.features import LOGITS, Pyramid
 from ...core.methods import choose_taps, levels_read
 from ...core.registry import DISTILLER_REGISTRY
-from ...files import make_once
+from .shared_file import make_once
 from .token_files import TOKEN_METHODS, build_tokens, check_teacher, save_tokens
 from .token_learning import TokenLearning, learn_tokens
 
@@ -97,7 +97,8 @@ def ensure_tokens(
 def _ensure(wanted: TokenFile, learn: Callable[[TokenFile], object], first: bool, log: logging.Logger) -> None:
     def make() -> None:
         log.info("learning the tokens of %s in %d steps, for %s", wanted.method, wanted.iterations, wanted.path)
-        learn(wanted)
+        with _seeded():
+            learn(wanted)
 
     def waiting() -> None:
         log.info("waiting for %s, which another process learns", wanted.path)
@@ -128,7 +129,7 @@ def learn_to_file(
     """
     model, log = adapter.model, adapter.distillation.logger
     device = next(model.parameters()).device
-    with _undisturbed(model, device):
+    with _seeded(), _unchanged(model):
         levels = _levels(adapter, wanted.method, taps)
         tokens = build_tokens(wanted.method, levels, wanted.num_tokens)
         learning = TokenLearning(model, tokens, logits=adapter.logits_module() if LOGITS in levels else None)
@@ -156,31 +157,37 @@ def _levels(adapter: Adapter, method: str, taps: Sequence[str]) -> Pyramid:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Run a block from fixed seeds, and leave no trace in random states, compiled code, or the flags of a model.
+def _seeded() -> Iterator[None]:
+    """Run a block from fixed seeds, and leave no trace of it in random states, compiled code and peaks of memory.
 
     Without optimised execution TorchScript does not profile; else the first losses of the training would round
     otherwise.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     states = random.getstate(), np.random.get_state()
-    cuda = [device] if device.type == "cuda" else []
+    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=cuda), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
         random.seed(0)
         np.random.seed(0)
-        torch.default_generator.manual_seed(0)
-        if cuda:
-            torch.cuda.default_generators[device.index].manual_seed(0)
+        torch.manual_seed(0)
         try:
             yield
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
-            for module, mode in modes:
-                module.training = mode
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
-            if cuda:  # the training has the memory to itself, and its peak is its own
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Give modules their modes and parameters their flags back after a block."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
