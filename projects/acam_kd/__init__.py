@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +29,7 @@ __all__ = [
     "RunError",
     "Targets",
     "distill",
+    "learn_tokens",
 ]
 
 LAZY = {
@@ -139,6 +140,51 @@ def distill(
     )
     assemble(of_student, of_teacher, plan, targets=targets, kind=of_student.distillation)
     return student
+
+
+def learn_tokens(
+    teacher: nn.Module,
+    batches: Iterable[tuple[Any, ...]],
+    output: str,
+    *,
+    method: str = "MasKD",
+    num_tokens: int = 0,
+    iterations: int = 2000,
+    learning_rate: float = 0.01,
+) -> None:
+    """Learn the tokens of MasKD or FreeKD on a teacher, and write them to a file for ``distill(..., tokens=output)``.
+
+    The teacher's own losses teach the tokens; the teacher is the same afterwards. ``train_net.py`` and
+    ``acam-kd train`` do this by themselves.
+
+    Args:
+        teacher: a trained model that in training returns a dict of losses, on its device. Its ``backbone`` returns a
+            mapping from level name to (N, C, H, W).
+        batches: the arguments of one call of the teacher each; at least as many as there are iterations.
+        output: the file.
+        method: ``"MasKD"`` or ``"FreeKD"``.
+        num_tokens: per level; 0 for the papers' number.
+        iterations, learning_rate: Adam's.
+
+    Raises:
+        ConfigError: teacher or arguments do not fit.
+        RunError: a loss is not finite.
+
+    Example:
+        >>> import itertools, pathlib, tempfile, torch, torchvision, acam_kd
+        >>> build = torchvision.models.detection.ssdlite320_mobilenet_v3_large
+        >>> teacher, student = (build(num_classes=3, weights_backbone=None) for _ in range(2))
+        >>> objects = {"boxes": torch.tensor([[20.0, 20.0, 80.0, 90.0]]), "labels": torch.tensor([1])}
+        >>> batches = itertools.repeat(([torch.rand(3, 96, 96)], [objects]))
+        >>> file = str(pathlib.Path(tempfile.mkdtemp()) / "tokens.pth")
+        >>> acam_kd.learn_tokens(teacher, batches, file, iterations=2)
+        >>> student = acam_kd.distill(student, teacher, method="MasKD", tokens=file)
+    """
+    from . import methods  # noqa: F401  (registers them)
+    from .methods.parts.token_runs import TokenFile, learn_to_file
+
+    wanted = TokenFile(output, method, num_tokens, iterations, learning_rate)
+    learn_to_file(_adapter(teacher, "teacher", None, None), batches, wanted)
 
 
 def _check_levels(argument: str, levels: Any, *, paths_only: bool) -> None:

@@ -3,7 +3,6 @@
 acam-kd train --data shapes --student fcos_resnet18_fpn --output output/teacher
 acam-kd train --data shapes --student fcos_mobilenet_v3_small_fpn --teacher output/teacher --output output/acam
 acam-kd eval --data shapes --student output/acam
-acam-kd tokens --data shapes --teacher output/teacher --method MasKD --output output/tokens.pth
 acam-kd demo
 """
 
@@ -21,12 +20,11 @@ from typing import TYPE_CHECKING, Any
 import acam_kd
 
 from . import methods  # noqa: F401  (registers them)
-from .core import BACKBONE, DISTILLER_REGISTRY, LOGITS, TAPS, read_methods
+from .core import DISTILLER_REGISTRY, TAPS, read_methods
 from .core.errors import ConfigError, one_line_errors
 from .core.teacher import PRECISIONS
 from .data.labels import read_names
 from .data.splits import Split, find_any_split, named_split
-from .methods.parts.token_files import TOKEN_METHODS
 from .tv.names import option
 
 if TYPE_CHECKING:
@@ -35,10 +33,18 @@ if TYPE_CHECKING:
 __all__ = ["main", "train_settings"]
 
 METHODS = [name for name, _ in DISTILLER_REGISTRY]
+TOKENS_COMMAND = ConfigError(
+    "command", "tokens", "train --method MasKD or FreeKD, which learns the tokens itself",
+    "--set tokens=FILE keeps them in a file for other runs; see docs/migration.md",
+)  # fmt: skip
+"""The error for a command of version 0.1 that is gone."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; bad input ends it with one line and a non-zero status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments[:1]) == ["tokens"]:
+        raise SystemExit(f"acam-kd: {TOKENS_COMMAND}")
     args = _parser().parse_args(arguments)
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # with several devices this runs once for each
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s", force=True)
@@ -55,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "acam-kd", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"acam-kd {acam_kd.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="train | eval | tokens | demo")
+    commands = parser.add_subparsers(required=True, metavar="train | eval | demo")
     defaults = argparse.ArgumentDefaultsHelpFormatter
     train = commands.add_parser("train", help="train a model, alone or from a teacher", formatter_class=defaults)
     _data_options(train, splits=("train", "val"))
@@ -69,11 +75,6 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch-size", type=_positive, default=8, help="images at a time")
     evaluate.add_argument("--workers", type=_natural, default=2, help="processes that read images")
     evaluate.set_defaults(run=_evaluate)
-    tokens = commands.add_parser(
-        "tokens", help="learn the tokens of MasKD or FreeKD on a teacher", formatter_class=defaults
-    )
-    _token_options(tokens)
-    tokens.set_defaults(run=_tokens)
     demo = commands.add_parser(
         "demo", help="the whole story on drawn shapes, in a quarter of an hour", formatter_class=defaults
     )
@@ -92,28 +93,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_demo)
     return parser
-
-
-def _token_options(parser: argparse.ArgumentParser) -> None:
-    _data_options(parser, splits=("train",))
-    group = parser.add_argument_group("the tokens, for train --method M --set tokens=FILE")
-    group.add_argument("--teacher", required=True, metavar="FOLDER", help="of a finished run")
-    group.add_argument("--method", choices=TOKEN_METHODS, default="MasKD", help="whose tokens")
-    group.add_argument("--output", type=Path, required=True, metavar="FILE", help="to write them to")
-    group.add_argument(
-        "--taps",
-        nargs="+",
-        action="extend",
-        choices=(BACKBONE, LOGITS),
-        default=[],
-        help="as in the distillation: see train",
-    )
-    group.add_argument("--num-tokens", type=_natural, default=0, help="per level; 0 for the paper's")
-    group.add_argument("--iterations", type=_positive, default=2000, help="optimizer steps")
-    group.add_argument("--batch-size", type=_positive, default=16, help="images a step")
-    group.add_argument("--lr", type=_rate, default=0.01, help="Adam's; a cosine lowers it")
-    group.add_argument("--seed", type=_natural, default=0, help="decides the start and the order of the images")
-    group.add_argument("--workers", type=_natural, default=2, help="processes that read images")
 
 
 def _data_options(parser: argparse.ArgumentParser, *, splits: Sequence[str]) -> None:
@@ -373,25 +352,6 @@ def _evaluate(args: argparse.Namespace) -> None:
         workers=args.workers,
     )
     _print_metrics(found)
-
-
-def _tokens(args: argparse.Namespace) -> None:
-    from .tv.token_learning import TokenSettings, learn
-
-    settings = TokenSettings(
-        train_split=_split(args, "train"),
-        teacher=args.teacher,
-        method=args.method,
-        taps=tuple(args.taps),
-        num_tokens=args.num_tokens,
-        iterations=args.iterations,
-        batch_size=args.batch_size,
-        learning_rate=args.lr,
-        seed=args.seed,
-        workers=args.workers,
-    )
-    learn(settings, args.output)
-    print(f"the tokens: {args.output}")
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:

@@ -1,21 +1,28 @@
-"""The first stage on real Detectron2 teachers, and the second with what it wrote."""
+"""Tokens that a run with Detectron2 learns: on real teachers, once, and without a trace in the training."""
 
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import defaults
 from detectron2.modeling import build_model
+from torch.nn.parallel import DistributedDataParallel
 
+import train_net
 from acam_kd.d2 import register_coco_datasets, token_learning
-from acam_kd.d2.adapter import logits_module, pyramid
+from acam_kd.d2.adapter import D2Adapter, logits_module, pyramid
 from acam_kd.data import shapes
+from acam_kd.methods.parts import token_runs
 from acam_kd.methods.parts.token_files import build_tokens, save_tokens
 from acam_kd.methods.parts.token_learning import TokenLearning
+from acam_kd.methods.parts.token_runs import TokenFile
 
 from .conftest import ROOT, detector_config, distillation_config, inputs, refused, save_config, save_weights
 from .test_segmentation import HEADS, labelled, segmentor
@@ -65,23 +72,24 @@ def watched(monkeypatch):
         seen["tokens"] = learning.tokens
         return original(learning, batches, **named)
 
-    original = token_learning.learn_tokens
-    monkeypatch.setattr(token_learning, "learn_tokens", keep)
+    original = token_runs.learn_tokens
+    monkeypatch.setattr(token_runs, "learn_tokens", keep)
     return seen
 
 
 @pytest.mark.parametrize("teacher", TEACHERS)
 @pytest.mark.parametrize("method", ["MasKD", "FreeKD"])
 def test_tokens_are_learnt_and_used(teacher, method, drawn, tmp_path, watched, storage):
-    cfg = pair(teacher, drawn, tmp_path, f"DISTILL.{method.upper()}.NUM_TOKENS", 3)
-    path = str(tmp_path / "new" / "tokens.pth")
-    (logged,) = token_learning.learn(cfg, method, path, iterations=3)
+    cfg = pair(teacher, drawn, tmp_path)
+    path = str(tmp_path / "tokens.pth")
+    (logged,) = token_learning.learn(cfg, TokenFile(path, method, num_tokens=3, iterations=3))
     assert {"loss_tokens_diversity"} < set(logged) and all(value >= 0 for value in logged.values())
     assert all(torch.equal(v, watched["before"][k]) for k, v in watched["teacher"].state_dict().items())
     learnt = watched["tokens"]
     for name, value in learnt.state_dict().items():
         assert not torch.equal(value, watched["start"][f"tokens.{name}"]), name
-    cfg.merge_from_list(["DISTILL.METHOD", method, f"DISTILL.{method.upper()}.TOKENS", path])
+    node = f"DISTILL.{method.upper()}"
+    cfg.merge_from_list(["DISTILL.METHOD", method, f"{node}.NUM_TOKENS", 3, f"{node}.TOKENS", path])
     model = build_model(cfg).train()
     assert model.distillation.method.warnings() == {} and len(model.distillation.levels) >= 3
     for own, other in model.distillation.levels.items():
@@ -102,15 +110,15 @@ def test_the_teacher_gets_its_own_order_of_channels(drawn, tmp_path):
 
 def test_faults_are_named(drawn, tmp_path):
     cfg = pair("retinanet", drawn, tmp_path)
-    output = str(tmp_path / "tokens.pth")
+    wanted = TokenFile(str(tmp_path / "tokens.pth"), "MasKD", iterations=1)
     cfg.DATASETS.TRAIN = ("nowhere",)
     with refused("DATASETS.TRAIN", "nowhere", "a registered dataset"):
-        token_learning.learn(cfg, "MasKD", output, iterations=1)
+        token_learning.learn(cfg, wanted)
     cfg.DATASETS.TRAIN = (drawn[0],)
     cfg.DISTILL.TEACHER.OPTS = ["MODEL.RETINANET.NUM_CLASSES", "9"]
     cfg.DISTILL.TEACHER.WEIGHTS = "random"
     with refused("MODEL.RETINANET.NUM_CLASSES", "9", f"{len(shapes.CLASSES)}, the classes of dataset {drawn[0]}"):
-        token_learning.learn(cfg, "MasKD", output, iterations=1)
+        token_learning.learn(cfg, wanted)
     assert not (tmp_path / "tokens.pth").exists()
 
 
@@ -145,28 +153,114 @@ def test_tokens_of_a_segmentor_are_for_its_logits(head, tmp_path, storage):
     assert model(labelled())["loss_maskd_feature"].requires_grad and model.distillation.levels == {"logits": "logits"}
 
 
-def test_a_method_without_levels_to_read_is_named(tmp_path):
-    cfg = distillation_config(segmentor(), save_config(segmentor(), tmp_path / "t.yaml"), "DISTILL.TAPS", "['logits']")
+def test_a_method_without_levels_to_read_is_named():
+    adapter = D2Adapter(build_model(segmentor()))
     with refused("method", "FreeKD", "one for logits", "FreeKD distils backbone; see {taps}"):
-        token_learning._levels(cfg, "FreeKD", build_model(segmentor()))
-    cfg.DISTILL.TAPS = []
-    assert set(token_learning._levels(cfg, "FreeKD", build_model(segmentor()))) == {"p2", "p3", "p4", "p5", "p6"}
+        token_runs._levels(adapter, "FreeKD", ["logits"])
+    assert set(token_runs._levels(adapter, "FreeKD", [])) == {"p2", "p3", "p4", "p5", "p6"}
+
+
+# Whole runs of train_net.py
+
+
+@pytest.fixture
+def command(drawn, tmp_path):
+    """Makes the command line of a run of two steps."""
+    cfg = pair("retinanet", drawn, tmp_path, "DATASETS.TEST", (), "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", (),
+               "SOLVER.BASE_LR", 1e-4, "SOLVER.CHECKPOINT_PERIOD", 1, "DISTILL.METHOD", "MasKD",
+               "DISTILL.MASKD.TOKEN_ITERATIONS", 2, "DISTILL.MASKD.NUM_TOKENS", 2)  # fmt: skip
+    path = save_config(cfg, tmp_path / "run.yaml")
+    return lambda out, *opts, flags=(): ["--config-file", path, *flags, "OUTPUT_DIR", str(out), *map(str, opts)]
+
+
+def run(arguments):
+    train_net.main(train_net.parser().parse_args(arguments))
+
+
+def checkpoint(folder):
+    return torch.load(folder / "model_final.pth", weights_only=False)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(torch.as_tensor(v), torch.as_tensor(b[k])) for k, v in a.items())
+
+
+def levels_of(path):
+    return torch.load(path, weights_only=True)["levels"]
+
+
+def fresh(*arguments):
+    """Run train_net.py in a process of its own, where no TorchScript was called before."""
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}]\nfrom tests.d2.test_token_learning import *\n"
+    code += f"register_coco_datasets([{arguments[0]!r}]); run({arguments[1]!r})"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.slow
-def test_the_tool(drawn, tmp_path):
-    cfg = pair("retinanet", drawn, tmp_path)
-    config = save_config(cfg, tmp_path / "distil.yaml")
-    command = [sys.executable, str(ROOT / "tools" / "learn_tokens.py"), "--config-file", config]
-    output = tmp_path / "tokens.pth"
-    good = [*command, "--output", str(output), "--iterations", "2", "--dataset", *drawn, "--method", "FreeKD"]
-    done = subprocess.run([*good, "SOLVER.IMS_PER_BATCH", "1"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().splitlines()[-1] == f"{output}: for DISTILL.FREEKD.TOKENS"
-    assert "step 2/2  loss" in done.stderr
-    assert torch.load(output, weights_only=True)["method"] == "FreeKD"
-    bad = [*command, "--output", str(tmp_path / "x.pth"), "DATASETS.TRAIN", "('gone',)"]
-    refused = subprocess.run(bad, capture_output=True, text=True)
-    assert refused.returncode == 1 and refused.stderr.strip().splitlines()[-1].startswith(
-        "learn_tokens.py: DATASETS.TRAIN: found gone, expected a registered dataset"
+def test_learnt_and_given_tokens_give_the_same_run_bit_for_bit(command, drawn, tmp_path):
+    """Detectron2's focal loss is TorchScript, whose rounding depends on the calls before."""
+    path = tmp_path / "own" / "tokens_maskd.pth"
+    done = fresh(drawn, command(tmp_path / "own"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("learning the tokens of MasKD in 2 steps") == 1 and "step 2/2  loss" in done.stdout
+    done = fresh(drawn, command(tmp_path / "given", "DISTILL.MASKD.TOKENS", path))
+    assert done.returncode == 0 and "learning" not in done.stdout, done.stderr[-3000:]
+    own, given = checkpoint(tmp_path / "own"), checkpoint(tmp_path / "given")
+    assert same(own["model"], given["model"]) and same(own["distiller"], given["distiller"])
+    learnt = levels_of(path)["p3"]["state"]["tokens"]
+    assert any(torch.equal(value, learnt) for value in own["distiller"].values())
+
+
+def test_a_resumed_run_reads_them_and_another_teacher_is_refused(command, tmp_path, monkeypatch):
+    learnt = []
+    original = token_learning.learn
+    monkeypatch.setattr(token_learning, "learn", lambda cfg, wanted: learnt.append(wanted) or original(cfg, wanted))
+    run(command(tmp_path / "run"))
+    run(command(tmp_path / "run", "SOLVER.MAX_ITER", 3, flags=["--resume"]))
+    assert [wanted.path for wanted in learnt] == [str(tmp_path / "run" / "tokens_maskd.pth")]
+    assert checkpoint(tmp_path / "run")["iteration"] == 2
+    with pytest.raises(SystemExit) as error:
+        run(command(tmp_path / "run", "DISTILL.TEACHER.WEIGHTS", "random"))
+    assert str(error.value).startswith("train_net.py: DISTILL.MASKD.TOKENS: found ")
+    assert str(error.value).endswith(
+        "tokens_maskd.pth, learnt on a teacher with other weights, expected tokens of this teacher; delete the file, or "
+        "set DISTILL.MASKD.TOKENS to another one"
     )
+    with pytest.raises(SystemExit, match="^train_net.py: DISTILL.MASKD.TOKEN_ITERATIONS: found 0, expected >= 1$"):
+        run(command(tmp_path / "other", "DISTILL.MASKD.TOKEN_ITERATIONS", 0))
+    with pytest.raises(SystemExit, match="^train_net.py: DISTILL.TEACHER.WEIGHTS: found no file "):
+        run(command(tmp_path / "run", "DISTILL.TEACHER.WEIGHTS", tmp_path / "gone.pth"))
+
+
+@pytest.mark.slow
+def test_the_first_of_two_processes_learns_while_the_other_polls(command, drawn, tmp_path):
+    """Over gloo, where every collective call gives up long before the tokens are learnt."""
+    script = tmp_path / "two.py"
+    script.write_text(
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}]\n"
+        "from datetime import timedelta\nfrom detectron2.engine import launch\n"
+        "from tests.d2.test_token_learning import worker\n"
+        "if __name__ == '__main__':\n"
+        f"    arguments = {command(tmp_path / 'run')!r}, {drawn!r}\n"
+        "    launch(worker, 2, dist_url='auto', timeout=timedelta(seconds=20), args=arguments)\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, str(script)], env=environment, cwd=ROOT, capture_output=True, text=True)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-3000:]
+    assert output.count("learning the tokens of MasKD in 2 steps") == 1
+    assert (tmp_path / "run/model_final.pth").is_file() and not list(tmp_path.rglob("*.lock"))
+    alone = TokenFile(str(tmp_path / "alone.pth"), "MasKD", num_tokens=2, iterations=2)
+    token_learning.learn(train_net.setup(train_net.parser().parse_args(command(tmp_path / "x"))), alone)
+    here, there = levels_of(alone.path), levels_of(tmp_path / "run/tokens_maskd.pth")
+    assert all(same(entry["state"], there[level]["state"]) for level, entry in here.items())
+
+
+def worker(arguments, drawn):
+    """Train in one of two processes, where learning takes longer than the process group waits."""
+    defaults.create_ddp_model = lambda model, **kwargs: DistributedDataParallel(model, **kwargs)  # it asks for a GPU
+    learn = token_learning.learn
+    token_learning.learn = lambda cfg, wanted: time.sleep(25) or learn(cfg, wanted)
+    register_coco_datasets([drawn])
+    run(arguments)

@@ -107,7 +107,7 @@ def test_weights_and_metrics(maps, method):
 def test_it_reads_backbones_only_and_reports_untrained_prompts():
     assert FreeKD.reads == (BACKBONE,)
     (text,) = FreeKD(LEVEL, LEVEL).warnings().values()
-    assert "untrained" in text and "set {tokens} to the file" in text
+    assert "untrained" in text and "acam_kd.learn_tokens" in text and "set {tokens} to the file" in text
 
 
 @pytest.mark.parametrize(("argument", "value"), [("alpha", -1.0), ("lambda_mse", float("nan")), ("num_tokens", -2)])

@@ -97,6 +97,10 @@ class Adapter:
         """Put taps on the model, as a student."""
         raise NotImplementedError
 
+    def logits_module(self) -> nn.Module | None:
+        """Return the module whose output is the map of logits, None if there is no such tap."""
+        return None
+
     def anchors(self) -> list[Tensor] | None:
         """Return the anchors of a dense class head, for comparison; None for a head of regions."""
         return None

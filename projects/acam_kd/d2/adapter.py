@@ -120,6 +120,10 @@ class D2Adapter(Adapter):
         head = class_head(self.model) if CLASSES in taps else None
         return Reader(parts, batch_from=backbone, class_head=head)
 
+    def logits_module(self) -> nn.Module | None:
+        """Return the convolution that gives the logits of a segmentor, None for other models."""
+        return logits_module(self.model) if self._segmentor else None
+
     def anchors(self) -> list[Tensor] | None:
         """Return cell anchors and strides of a RetinaNet or FCOS."""
         return anchors_of(self.model)

@@ -1,97 +1,132 @@
-"""Tokens learnt on a Detectron2 teacher: the first stage of MasKD and FreeKD, from the config of the second."""
+"""Tokens of MasKD and FreeKD in a run with Detectron2: learnt by the run itself where they have no file yet."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader
-from detectron2.utils.env import seed_all_rng
+from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data.samplers import TrainingSampler
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from torch import nn
+from detectron2.utils.file_io import PathManager
 
-from ..core import LOGITS, choose_taps
-from ..core.features import Pyramid
-from ..core.methods import levels_read
-from ..methods.parts.token_files import build_tokens, save_tokens
-from ..methods.parts.token_learning import TokenLearning, learn_tokens
-from .adapter import D2Adapter, logits_module
+from ..files import sha256
+from ..methods.parts.token_runs import TokenFile, ensure_tokens, learn_to_file
+from .adapter import D2Adapter
+from .config import META_ARCHITECTURE
 from .datasets import check_datasets
+from .meta_arch import read_plan
 from .sem_seg_data import build_sem_seg_mapper
-from .teacher import build_teacher
+from .teacher import RANDOM, build_teacher, teacher_config
 
-__all__ = ["learn"]
+__all__ = ["learn", "with_tokens"]
 
 logger = logging.getLogger("detectron2.acam_kd.tokens")
 
 
-def learn(
-    cfg: CfgNode, method: str, output: str, *, iterations: int = 2000, learning_rate: float = 0.01
-) -> list[dict[str, float]]:
-    """Learn tokens on the teacher of a distillation and write them to a file, for ``DISTILL.<METHOD>.TOKENS``.
+def with_tokens(cfg: CfgNode) -> CfgNode:
+    """Return the config of a run with a file of tokens for each method that needs one; learn those that do not exist.
 
-    The images are those of ``DATASETS.TRAIN``, read and augmented as for the student but with the teacher's order of
-    channels, ``SOLVER.IMS_PER_BATCH`` at a time. The teacher runs as a whole and normalises them itself.
+    The first process learns, alone and on its device, with all SOLVER.IMS_PER_BATCH images of a step. The others wait
+    for the file, not in a collective call.
 
     Args:
         cfg: of the distillation; its datasets are registered.
-        method: ``MasKD`` or ``FreeKD``.
-        output: the file.
-        iterations: steps.
-        learning_rate: of Adam.
-
-    Returns:
-        What ``learn_tokens`` logged.
 
     Raises:
-        ConfigError: see ``build_teacher`` and ``check_datasets``; or the method has no tokens, or no levels that it can
-            use.
-        RunError: a loss is not finite.
+        ConfigError: see ``ensure_tokens``, ``build_teacher`` and ``check_datasets``.
+        RunError: see ``ensure_tokens``.
     """
-    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)
+    if cfg.MODEL.META_ARCHITECTURE != META_ARCHITECTURE:
+        return cfg
+    methods = read_plan(cfg).methods
+    assert isinstance(methods, Mapping)
+    files = ensure_tokens(
+        methods,
+        cfg.OUTPUT_DIR,
+        partial(learn, cfg),
+        teacher=partial(_identity, cfg),
+        first=comm.is_main_process(),
+        log=logger,
+    )
+    cfg = cfg.clone()
+    cfg.defrost()
+    for method, path in files.items():
+        cfg.DISTILL[method.upper()].TOKENS = path
+    cfg.freeze()
+    return cfg
+
+
+def learn(cfg: CfgNode, wanted: TokenFile) -> list[dict[str, float]]:
+    """Learn tokens on the teacher of a distillation, and write their file.
+
+    The images are those of DATASETS.TRAIN, read and augmented as for the student but with the teacher's order of
+    channels. The teacher runs as a whole and normalises them itself.
+
+    Args:
+        cfg: of the distillation; its datasets are registered.
+        wanted: the file.
+
+    Returns:
+        The losses of every logged step.
+
+    Raises:
+        ConfigError: see ``build_teacher``, ``check_datasets`` and ``learn_to_file``.
+        RunError: see ``learn_to_file``.
+    """
     teacher, teacher_cfg = build_teacher(cfg)
     data = _data_config(cfg, teacher_cfg)
     check_datasets(data, training=True)
-    levels = _levels(cfg, method, teacher)
-    tokens = build_tokens(method, levels, _number(cfg, method))
-    learning = TokenLearning(teacher, tokens, logits=logits_module(teacher) if LOGITS in levels else None)
-    learning.to(cfg.MODEL.DEVICE)
-    dense = data.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
-    loader = build_detection_train_loader(data, mapper=build_sem_seg_mapper(data) if dense else None)
     with EventStorage(0) as storage:  # Detectron2's heads write into it
-        batches = _batches(loader, storage)
-        logged = learn_tokens(learning, batches, iterations=iterations, learning_rate=learning_rate)
-    save_tokens(output, method, tokens, levels)
-    logger.info("tokens of %s for %s: %s", cfg.DISTILL.TEACHER.CONFIG_FILE, ", ".join(tokens), output)
-    return logged
+        return learn_to_file(D2Adapter(teacher), _batches(data, storage), wanted, cfg.DISTILL.TAPS)
 
 
-def _number(cfg: CfgNode, method: str) -> int:
-    """Return what the distillation will ask for; ``build_tokens`` says what is wrong with the method."""
-    return int(cfg.DISTILL.get(method.upper(), {}).get("NUM_TOKENS", 0))
-
-
-def _levels(cfg: CfgNode, method: str, teacher: nn.Module) -> Pyramid:
-    """Return the teacher's levels that the method's distillation can use, with the taps that it will have."""
-    adapter = D2Adapter(teacher)
-    taps = tuple(cfg.DISTILL.TAPS) or choose_taps(method, adapter.offered, adapter.name)
-    return levels_read(method, adapter.levels(taps))
+def _identity(cfg: CfgNode) -> str:
+    """Return the hash of the teacher's weights; nothing if they cannot be read, which ``build_teacher`` reports."""
+    weights = teacher_config(cfg).MODEL.WEIGHTS
+    try:
+        return RANDOM if weights == RANDOM else sha256(PathManager.get_local_path(weights))
+    except OSError:
+        return ""
 
 
 def _data_config(cfg: CfgNode, teacher_cfg: CfgNode) -> CfgNode:
     """Return the student's data for the teacher's head: what is read depends on whether that has masks, for one."""
-    data = teacher_cfg.clone()
+    data, own = teacher_cfg.clone(), cfg.clone()
     data.defrost()
-    data.DATASETS, data.INPUT, data.DATALOADER = cfg.DATASETS.clone(), cfg.INPUT.clone(), cfg.DATALOADER.clone()
-    data.DATASETS.TEST, data.SEED = (), cfg.SEED
+    own.defrost()
+    data.DATASETS, data.INPUT, data.DATALOADER = own.DATASETS, own.INPUT, own.DATALOADER
+    data.DATASETS.TEST = ()
     data.INPUT.FORMAT, data.INPUT.MASK_FORMAT = teacher_cfg.INPUT.FORMAT, teacher_cfg.INPUT.MASK_FORMAT
     data.SOLVER.IMS_PER_BATCH = cfg.SOLVER.IMS_PER_BATCH
     return data
 
 
-def _batches(loader: Any, storage: EventStorage) -> Iterator[tuple[list[dict[str, Any]]]]:
+class _Alone(TrainingSampler):
+    """The order of the images for one process, whatever others there are; it asks none of them for a seed."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, seed=0)
+        self._rank, self._world_size = 0, 1
+
+
+def _batches(data: CfgNode, storage: EventStorage) -> Iterator[tuple[list[dict[str, Any]]]]:
+    dense = data.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
+    keypoints = data.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if data.MODEL.KEYPOINT_ON else 0
+    images = get_detection_dataset_dicts(
+        data.DATASETS.TRAIN, filter_empty=data.DATALOADER.FILTER_EMPTY_ANNOTATIONS, min_keypoints=keypoints
+    )
+    loader = build_detection_train_loader(
+        data,
+        dataset=images,
+        mapper=build_sem_seg_mapper(data) if dense else None,
+        sampler=_Alone(len(images)),
+        total_batch_size=data.SOLVER.IMS_PER_BATCH * comm.get_world_size(),  # it is divided by the processes
+    )
     for batch in loader:
         yield (batch,)
         storage.step()

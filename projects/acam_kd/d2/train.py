@@ -25,6 +25,7 @@ from .evaluation import build_evaluator
 from .names import key
 from .sem_seg_data import build_sem_seg_mapper
 from .solver import build_lr_scheduler
+from .token_learning import with_tokens
 
 __all__ = ["Trainer", "evaluate", "main", "parser", "run", "setup"]
 
@@ -126,7 +127,7 @@ def main(args: argparse.Namespace) -> Any:
         cfg = setup(args)
         if args.eval_only:
             return evaluate(cfg, args.resume)
-        trainer = Trainer(cfg)
+        trainer = Trainer(with_tokens(cfg))
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
 

@@ -61,8 +61,8 @@ class FreeKD(Distiller):
         L = alpha sum_j mean |m_j (B_j(align(F_S)) - B_j(F_T))| + lambda_mse mean (align(F_S) - F_T)^2
 
     summed over levels. It follows the authors' code: the low pass counts in the plain error alone, and the
-    position-aware weight of the paper is not used. The prompts are learnt on the teacher in a separate stage and are
-    constants here.
+    position-aware weight of the paper is not used. The prompts are learnt on the teacher before and are constants
+    here.
 
     Recommended (the authors): ``alpha`` 1, 6 prompts on all levels, and ``lambda_mse`` 5 for RetinaNet, 2 in their
     config of a Faster R-CNN from a Cascade Mask R-CNN; gradients clipped at 35. They add a smooth L1 loss on the
@@ -72,8 +72,11 @@ class FreeKD(Distiller):
         student_channels, teacher_channels: the levels to distil.
         alpha: weight of the high frequencies.
         lambda_mse: weight of the plain error.
-        tokens: file of the learnt prompts; empty for untrained ones, which select nothing and are reported.
+        tokens: file of the learnt prompts. A run of an engine learns them into it if it does not exist, and into its
+            own folder if ``tokens`` is empty. Elsewhere empty means untrained ones, which select nothing and are
+            reported.
         num_tokens: T; 0 for the paper's 6.
+        token_iterations: the steps of a run that learns the prompts.
 
     Raises:
         ConfigError: a number is out of range, or the file ``tokens`` has no prompts for this teacher.
@@ -98,6 +101,7 @@ class FreeKD(Distiller):
         lambda_mse: float = 5.0,
         tokens: str = "",
         num_tokens: int = 0,
+        token_iterations: int = 2000,
     ) -> None:
         super().__init__(student_channels, teacher_channels)
         check_weights(alpha=alpha, lambda_mse=lambda_mse)

@@ -25,7 +25,7 @@ FEATURES_EPS = 1e-12
 
 @DISTILLER_REGISTRY.register()
 class MasKD(Distiller):
-    r"""The squared error in soft regions of the teacher's map, selected by receptive tokens that are learnt beforehand.
+    r"""The squared error in soft regions of the teacher's map, selected by receptive tokens.
 
     Huang et al., "Masked Distillation with Receptive Tokens", ICLR 2023. Per level, with the teacher's masks
     m_t = sigmoid(token_t . F_T) and the probabilities p_t that a small network gives them:
@@ -34,7 +34,7 @@ class MasKD(Distiller):
 
     After ``custom_mask_warmup`` steps m_t is multiplied by the mask of the student's own map, as a constant. On a
     logit map the loss is the authors' for segmentation: no probabilities, no custom mask, 0.5 times the mean over
-    tokens. The tokens are learnt on the teacher in a separate stage and are constants here.
+    tokens. The tokens are learnt on the teacher before and are constants here.
 
     Recommended (the authors), as ``alpha`` and warm-up: RetinaNet 7 and 7000 steps (8500 from an X101); FCOS and
     RepPoints 10 and 5000; Faster R-CNN 1 and 7330 (5000 from a Cascade Mask R-CNN). They use 6 tokens on five levels of
@@ -45,8 +45,11 @@ class MasKD(Distiller):
     Args:
         student_channels, teacher_channels: the levels to distil.
         alpha: weight.
-        tokens: file of the learnt tokens; empty for untrained ones, which select nothing and are reported.
+        tokens: file of the learnt tokens. A run of an engine learns them into it if it does not exist, and into its
+            own folder if ``tokens`` is empty. Elsewhere empty means untrained ones, which select nothing and are
+            reported.
         num_tokens: T; 0 for the paper's number: 6 on features, 8 on a logit map.
+        token_iterations: the steps of a run that learns the tokens.
         custom_mask_warmup: training steps before the student's masks are used; 0 to use them from the start.
         weight_mask: weigh the tokens' errors by their probabilities; if not, all equally.
 
@@ -71,6 +74,7 @@ class MasKD(Distiller):
         alpha: float = 1.0,
         tokens: str = "",
         num_tokens: int = 0,
+        token_iterations: int = 2000,
         custom_mask_warmup: int = 1000,
         weight_mask: bool = True,
     ) -> None:

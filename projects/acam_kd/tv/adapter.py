@@ -198,6 +198,10 @@ class SegmentorAdapter(_Adapter):
             return network, backbone_and_logits
         return network.backbone, call  # type: ignore[return-value]
 
+    def logits_module(self) -> nn.Module:
+        """Return the classifier, whose output is the map of logits."""
+        return logits_module(self.model)
+
     def reader(self, taps: Sequence[str]) -> Reader:
         """Put taps on backbone and classifier."""
         backbone = ModuleTap(plain(self.model).backbone, "backbone")  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from .labels import load_data
 from .models import build_model
 from .run import Card, Settings, read_card
 
-__all__ = ["build", "evaluate", "load_model"]
+__all__ = ["build", "evaluate", "load_model", "load_teacher"]
 
 
 def load_model(
@@ -96,7 +96,7 @@ def build(settings: Settings, data: Images) -> nn.Module:
     if settings.student_name.startswith("deeplabv3") and settings.batch_size // settings.devices < 2:
         hint = "DeepLabV3 normalises over the batch"
         raise ConfigError("batch_size", settings.batch_size, "2 images a device at least", hint)
-    teacher, names = _teacher(settings, data)
+    teacher, names = load_teacher(settings, data)
     plan = Plan(
         methods=methods,
         levels=settings.levels,
@@ -115,7 +115,7 @@ def build(settings: Settings, data: Images) -> nn.Module:
     return student
 
 
-def _teacher(settings: Settings, data: Images) -> tuple[nn.Module | None, list[str]]:
+def load_teacher(settings: Settings, data: Images) -> tuple[nn.Module | None, list[str]]:
     """Return the teacher that a run needs, with its weights, and the names of its classes if they are known."""
     if not settings.teacher or (not settings.method and settings.inherit == "never"):
         return None, []

@@ -1,108 +1,117 @@
-"""Tokens learnt on a torchvision teacher: the first stage of MasKD and FreeKD, a plain loop without Lightning."""
+"""Tokens of MasKD and FreeKD in a run of ``acam-kd train``: learnt by the run itself where they have no file yet."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 
-from ..core import LOGITS, ConfigError, choose_taps
-from ..core.features import Pyramid
-from ..core.methods import levels_read
-from ..data.splits import Split
-from ..methods.parts.token_files import build_tokens, save_tokens
-from ..methods.parts.token_learning import TokenLearning, learn_tokens
-from .adapter import adapt, logits_module
-from .build import load_model
+from ..core import ConfigError
+from ..files import sha256
+from ..methods.parts.token_runs import TokenFile, ensure_tokens, learn_to_file
+from .adapter import adapt
+from .build import load_teacher
 from .data import Stream, training_loader
+from .distillation import parse_options
 from .labels import load_data
-from .run import read_card
+from .run import Settings, read_card
 
-__all__ = ["TokenSettings", "learn"]
+__all__ = ["ensure", "learn"]
 
 logger = logging.getLogger("acam_kd")
 
 
-@dataclass(frozen=True)
-class TokenSettings:
-    """Everything that decides what is learnt.
+def ensure(settings: Settings, folder: str | Path) -> Settings:
+    """Return the settings of a run with a file of tokens for each method that needs one; learn those that do not exist.
+
+    The first process learns, alone and on its device, with all ``batch_size`` images of a step. The others wait for
+    the file, not in a collective call.
 
     Args:
-        train_split: the data that the teacher was trained on.
-        teacher: the folder of a finished run.
-        method: ``MasKD`` or ``FreeKD``.
-        taps: as in the distillation; empty for logits in segmentation where the method reads them, else the backbone.
-        num_tokens: per level; 0 for the paper's.
-        iterations, batch_size, learning_rate: of the loop.
-        seed: decides the tokens' start, the order of the images and their augmentation.
-        workers: processes that read images.
-    """
-
-    train_split: Split
-    teacher: str
-    method: str = "MasKD"
-    taps: tuple[str, ...] = ()
-    num_tokens: int = 0
-    iterations: int = 2000
-    batch_size: int = 16
-    learning_rate: float = 0.01
-    seed: int = 0
-    workers: int = 2
-
-
-def learn(settings: TokenSettings, output: str | Path) -> list[dict[str, float]]:
-    """Learn tokens and write them to a file, for the method's ``tokens``.
-
-    Returns:
-        What ``learn_tokens`` logged.
+        settings: ``resolved``.
+        folder: of the run.
 
     Raises:
-        ConfigError: there is no finished run, it knows other classes than the data has, or the method has no tokens.
-        RunError: a loss is not finite.
+        ConfigError: see ``ensure_tokens`` and ``learn``.
+        RunError: see ``ensure_tokens``.
     """
-    torch.manual_seed(settings.seed)
-    card = read_card(settings.teacher, argument="teacher")[0]
-    data = load_data(settings.train_split, card.name, name="training data")
-    if card.categories != data.categories:
-        raise ConfigError(
-            "teacher", f"{settings.teacher} with the categories {card.categories}", f"the data's {data.categories}"
-        )
-    teacher, _ = load_model(settings.teacher, "", num_classes=None, size=None, role="teacher")
-    levels = _levels(settings, teacher)
-    tokens = build_tokens(settings.method, levels, settings.num_tokens)
-    learning = TokenLearning(teacher, tokens, logits=logits_module(teacher) if LOGITS in levels else None)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    learning.to(device)
-    stream = Stream(len(data), batch_size=settings.batch_size, batches=settings.iterations, seed=settings.seed)
-    logged = learn_tokens(
-        learning,
-        _batches(training_loader(data, stream, workers=settings.workers), device),
-        iterations=settings.iterations,
-        learning_rate=settings.learning_rate,
+    if not settings.teacher:
+        return settings
+    files = ensure_tokens(
+        parse_options(settings.method, settings.options),
+        folder,
+        partial(learn, settings),
+        teacher=partial(_identity, settings),
+        first=getattr(rank_zero_only, "rank", 0) == 0,
+        log=logger,
     )
-    save_tokens(str(output), settings.method, tokens, levels)
-    logger.info("tokens of %s for %s: %s", settings.teacher, ", ".join(tokens), output)
-    return logged
+    return replace(settings, options=(*settings.options, *(f"{name}.tokens={path}" for name, path in files.items())))
 
 
-def _levels(settings: TokenSettings, teacher: nn.Module) -> Pyramid:
-    """Return the teacher's levels that the method's distillation can use, with the taps that it will have."""
+def learn(settings: Settings, wanted: TokenFile) -> list[dict[str, float]]:
+    """Learn tokens on the teacher of a run, and write their file.
+
+    The images are those of the run, cropped as for the student. The teacher resizes and normalises them itself.
+
+    Args:
+        settings: of the run, ``resolved``.
+        wanted: the file.
+
+    Returns:
+        The losses of every logged step.
+
+    Raises:
+        ConfigError: the teacher was not trained on the classes of the data; or see ``load_teacher``.
+        RunError: see ``learn_to_file``.
+    """
+    card = read_card(settings.teacher, argument="teacher")[0] if _is_run(settings) else None
+    data = load_data(
+        settings.train_split, card.name if card else settings.teacher, name="training data", crop=settings.crop
+    )
+    teacher, _ = load_teacher(settings, data)
+    hint = "its own losses teach the tokens; set {tokens} to a file learnt on its data"
+    if card and card.categories != data.categories:
+        raise ConfigError(
+            "teacher",
+            f"{settings.teacher} with the categories {card.categories}",
+            f"the data's {data.categories}",
+            hint,
+        )
+    if not card and settings.teacher_classes not in (0, data.num_classes):
+        raise ConfigError("teacher_classes", settings.teacher_classes, f"the data's {data.num_classes}", hint)
+    assert teacher is not None
     adapter = adapt(teacher)
     assert adapter is not None
-    taps = settings.taps or choose_taps(settings.method, adapter.offered, adapter.name)
-    if missing := [tap for tap in taps if tap not in adapter.offered]:
-        allowed = f"{' or '.join(adapter.offered)} of the teacher, a {adapter.name}"
-        raise ConfigError("taps", " and ".join(missing), allowed)
-    return levels_read(settings.method, adapter.levels(taps))
+    device = torch.device("cuda" if torch.cuda.is_available() and settings.accelerator != "cpu" else "cpu")
+    teacher.to(device)
+    stream = Stream(len(data), batch_size=settings.batch_size, batches=wanted.iterations, seed=0)
+    loader = training_loader(data, stream, workers=settings.workers)
+    return learn_to_file(adapter, _batches(loader, device), wanted, settings.taps)
+
+
+def _is_run(settings: Settings) -> bool:
+    return Path(settings.teacher).is_dir()
+
+
+def _identity(settings: Settings) -> str:
+    """Return the hash of the teacher's weights, or the name of torchvision's; nothing for neither, a fault."""
+    weights = settings.teacher_weights
+    if not weights and _is_run(settings):
+        weights = str(read_card(settings.teacher, argument="teacher")[1])
+    if Path(weights).is_file():
+        return sha256(weights)
+    return f"{settings.teacher} {weights}" if weights.isidentifier() else ""
 
 
 def _batches(loader: Any, device: torch.device) -> Iterator[tuple[list[Tensor], list[dict[str, Any]]]]:
-    """Images and targets on the teacher's device."""
+    """Give images and targets on the teacher's device."""
     for images, targets in loader:
         yield (
             [image.to(device) for image in images],

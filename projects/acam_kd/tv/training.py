@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from ..core import ConfigError, Distillation, RunError, clip_gradients
 from ..core.outputs import non_finite
+from . import token_learning
 from .build import build
 from .data import Images, Stream, evaluation_loader, training_loader
 from .evaluation import build_evaluator
@@ -271,6 +272,7 @@ def train(settings: Settings, output: str | Path, *, resume: bool = False, obser
     training = load_data(settings.train_split, model_name, name="training data", crop=settings.crop)
     validation = load_data(settings.val_split, model_name, name="validation data")
     _check_classes(training, validation)
+    settings = token_learning.ensure(settings, folder.path)
     lightning.seed_everything(settings.seed, verbose=False)
     model = build(settings, training)
     trainer = _trainer(settings, folder)

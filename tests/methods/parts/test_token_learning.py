@@ -1,19 +1,23 @@
-"""The first stage of token learning: the parts that are trained, and those that stay as they are."""
+"""The learning of tokens: the parts that are trained, those that stay as they are, and the trace that is left: none."""
 
 from __future__ import annotations
 
 import copy
 import logging
+import random
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import acam_kd
 from acam_kd.core import LOGITS, FeatureSpec
 from acam_kd.core.errors import ConfigError, RunError
-from acam_kd.methods.parts.token_files import build_tokens
+from acam_kd.methods.parts.token_files import build_tokens, save_tokens
 from acam_kd.methods.parts.token_learning import TokenLearning, learn_tokens
+from acam_kd.methods.parts.token_runs import TokenFile, ensure_tokens
 
 LEVELS = {"p3": FeatureSpec(8, 2), "p4": FeatureSpec(8, 4)}
 
@@ -147,5 +151,83 @@ def test_faults_are_named(detector, batch):
     assert error.value.allowed == "> 0 and finite"
     with pytest.raises(RunError) as stopped:
         learn_tokens(TokenLearning(detector, build_tokens("MasKD", LEVELS)), [(batch * float("nan"),)], iterations=1)
-    assert stopped.value.where == "iteration 1" and "loss is not finite: loss_a = nan" in stopped.value.what
-    assert stopped.value.remedy == "lower {learning_rate}"
+    assert (
+        stopped.value.where == "iteration 1 of learning tokens"
+        and "loss is not finite: loss_a = nan" in stopped.value.what
+    )
+    assert stopped.value.remedy.startswith("check the teacher and its data")
+
+
+# The file, and the run that needs it
+
+
+def draws():
+    return random.random(), np.random.rand(), torch.rand(2).tolist()
+
+
+def test_a_file_is_learnt_from_fixed_seeds_and_leaves_no_trace(detector, batch, tmp_path):
+    detector.predictor.requires_grad_(False)
+    detector.eval().head.train()
+    flags = [p.requires_grad for p in detector.parameters()], [m.training for m in detector.modules()]
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    expected = draws()
+    for seed, name in ((5, "a"), (6, "b")):
+        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+        acam_kd.learn_tokens(detector, [(batch,)] * 2, str(tmp_path / name), iterations=2, num_tokens=3)
+        assert seed != 5 or draws() == expected
+    assert flags == ([p.requires_grad for p in detector.parameters()], [m.training for m in detector.modules()])
+    a, b = (torch.load(tmp_path / name, weights_only=True)["levels"] for name in "ab")
+    assert list(a) == ["p3", "p4"] and all(equal(a[level]["state"], b[level]["state"]) for level in a)
+    with pytest.raises(RunError) as error:
+        acam_kd.learn_tokens(detector, [(batch,)], str(tmp_path / "a" / "x"), iterations=1)
+    assert error.value.what.startswith("the learnt tokens cannot be written (")
+
+
+@pytest.fixture
+def ensure(tmp_path):
+    """Ask for the tokens of methods; return the files, what was learnt, and the number of random draws that moved."""
+
+    def ask(methods, *, teacher="t", first=True):
+        learnt = []
+
+        def learn(wanted):
+            torch.rand(3)
+            learnt.append(wanted)
+            save_tokens(wanted.path, wanted.method, build_tokens(wanted.method, LEVELS), LEVELS, teacher=wanted.teacher)
+
+        log = logging.getLogger("acam_kd")
+        return ensure_tokens(methods, tmp_path, learn, teacher=lambda: teacher, first=first, log=log), learnt
+
+    return ask
+
+
+def test_a_run_learns_what_has_no_file(ensure, tmp_path):
+    other = str(tmp_path / "new" / "other.pth")
+    methods = {"PKD": {}, "MasKD": {"num_tokens": 4, "tokens": ""}, "FreeKD": {"tokens": other, "token_iterations": 7}}
+    torch.manual_seed(1)
+    expected = torch.rand(2)
+    torch.manual_seed(1)
+    files, learnt = ensure(methods)
+    assert torch.equal(torch.rand(2), expected)
+    own = str(tmp_path / "tokens_maskd.pth")
+    assert files == {"MasKD": own, "FreeKD": other}
+    assert learnt == [TokenFile(own, "MasKD", 4, 2000, teacher="t"), TokenFile(other, "FreeKD", 0, 7, teacher="t")]
+    assert ensure(methods, first=False) == (files, [])
+    assert ensure({"PKD": {}}) == ({}, [])
+
+
+def test_files_of_another_teacher_or_method_are_refused(ensure, tmp_path):
+    files, _ = ensure({"MasKD": {}})
+    for method, teacher, value in (
+        ("MasKD", "other", "learnt on a teacher with other weights"),
+        ("FreeKD", "t", "MasKD"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            ensure({method: {"tokens": files["MasKD"]}}, teacher=teacher)
+        assert error.value.argument == f"{method}.tokens" and value in error.value.value
+    assert ensure({"MasKD": {}}, teacher="")[1] == []  # an unknown teacher is refused where it is loaded
+    save_tokens(files["MasKD"], "MasKD", build_tokens("MasKD", LEVELS), LEVELS)  # as a file of version 0.1
+    assert ensure({"MasKD": {}})[1] == []
+    with pytest.raises(ConfigError) as error:
+        ensure({"MasKD": {"token_iterations": 0}})
+    assert str(error.value) == "MasKD.token_iterations: found 0, expected >= 1"

@@ -19,6 +19,7 @@ from .tokens import FrequencyPrompts, ReceptiveTokens, TokenModule
 __all__ = [
     "TOKEN_METHODS",
     "build_tokens",
+    "check_teacher",
     "frozen_tokens",
     "load_tokens",
     "save_tokens",
@@ -26,7 +27,7 @@ __all__ = [
 ]
 
 TOKEN_METHODS = ("MasKD", "FreeKD")
-"""The methods whose tokens are learnt before the distillation."""
+"""The methods whose tokens are learnt on the teacher, before the distillation."""
 
 
 def build_tokens(method: str, pyramid: Pyramid, num_tokens: int = 0) -> dict[str, TokenModule]:
@@ -67,16 +68,18 @@ def frozen_tokens(method: str, pyramid: Pyramid, num_tokens: int, path: str) -> 
 
 
 def untrained_tokens(path: str) -> dict[str, str]:
-    """Return the warning, for a method's ``warnings``, about tokens that come from no file."""
+    """Return the warning about tokens that come from no file, for a method's ``warnings``."""
     if path:
         return {}
     return {
         "tokens": "the tokens are untrained: their masks are close to one half everywhere and select nothing; learn "
-        "them on the teacher first (tools/learn_tokens.py, or acam-kd tokens) and set {tokens} to the file"
+        "them with acam_kd.learn_tokens(teacher, batches, FILE) and set {tokens} to the file"
     }
 
 
-def save_tokens(path: str, method: str, tokens: Mapping[str, TokenModule], pyramid: Pyramid) -> None:
+def save_tokens(
+    path: str, method: str, tokens: Mapping[str, TokenModule], pyramid: Pyramid, *, teacher: str = ""
+) -> None:
     """Write learnt tokens to a file, with the method, and the stride and kind of each level.
 
     Args:
@@ -84,6 +87,7 @@ def save_tokens(path: str, method: str, tokens: Mapping[str, TokenModule], pyram
         method: one of ``TOKEN_METHODS``.
         tokens: level of the teacher -> its tokens.
         pyramid: the teacher's pyramid, with at least these levels.
+        teacher: identifies the teacher, for ``check_teacher``; empty if unknown.
     """
     levels = {
         level: {
@@ -95,7 +99,7 @@ def save_tokens(path: str, method: str, tokens: Mapping[str, TokenModule], pyram
     }
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     buffer = io.BytesIO()
-    torch.save({"method": method, "levels": levels}, buffer)
+    torch.save({"method": method, "teacher": teacher, "levels": levels}, buffer)
     write_atomically(path, buffer.getvalue())
 
 
@@ -115,7 +119,7 @@ def load_tokens(path: str, method: str, tokens: Mapping[str, TokenModule], pyram
         ConfigError: there is no such file, or it is of another kind. Or its tokens are those of another method, or of
             other levels, channels or numbers.
     """
-    levels = _read(path, method)
+    levels, _ = _read(path, method)
     known = describe({name: _spec(entry) for name, entry in levels.items()})
     for level, module in tokens.items():
         name = _name_of(level, pyramid[level], levels)
@@ -147,21 +151,39 @@ def load_tokens(path: str, method: str, tokens: Mapping[str, TokenModule], pyram
             ) from error
 
 
-def _read(path: str, method: str) -> dict[str, Any]:
-    """Read the levels of a file of learnt tokens, and check the file's kind and method."""
+def check_teacher(path: str, method: str, teacher: str) -> None:
+    """Raise ConfigError for a file whose tokens were learnt on another teacher, as far as both are known.
+
+    Args:
+        path: the file.
+        method: the method that needs the tokens.
+        teacher: identifies the teacher, as in ``save_tokens``; empty if unknown.
+    """
+    _, learnt_on = _read(path, method)
+    if learnt_on and teacher and learnt_on != teacher:
+        raise ConfigError(
+            "tokens",
+            f"{path}, learnt on a teacher with other weights",
+            "tokens of this teacher",
+            hint="delete the file, or set {tokens} to another one",
+        )
+
+
+def _read(path: str, method: str) -> tuple[dict[str, Any], str]:
+    """Read the levels and the teacher's identity from a file of learnt tokens, and check its kind and method."""
     if not os.path.isfile(path):
         raise ConfigError("tokens", f"no file at {os.path.abspath(path)}", "a file of learnt tokens")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         levels = dict(content["levels"])
-        learnt_for = str(content["method"])
+        learnt_for, learnt_on = str(content["method"]), str(content.get("teacher", ""))
         for entry in levels.values():
             _spec(entry)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigError("tokens", f"{path}, which holds no learnt tokens", "a file of learnt tokens") from error
     if learnt_for != method:
         raise ConfigError("tokens", f"{path}, learnt for {learnt_for}", f"tokens learnt for {method}")
-    return levels
+    return levels, learnt_on
 
 
 def _spec(entry: Mapping[str, Any]) -> FeatureSpec:

@@ -1,4 +1,4 @@
-"""The first stage of MasKD and FreeKD, which learns tokens on the frozen teacher by the teacher's own losses."""
+"""The learning of tokens for MasKD and FreeKD, on the frozen teacher and by the teacher's own losses."""
 
 from __future__ import annotations
 
@@ -129,6 +129,7 @@ def learn_tokens(
     iterations: int = 2000,
     learning_rate: float = 0.01,
     weight_decay: float = 1e-3,
+    log: logging.Logger = logger,
 ) -> list[dict[str, float]]:
     """Train the tokens as MasKD's authors do for detectors: Adam, and a cosine from ``learning_rate`` to 1e-6.
 
@@ -139,6 +140,7 @@ def learn_tokens(
         batches: the inputs of one forward each; at least as many as there are iterations.
         iterations: the number of steps.
         learning_rate, weight_decay: Adam's; the authors' weight decay for a Cascade Mask R-CNN is 0.1.
+        log: gets a line for each logged step.
 
     Returns:
         The losses of every logged step: every ``LOG_PERIOD``-th and the last.
@@ -158,7 +160,9 @@ def learn_tokens(
         loss = torch.stack([value.float().reshape(()) for value in losses.values()]).sum()
         if wrong := non_finite(losses):
             raise RunError(
-                f"loss is not finite: {', '.join(wrong)}", where=f"iteration {step}", remedy="lower {learning_rate}"
+                f"loss is not finite: {', '.join(wrong)}",
+                where=f"iteration {step} of learning tokens",
+                remedy="check the teacher and its data, or learn with a lower rate by acam_kd.learn_tokens",
             )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -167,7 +171,6 @@ def learn_tokens(
         if step % LOG_PERIOD == 0 or step == iterations:
             logged.append({name: float(value.detach()) for name, value in losses.items()})
             diversity = logged[-1]["loss_tokens_diversity"]
-            logger.info(
-                "step %d/%d  loss %.4g  diversity %.4g", step, iterations, float(loss.detach()) - diversity, diversity
-            )
+            total = float(loss.detach()) - diversity
+            log.info("tokens: step %d/%d  loss %.4g  diversity %.4g", step, iterations, total, diversity)
     return logged
