@@ -15,10 +15,12 @@ import torch
 from torch import nn
 
 from ...core.adapter import Adapter
+from ...core.distiller import method_arguments
 from ...core.errors import ConfigError, RunError
 from ...core.features import LOGITS, Pyramid
 from ...core.methods import levels_read
 from ...core.options import all_arguments
+from ...core.registry import DISTILLER_REGISTRY
 from ...core.selection import choose_taps
 from .shared_file import make_once
 from .token_files import TOKEN_METHODS, build_tokens, check_teacher, save_tokens
@@ -92,7 +94,7 @@ def ensure_tokens(
             _ensure(wanted, learn, first, log)
             check_teacher(path, method, wanted.teacher)
         except ConfigError as error:
-            raise error.of(method, known) from error
+            raise error.of(method, method_arguments(DISTILLER_REGISTRY.get(method))) from error
         log.info("tokens of %s: %s", method, path)
         files[method] = path
     return files
