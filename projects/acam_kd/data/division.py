@@ -219,7 +219,9 @@ def _report(parts: Mapping[str, Mapping[str, Any]], train: int, val: int, name: 
         missing = [names[key] for key in names if counts[other][key] and not counts[part][key]]
         if missing:
             words = {"train": "train on", "val": "validate on"}[part]
-            logger.warning("%s: no object to %s of %s, which one group of images has", name, words, _listed(missing))
+            logger.warning(
+                "%s: no object to %s of %s, which too few groups of images have", name, words, _listed(missing)
+            )
 
 
 def _listed(words: Sequence[str]) -> str:

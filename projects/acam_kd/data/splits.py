@@ -13,7 +13,7 @@ from .coco import NAMES, CocoSplit, find_split
 from .convert import FilePairs, convert, files_below
 from .labels import read_class_names
 from .voc import find_voc, voc_pairs
-from .yolo import find_yolo, yolo_pairs
+from .yolo import YAML_NAMES, find_yolo, yolo_pairs
 
 __all__ = ["LabelSplit", "Split", "find_any_split", "find_whole", "named_split", "only_coco", "read_classes"]
 
@@ -62,7 +62,7 @@ def find_any_split(folder: str | Path, split: str, classes: str = "") -> Split:
 def _find(folder: Path, split: str, classes: str) -> Split | FilePairs | None:
     for name in NAMES.get(split, ()):
         images, labels = folder / name / "images", folder / name / "labels"
-        if images.is_dir() and labels.is_dir() and not _suffix(labels):
+        if images.is_dir() and labels.is_dir() and not (_suffix(labels) or _only_yaml(folder, labels)):
             file = folder / CLASSES_FILE
             return LabelSplit(str(images), str(labels), read_classes(classes or (str(file) if file.is_file() else "")))
     coco = _whole_coco(folder) if split == "all" else _find_coco(folder, split)
@@ -76,6 +76,11 @@ def _suffix(labels: Path) -> str:
     if files_below(labels, (".png",)):
         return ""
     return next((suffix for suffix in (".txt", ".xml") if files_below(labels, (suffix,))), "")
+
+
+def _only_yaml(folder: Path, labels: Path) -> bool:
+    """Return True if a dataset has a yaml file as YOLO's, but no label PNG."""
+    return any((folder / name).is_file() for name in YAML_NAMES) and not files_below(labels, (".png",))
 
 
 def _find_coco(folder: Path, split: str) -> CocoSplit | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -178,15 +179,16 @@ def _names(classes: str, folder: Path, xmls: Iterable[Path]) -> VocLabels:
     if classes or file:
         return VocLabels(tuple(read_class_names(classes or str(file))))
     files = [path for place in xmls if place.is_dir() for path in files_below(place, (".xml",))]
-    counts = json.loads(cached((path.read_bytes() for path in files), lambda: _counts(files)).read_text())
+    content = itertools.chain([b"classes"], (path.read_bytes() for path in files))
+    counts = json.loads(cached(content, lambda: _counts(folder, files)).read_text())
     if not counts:
         raise ConfigError("dataset", f"{folder} with {len(files)} xml files and no object", "at least one object")
-    logger.info(
-        "%s: the classes are %s", folder, ", ".join(f"{name} ({counts[name]} objects)" for name in sorted(counts))
-    )
     return VocLabels(tuple(sorted(counts)))
 
 
-def _counts(files: Iterable[Path]) -> dict[str, int]:
+def _counts(folder: Path, files: Iterable[Path]) -> dict[str, int]:
     names = (item.value("name") for path in files for item in read_xml(path).all("object"))
-    return Counter(name for name in names if name)
+    counts = Counter(name for name in names if name)
+    listed = ", ".join(f"{name} ({counts[name]} objects)" for name in sorted(counts))
+    logger.info("%s: the classes are %s", folder, listed)
+    return counts
