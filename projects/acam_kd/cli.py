@@ -293,7 +293,7 @@ def _split(args: argparse.Namespace, split: str) -> Split:
         return _divided(args)[split]
     if args.group_by or args.split_seed:
         argument = "group_by" if args.group_by else "split_seed"
-        raise ConfigError(argument, getattr(args, argument), "none without {val_fraction}")
+        raise ConfigError(argument, getattr(args, argument), "none without a fraction", "give {val_fraction}")
     files = getattr(args, split)
     if files:
         return named_split(files[0], files[1], args.classes)

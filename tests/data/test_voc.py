@@ -119,7 +119,7 @@ def test_an_image_without_an_xml_file_has_no_objects(folder, caplog):
 @pytest.mark.parametrize(
     ("text", "value", "allowed"),
     [
-        (xml(thing())[:-30], ":7: xml that does not parse (", "a whole xml file"),
+        (xml(thing())[:-30], ":6: xml that does not parse (", "a whole xml file"),
         ("", ":1: xml that does not parse (no element found)", "a whole xml file"),
         ("<annotation>\n<object>\n</annotation>", ":3: xml that does not parse (mismatched tag)", "a whole xml file"),
         ("\n<?xml version='1.0'?>\n<annotation/>", ":2: xml that does not parse (", "a whole xml file"),

@@ -62,7 +62,7 @@ def find_any_split(folder: str | Path, split: str, classes: str = "") -> Split:
 def _find(folder: Path, split: str, classes: str) -> Split | FilePairs | None:
     for name in NAMES.get(split, ()):
         images, labels = folder / name / "images", folder / name / "labels"
-        if images.is_dir() and labels.is_dir() and not (_suffix(labels) or _only_yaml(folder, labels)):
+        if images.is_dir() and labels.is_dir() and not (_suffix(images, labels) or _only_yaml(folder, labels)):
             file = folder / CLASSES_FILE
             return LabelSplit(str(images), str(labels), read_classes(classes or (str(file) if file.is_file() else "")))
     coco = _whole_coco(folder) if split == "all" else _find_coco(folder, split)
@@ -71,9 +71,9 @@ def _find(folder: Path, split: str, classes: str) -> Split | FilePairs | None:
     return find_yolo(folder, split, classes) or find_voc(folder, split, classes)
 
 
-def _suffix(labels: Path) -> str:
+def _suffix(images: Path, labels: Path) -> str:
     """Return the suffix of a folder's label files of YOLO's or Pascal VOC's format; empty if there are PNGs or none."""
-    if files_below(labels, (".png",)):
+    if images != labels and files_below(labels, (".png",)):
         return ""
     return next((suffix for suffix in (".txt", ".xml") if files_below(labels, (suffix,))), "")
 
@@ -171,7 +171,7 @@ def named_split(first: str, second: str, classes: str = "") -> Split:
     first, second = os.path.expanduser(first), os.path.expanduser(second)
     if not os.path.isdir(first):
         return _without_classes(CocoSplit(first, second), classes)
-    suffix = _suffix(Path(second))
+    suffix = _suffix(Path(first), Path(second))
     if suffix:
         pairs = yolo_pairs if suffix == ".txt" else voc_pairs
         return convert(pairs(Path(first), Path(second), classes))
