@@ -137,6 +137,7 @@ def test_an_image_without_an_xml_file_has_no_objects(folder, caplog):
         (xml(thing(box=(1, 1, 3))), ":6: ymax missing", "a finite number"),
         (xml(thing(box=(9, 1, 3, 4))), ":6: a box from 9, 1 to 3, 4", "xmin <= xmax and ymin <= ymax"),
         (xml(thing(box=(90, 1, 93, 4))), ":6: a box from 90, 1 to 93, 4", "a box in 40 x 20 pixels"),
+        (xml(thing(box=(1, 1, "1e308", 4))), ":6: a box from 1, 1 to 1e+308, 4", "a box in 40 x 20 pixels"),
         (xml(thing(), size=(20, 40)), ":3: a size of 20 x 40", "40 x 20, as its image is read"),
     ],
 )

@@ -209,6 +209,10 @@ def test_keypoints_are_left_out_with_a_word(folder, caplog):
         ("names: [cat, cat]\n", "data.yaml:1: names: cat for 0 and 1", "different names"),
         ("names: {cat: 0}\n", "data.yaml:1: names: key cat", "class numbers from 0"),
         ("names: cat\n", "data.yaml:1: names: cat", "a list of names, or names by number"),
+        ("names: {999999: cat}\n", "data.yaml:1: names: none for class 0", "a name for each number"),
+        ("names: {0: cat, 99999999999999999999: dog}\n", "data.yaml:1: names: key 9999", "class numbers from 0"),
+        ("names: " + "[" * 5000, "data.yaml: ", "a yaml file as YOLO's"),
+        (f"names: [cat]\ntrain: {'x' * 5000}\n", "which does not exist", "a folder of images"),
         ("names: []\n", "data.yaml:1: names: []", "a list of names"),
         (
             "names: [cat, dog]\ntrain: gone/images\n",
@@ -242,6 +246,34 @@ def test_images_that_are_missing_or_broken(folder):
     (folder / "train/images/other.png").unlink()
     with refused(f"{folder}/data.yaml:2 with no images", "files named .jpg"):
         find_any_split(folder, "train")
+
+
+def test_links_to_nothing_and_headers_of_too_many_pixels(folder, monkeypatch):
+    (folder / "train/images/a.png").unlink()
+    (folder / "train/images/a.png").symlink_to(folder / "gone.png")
+    with refused(f"{folder}/data.yaml:2: no image {folder}/train/images/a.png", "an existing image"):
+        find_any_split(folder, "train")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
+    with refused(f"{folder}/valid/images/c.png, which cannot be read (Image size (800 pixels) exceeds limit"):
+        find_any_split(folder, "val")
+
+
+def test_paths_from_here_and_from_the_root(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    write(folder / "data.yaml", f"names: [cat, dog]\ntrain: [{folder}/train/images, valid/images]\nval: valid/images\n")
+    assert set(objects(find_any_split(".", "train"))) == {
+        "train/images/a.png",
+        "train/images/b.png",
+        "valid/images/c.png",
+    }
+    assert objects(find_any_split("", "val")) == {"c.png": DOG}
+    (folder / "train").rename(folder / "images")
+    (folder / "images/images").rename(folder / "images/x")
+    (folder / "images/labels").rename(folder / "labels")
+    write(folder / "data.yaml", "names: [cat, dog]\ntrain: images\n")
+    for path in sorted((folder / "images/x").iterdir()):
+        path.rename(folder / "images" / path.name)
+    assert objects(find_any_split(".", "train")) == {"a.png": DOG, "b.png": DOG}
 
 
 def test_all_files_that_are_wrong_are_said_at_once(folder, caplog):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..core.errors import ConfigError, RunError
+from ..core.errors import ConfigError, RunError, first_line
 from ..files import cache_folder, write_atomically
 from .coco import CocoSplit
 from .labels import IMAGES, image_size
@@ -123,15 +123,26 @@ def convert(source: FilePairs) -> CocoSplit:
             "%s: %d of %d images have no label file, so no objects; the first is %s",
             source.place, len(without), len(source.pairs), without[0],
         )  # fmt: skip
-    root = Path(os.path.commonpath([image.parent for image, _ in source.pairs]))
+    if missing := [image for image, _ in source.pairs if not image.is_file()]:
+        raise ConfigError("dataset", f"{source.place}: no image {missing[0]}", "an existing image")
+    root = _root([image for image, _ in source.pairs])
 
     def content() -> Iterable[bytes]:
         yield repr((VERSION, source.reader)).encode()
         for image, label in source.pairs:
-            yield f"{image.relative_to(root)} {image.stat().st_size}".encode()
+            yield os.fsencode(f"{os.path.relpath(image, root)} {image.stat().st_size}")
             yield label.read_bytes() if label.is_file() else b""
 
     return CocoSplit(str(cached(content(), lambda: _coco(source, root))), str(root))
+
+
+def _root(images: Iterable[Path]) -> Path:
+    """Return the folder that all images are below."""
+    folders = {image.parent for image in images}
+    try:
+        return Path(os.path.commonpath(folders))
+    except ValueError:  # some are named from the root of the file system
+        return Path(os.path.commonpath([folder.absolute() for folder in folders]))
 
 
 def cached(parts: Iterable[bytes], make: Any) -> Path:
@@ -176,7 +187,7 @@ def _coco(source: FilePairs, root: Path) -> dict[str, Any]:
             errors.append(found)
             continue
         width, height, things = found
-        name = image.relative_to(root).as_posix()
+        name = Path(os.path.relpath(image, root)).as_posix()
         images.append({"id": number, "file_name": name, "width": width, "height": height})
         for thing in things:
             annotations.append({"id": len(annotations) + 1, "image_id": number, **_annotation(thing)})
@@ -190,6 +201,11 @@ def _coco(source: FilePairs, root: Path) -> dict[str, Any]:
 def _read(reader: Reader, image: Path, label: Path) -> tuple[int, int, list[Thing]] | ConfigError:
     try:
         height, width = image_size(str(image))
+    except ConfigError as error:
+        return error
+    except Exception as error:  # whatever Pillow makes of a damaged header, or of one of too many pixels
+        return ConfigError("dataset", f"{image}, which cannot be read ({first_line(error)})", "a whole image file")
+    try:
         return width, height, reader.read(label, width, height) if label.is_file() else []
     except ConfigError as error:
         return error

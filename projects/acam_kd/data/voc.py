@@ -64,7 +64,7 @@ class VocLabels:
             raise ConfigError("dataset", found, "xmin <= xmax and ymin <= ymax")
         left, top = max(x0 - 1, min(x0, 0.0)), max(y0 - 1, min(y0, 0.0))  # some tools count from 0
         box = left, top, x1 - left, y1 - top
-        if outside(box, width, height):
+        if outside(box, width, height) or not (-width <= x0 and x1 <= 2 * width and -height <= y0 and y1 <= 2 * height):
             found = f"{bounds.where}: a box from {x0:g}, {y0:g} to {x1:g}, {y1:g}"
             raise ConfigError("dataset", found, f"a box in {width} x {height} pixels")
         return Thing(self.names.index(name), box, crowd=item.value("difficult") == "1")
@@ -135,7 +135,7 @@ def _lists(folder: Path, split: str) -> Path | None:
 
 def _listed(file: Path, images: Path, xmls: Path) -> Iterable[tuple[Path, Path]]:
     known = _by_stem(images)
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         name = line.strip().strip('"')
         if name not in known and name.endswith((" 1", "-1", " 0")):  # lists of one class say whether it is there
             name = name.rpartition(" ")[0].strip()

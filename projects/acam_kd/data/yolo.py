@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,9 +164,10 @@ def _pairs(named: Named) -> tuple[tuple[Path, Path], ...]:
     """Find the label file of each image: with ``labels`` in place of the last ``images`` in its path, or beside it."""
     folders: dict[Path, Path] = {}
     for folder in {image.parent for image in named.paths}:
-        before, found, after = f"{folder}{os.sep}".rpartition(f"{os.sep}images{os.sep}")
-        labels = Path(f"{before}{os.sep}labels{os.sep}{after}")
-        folders[folder] = labels if found and labels.is_dir() else folder
+        parts = list(folder.parts)
+        if "images" in parts:
+            parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+        folders[folder] = Path(*parts) if Path(*parts).is_dir() else folder
     pairs = tuple((image, folders[image.parent] / f"{image.stem}.txt") for image in named.paths)
     for images, labels in folders.items() if named.folders else ():
         if labels != images:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +12,13 @@ from typing import Any
 
 import yaml
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, first_line
 from .convert import files_below
 
 __all__ = ["Named", "YoloFile", "read_yolo_file"]
 
 KEYS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
+NUMBER = re.compile(r"[0-9]{1,6}")
 
 logger = logging.getLogger("acam_kd")
 
@@ -71,7 +74,7 @@ class YoloFile:
         return place
 
     def _listed(self, file: Path) -> Iterator[Path]:
-        for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+        for number, line in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
             if line.strip():
                 place = _resolve(line.strip(), file.parent, self.root)
                 if place is None:
@@ -83,12 +86,12 @@ def _resolve(value: str, *folders: Path) -> Path | None:
     """Find a path below one of some folders; the first parts of the path may be those of another machine."""
     parts = Path(value).parts
     for place in [Path(value)] if Path(value).is_absolute() else [folder / value for folder in folders]:
-        if place.exists():
+        if os.path.exists(place):
             return place
     for start in range(1, len(parts)):
         for folder in folders:
             place = folder.joinpath(*parts[start:])
-            if ".." not in parts[start:] and place.exists():
+            if ".." not in parts[start:] and os.path.exists(place):
                 return place
     return None
 
@@ -103,10 +106,10 @@ def read_yolo_file(path: Path) -> YoloFile:
         loader = yaml.BaseLoader(path.read_text(encoding="utf-8-sig"))  # all values stay text: yes and no are names
         node = loader.get_single_node()
         content = loader.construct_document(node) if node else None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else f"{path}"
-        problem = getattr(error, "problem", None) or "not UTF-8"
+        problem = getattr(error, "problem", None) or first_line(error)
         raise ConfigError("dataset", f"{where}: {problem}", "a yaml file as YOLO's") from error
     if not isinstance(content, dict) or "names" not in content:
         raise ConfigError("dataset", f"{path} without 'names'", "a yaml file with the names of the classes")
@@ -137,10 +140,10 @@ def _texts(value: Any) -> tuple[str, ...]:
 def _names(where: str, value: Any) -> tuple[str, ...]:
     """Return the names by number, of a list or of a dict from numbers."""
     if isinstance(value, Mapping):
-        if wrong := [key for key in value if not str(key).isdecimal()]:
+        if wrong := [key for key in value if not NUMBER.fullmatch(str(key))]:
             raise ConfigError("dataset", f"{where}: key {wrong[0]}", "class numbers from 0")
         by_number = {int(key): name for key, name in value.items()}
-        value = [by_number.get(number, "") for number in range(max(by_number, default=-1) + 1)]
+        value = [by_number.get(number, "") for number in range(len(by_number))]
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise ConfigError("dataset", f"{where}: {value}", "a list of names, or names by number")
     names = [str(name).strip() if isinstance(name, str) else "" for name in value]
@@ -155,6 +158,6 @@ def _names(where: str, value: Any) -> tuple[str, ...]:
 def _keypoints(where: str, shape: Any) -> int:
     if not shape:
         return 0
-    if not (isinstance(shape, list) and len(shape) == 2 and all(str(value).isdecimal() for value in shape)):
+    if not (isinstance(shape, list) and len(shape) == 2 and all(NUMBER.fullmatch(str(value)) for value in shape)):
         raise ConfigError("dataset", f"{where}: kpt_shape {shape}", "[number of keypoints, 2 or 3]")
     return int(shape[0]) * int(shape[1])
