@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
+import random
 import zipfile
 
 import lightning
@@ -232,6 +234,23 @@ def test_files_that_are_cut_off(state, path):
             save()
             os.truncate(path, part)
             refused(path, "w.pth, ", "a file of tensors", "copy or download it again")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_files_with_a_wrong_byte_are_read_or_refused(state, path, seed):
+    draw = random.Random(seed)
+    if seed % 2:
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=bool(seed % 4))
+    with open(path, "r+b") as file:
+        content = bytearray(file.read())
+        for _ in range(3):
+            content[draw.choice([-1, 1]) * draw.randrange(200)] = draw.randrange(256)
+        file.seek(0)
+        file.write(content)
+    with contextlib.suppress(ConfigError):
+        load_file(network(), path, argument="weights")
 
 
 def test_a_header_of_safetensors_that_lies(path):

@@ -74,13 +74,20 @@ def _not_weights(path: str) -> tuple[str, str, str] | None:
         return f"{path}, a pointer of Git LFS and not the file itself", ALLOWED, "fetch it with git lfs pull"
     if start.lstrip()[:1] == b"<":
         return f"{path}, a web page", ALLOWED, "the download got a page instead of the file"
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if not any(name.endswith("/data.pkl") for name in archive.namelist()):
-                return f"{path}, a zip archive that torch has not written", ALLOWED, ""
-    elif start[:1] != b"\x80" and not start.startswith(b"PK") and not _is_safetensors(path):
+    if start.startswith(b"PK"):
+        return (f"{path}, a zip archive that torch has not written", ALLOWED, "") if _is_foreign_zip(path) else None
+    if start[:1] != b"\x80" and not _is_safetensors(path):
         return f"{path}, which is a file of another kind", ALLOWED, ""
     return None
+
+
+def _is_foreign_zip(path: str) -> bool:
+    """Return True for a whole zip archive without the entry that torch's have."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return not any(name.endswith("/data.pkl") for name in archive.namelist())
+    except Exception:  # a damaged one; torch says how
+        return False
 
 
 def _is_safetensors(path: str) -> bool:

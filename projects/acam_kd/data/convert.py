@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..files import cache_folder, write_atomically
 from .coco import CocoSplit
 from .labels import IMAGES, image_size
 
-__all__ = ["FilePairs", "Reader", "Thing", "cached", "convert", "files_below", "outside", "refuse_strays"]
+__all__ = ["FilePairs", "Reader", "Thing", "cached", "convert", "files_below", "has_files", "outside", "refuse_strays"]
 
 VERSION = 1
 """Raised when the conversion changes, so that what older versions wrote is not used."""
@@ -66,10 +66,21 @@ class FilePairs:
     reader: Reader
 
 
+def _walk(root: Path, suffixes: Sequence[str]) -> Iterator[str]:
+    for folder, _, names in os.walk(root, followlinks=True):
+        for name in names:
+            if name[0] != "." and name.lower().endswith(tuple(suffixes)):
+                yield os.path.join(folder, name)
+
+
 def files_below(root: Path, suffixes: Sequence[str] = IMAGES) -> list[Path]:
     """List the files below a folder by path, hidden ones left out. Links to folders are followed."""
-    found = [Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names]
-    return sorted(path for path in found if path.suffix.lower() in suffixes and path.name[0] != ".")
+    return [Path(path) for path in sorted(_walk(root, suffixes))]
+
+
+def has_files(root: Path, suffix: str) -> bool:
+    """Return True if any file of a suffix is below a folder."""
+    return any(True for _ in _walk(root, (suffix,)))
 
 
 def refuse_strays(labels: Iterable[Path], pairs: Iterable[tuple[Path, Path]], images: Path) -> None:

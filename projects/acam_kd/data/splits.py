@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..core.errors import ConfigError
 from .coco import NAMES, CocoSplit, find_split
-from .convert import FilePairs, convert, files_below
+from .convert import FilePairs, convert, has_files
 from .labels import read_class_names
 from .voc import find_voc, voc_pairs
 from .yolo import YAML_NAMES, find_yolo, yolo_pairs
@@ -73,14 +73,14 @@ def _find(folder: Path, split: str, classes: str) -> Split | FilePairs | None:
 
 def _suffix(images: Path, labels: Path) -> str:
     """Return the suffix of a folder's label files of YOLO's or Pascal VOC's format; empty if there are PNGs or none."""
-    if images != labels and files_below(labels, (".png",)):
+    if images != labels and has_files(labels, ".png"):
         return ""
-    return next((suffix for suffix in (".txt", ".xml") if files_below(labels, (suffix,))), "")
+    return next((suffix for suffix in (".txt", ".xml") if has_files(labels, suffix)), "")
 
 
 def _only_yaml(folder: Path, labels: Path) -> bool:
     """Return True if a dataset has a yaml file as YOLO's, but no label PNG."""
-    return any((folder / name).is_file() for name in YAML_NAMES) and not files_below(labels, (".png",))
+    return any((folder / name).is_file() for name in YAML_NAMES) and not has_files(labels, ".png")
 
 
 def _find_coco(folder: Path, split: str) -> CocoSplit | None:

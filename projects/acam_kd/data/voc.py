@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..core.errors import ConfigError
 from .coco import NAMES
-from .convert import FilePairs, Thing, cached, files_below, outside, refuse_strays
+from .convert import FilePairs, Thing, cached, files_below, has_files, outside, refuse_strays
 from .labels import read_class_names
 from .xml_file import Element, read_xml
 
@@ -104,11 +104,11 @@ def find_voc(place: Path, split: str, classes: str = "") -> FilePairs | None:
         ConfigError: an image or xml file does not exist, or the names of the classes cannot be used.
     """
     for name in NAMES.get(split, ()):
-        if (place / name).is_dir() and files_below(place / name, (".xml",)):
+        if (place / name).is_dir() and has_files(place / name, ".xml"):
             splits = [place / other for names in NAMES.values() for other in names]
             return voc_pairs(place / name, place / name, _names(classes, place, splits))
     for xmls, images in FOLDERS:
-        if (place / xmls).is_dir() and (place / images).is_dir() and files_below(place / xmls, (".xml",)):
+        if (place / xmls).is_dir() and (place / images).is_dir() and has_files(place / xmls, ".xml"):
             folders = place / images, place / xmls
             break
     else:

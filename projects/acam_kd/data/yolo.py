@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..core.errors import ConfigError
 from .coco import NAMES
-from .convert import FilePairs, Thing, files_below, refuse_strays
+from .convert import FilePairs, Thing, files_below, has_files, refuse_strays
 from .labels import read_class_names
 from .yolo_file import Named, YoloFile, read_yolo_file
 
@@ -119,7 +119,7 @@ def find_yolo(place: Path, split: str, classes: str = "") -> FilePairs | None:
     for name in NAMES.get(split, ("",)):
         for images, labels in LAYOUTS if split in NAMES else WHOLE:
             pair = folder / images.format(split=name), folder / labels.format(split=name)
-            if pair[0].is_dir() and pair[1].is_dir() and files_below(pair[1], (".txt",)):
+            if pair[0].is_dir() and pair[1].is_dir() and has_files(pair[1], ".txt"):
                 return yolo_pairs(*pair, file or _names(classes, folder, pair[1]))
     return None
 
