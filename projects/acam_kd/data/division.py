@@ -26,7 +26,7 @@ logger = logging.getLogger("acam_kd")
 
 @dataclass(frozen=True)
 class Division:
-    """How a dataset is divided.
+    """The arguments that decide how a dataset is divided.
 
     Args:
         val_fraction: the part of the images to validate on, between 0 and 1.
