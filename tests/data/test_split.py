@@ -14,7 +14,7 @@ from acam_kd.data.coco import CocoSplit
 from acam_kd.data.division import Division, choose, divide
 from acam_kd.data.splits import LabelSplit, find_whole, only_coco
 
-from .conftest import draw, objects, refused, write
+from .drawn import draw, objects, own_cache, refused, write  # noqa: F401
 
 STUDENT = "fcos_mobilenet_v3_small_fpn64"
 

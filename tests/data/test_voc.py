@@ -6,7 +6,7 @@ import pytest
 
 from acam_kd.data.splits import find_any_split, find_whole, named_split
 
-from .conftest import content, draw, objects, refused, write
+from .drawn import content, draw, objects, own_cache, refused, write  # noqa: F401
 
 DOG = [("dog", 15, 5, 10, 10)]
 

@@ -8,7 +8,7 @@ from PIL import Image
 from acam_kd.core.errors import ConfigError, RunError
 from acam_kd.data.splits import LabelSplit, find_any_split, find_whole, named_split
 
-from .conftest import content, draw, objects, refused, write
+from .drawn import content, draw, objects, own_cache, refused, write  # noqa: F401
 
 YAML = "path: .\ntrain: train/images\nval: valid/images\nnc: 2\nnames: [cat, dog]\n"
 BOX = "1 0.5 0.5 0.25 0.5\n"

@@ -8,7 +8,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def divide(whole: CocoSplit, division: Division, folder: Path | None = None) -> 
         except OSError as error:
             value = f"{folder}, which cannot be written ({error.strerror})"
             raise ConfigError("output", value, "a folder to write into") from error
-    return {part: CocoSplit(str(file), whole.image_root) for part, file in files.items()}
+    return {part: replace(whole, json_file=str(file)) for part, file in files.items()}
 
 
 def _read(json_file: str) -> dict[str, Any]:

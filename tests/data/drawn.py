@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from acam_kd.core.errors import ConfigError
-from acam_kd.data.coco import check_coco
+from acam_kd.tv.data import CocoImages
 from acam_kd.tv.names import option
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch, caplog):
+@pytest.fixture(autouse=True, name="cache")
+def own_cache(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("ACAM_KD_CACHE", str(tmp_path / "cache"))
     caplog.set_level(logging.INFO, logger="acam_kd")
     return tmp_path / "cache"
@@ -35,7 +35,8 @@ def write(path, text):
 
 def content(split):
     """Read a converted json, which the checks of COCO data must accept."""
-    return check_coco(split.json_file, split.image_root, name="mine")
+    CocoImages(split, name="mine")
+    return json.loads(Path(split.json_file).read_text())
 
 
 def objects(split):
