@@ -28,6 +28,7 @@ setup(
         "pycocotools",
         "opencv-python",
         "numpy",
+        "safetensors",
         "lightning>=2.6,!=2.6.2,!=2.6.3",  # those two were compromised (GHSA-w37p-236h-pfx3)
         "tensorboard",
         "matplotlib",

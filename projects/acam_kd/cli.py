@@ -23,8 +23,10 @@ from . import methods  # noqa: F401  (registers them)
 from .core import DISTILLER_REGISTRY, TAPS, read_methods
 from .core.errors import ConfigError, one_line_errors
 from .core.teacher import PRECISIONS
+from .data.coco import CocoSplit
+from .data.division import Division, divide
 from .data.labels import read_names
-from .data.splits import Split, find_any_split, named_split
+from .data.splits import Split, find_any_split, find_whole, named_split, only_coco
 from .tv.names import option
 
 if TYPE_CHECKING:
@@ -96,12 +98,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _data_options(parser: argparse.ArgumentParser, *, splits: Sequence[str]) -> None:
-    group = parser.add_argument_group("data: --data, or the files of each split; in COCO format, or label PNGs")
+    group = parser.add_argument_group(
+        "data: --data, or the files of each split; in COCO's, YOLO's or Pascal VOC's format, or label PNGs"
+    )
     group.add_argument(
         "--data",
-        metavar="FOLDER",
-        help="train.json + train/ and val.json + val/, or COCO's own layout; or, for segmentation, train/images, "
-        "train/labels, val/images, val/labels with a label PNG of class numbers per image, where 255 is ignored",
+        metavar="FOLDER|YAML",
+        help="train.json + train/ and val.json + val/, or COCO's own layout; YOLO's, with a data.yaml; Pascal VOC's, "
+        "with Annotations, JPEGImages, ImageSets; or, for segmentation, train/images, train/labels, val/images, "
+        "val/labels with a label PNG of class numbers per image, where 255 is ignored",
     )
     for split in splits:
         group.add_argument(
@@ -112,6 +117,16 @@ def _data_options(parser: argparse.ArgumentParser, *, splits: Sequence[str]) -> 
         default="",
         metavar="NAMES|FILE",
         help="of label PNGs, from number 0, with commas between them or one per line; else FOLDER/classes.txt",
+    )
+    group.add_argument(
+        "--val-fraction", type=float, metavar="F", help="of a dataset without a split: validate on this part of it"
+    )
+    group.add_argument("--split-seed", type=_natural, default=0, metavar="N", help="decides which part")
+    group.add_argument(
+        "--group-by",
+        default="",
+        metavar="REGEX",
+        help="images whose names agree in this stay together, as frames of one scene: '^([^_]+)_' for scene_0001.jpg",
     )
 
 
@@ -270,6 +285,11 @@ def _rate(text: str) -> float:
 
 
 def _split(args: argparse.Namespace, split: str) -> Split:
+    if args.val_fraction is not None:
+        return _divided(args)[split]
+    if args.group_by or args.split_seed:
+        argument = "group_by" if args.group_by else "split_seed"
+        raise ConfigError(argument, getattr(args, argument), "none without a fraction", "give {val_fraction}")
     files = getattr(args, split)
     if files:
         return named_split(files[0], files[1], args.classes)
@@ -282,6 +302,24 @@ def _split(args: argparse.Namespace, split: str) -> Split:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(read_names(text, "teacher_class_names")) if text else ()
+
+
+def _divided(args: argparse.Namespace) -> dict[str, CocoSplit]:
+    """Divide the data without a split, once for all parts that a command uses."""
+    if not hasattr(args, "parts"):
+        named: list[list[str]] = [files for split in ("train", "val") if (files := getattr(args, split, None))]
+        if bool(args.data) + len(named) != 1:
+            found = "a fraction without data" if not named else "a fraction of two datasets"
+            raise ConfigError("val_fraction", found, "one dataset", "give one of {data}, {train_split}, {val_split}")
+        whole = (
+            only_coco(named_split(named[0][0], named[0][1], args.classes))
+            if named
+            else find_whole(args.data, args.classes)
+        )
+        division = Division(args.val_fraction, args.split_seed, args.group_by)
+        args.parts = divide(whole, division, args.output if args.run is _train else None)
+    parts: dict[str, CocoSplit] = args.parts
+    return parts
 
 
 def _train(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, and the hash of a file."""
+"""Files that are written completely or not at all, the hash of a file, and the cache folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ import secrets
 import stat
 from pathlib import Path
 
-__all__ = ["sha256", "write_atomically"]
+__all__ = ["cache_folder", "sha256", "write_atomically"]
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be made again: ``$ACAM_KD_CACHE``, else ``acam-kd`` in the user's cache folder."""
+    if own := os.environ.get("ACAM_KD_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "acam-kd"
 
 
 def sha256(path: str | Path) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import safetensors.torch
 import torch
 from detectron2.config import CfgNode, get_cfg
 
@@ -176,13 +177,36 @@ def test_unusable_files_are_named(retinanet, retinanet_teacher, tmp_path):
             distillation_config(retinanet, retinanet_teacher, "DISTILL.TEACHER.OPTS", "['MODEL.WEIGHTS', 'x']")
         )
     (tmp_path / "odd.pth").write_bytes(b"not a checkpoint")
-    with refused("teacher_weights", "odd.pth, which cannot be loaded: ", "a checkpoint"):
+    with refused("teacher_weights", "odd.pth, which is a file of another kind", "a file of tensors by name"):
         build_teacher(distillation_config(retinanet, retinanet_teacher, weights=str(tmp_path / "odd.pth")))
     (tmp_path / "empty.pth").touch()
     torch.save([1, 2], tmp_path / "list.pth")
-    for name in ("empty.pth", "list.pth"):
-        with refused("teacher_weights", f"{name}, which cannot be loaded: ", "a checkpoint"):
+    for name, value in (("empty.pth", "which is empty"), ("list.pth", "which is no dict of tensors but a list")):
+        with refused("teacher_weights", f"{name}, {value}", "a file of tensors by name"):
             build_teacher(distillation_config(retinanet, retinanet_teacher, weights=str(tmp_path / name)))
+    (tmp_path / "broken.pkl").write_bytes(b"\x80\x04K")
+    with refused(
+        "teacher_weights", "broken.pkl, a pickle that torch has not written, or a damaged one", "a checkpoint"
+    ):
+        build_teacher(distillation_config(retinanet, retinanet_teacher, weights=str(tmp_path / "broken.pkl")))
+
+
+def test_weights_of_other_programs_are_understood(retinanet, retinanet_teacher, tmp_path):
+    """Under a prefix, in Lightning's wrapper, in safetensors; by the same functions as in the other engine."""
+    state = torch.load(save_weights(retinanet, tmp_path / "t.pth"))["model"]
+    torch.save({"state_dict": {f"net.{name}": value for name, value in state.items()}}, tmp_path / "l.ckpt")
+    safetensors.torch.save_file(state, tmp_path / "s.safetensors")
+    for name in ("l.ckpt", "s.safetensors"):
+        detector, _ = build_teacher(distillation_config(retinanet, retinanet_teacher, weights=str(tmp_path / name)))
+        assert all(torch.equal(value, state[key]) for key, value in detector.state_dict().items())
+    both = {f"{prefix}.{name}": value for name, value in state.items() for prefix in ("net", "ema")}
+    torch.save(both, tmp_path / "both.pth")
+    with refused("teacher_weights", "under each of the prefixes 'ema.', 'net.'", "one model"):
+        build_teacher(distillation_config(retinanet, retinanet_teacher, weights=str(tmp_path / "both.pth")))
+    state["head.cls_score.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    with refused("teacher_weights", "NaN or infinity in 1 tensors, the first is head.cls_score.bias", "finite weights"):
+        build_teacher(distillation_config(retinanet, retinanet_teacher, weights=str(tmp_path / "nan.pth")))
 
 
 def test_the_config_stays_a_config(retinanet, tmp_path):

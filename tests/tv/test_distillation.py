@@ -168,13 +168,13 @@ def test_all_weights_are_loaded_or_it_is_an_error(tmp_path):
             load_weights(model(), path, role="teacher")
 
     state = dict(good.state_dict())
-    fails(build_model(STUDENT, num_classes=9).state_dict(), "cls_logits.weight is (9, 64, 3, 3) in the file, (4,")
-    fails(plain(model("lraspp_mobilenet_v3_large")).state_dict(), "missing in the file; ")
+    fails(build_model(STUDENT, num_classes=9).state_dict(), "cls_logits.weight (9, 64, 3, 3) in the file, (4,")
+    fails(plain(model("lraspp_mobilenet_v3_large")).state_dict(), " tensors (missing in the file: backbone.")
     fails(plain(model("lraspp_mobilenet_v3_large")).state_dict(), " more)")
-    fails({**state, "x": torch.ones(1)}, "x unknown to the model")
-    fails({"epoch": 3}, "which is no dict of tensors", "a state dict")
+    fails({**state, "x": torch.ones(1)}, "tensors (unknown to the model: x)")
+    fails({"epoch": 3}, "which is no dict of tensors: it has epoch", "alone or under one of state_dict, model")
     (tmp_path / "w.pth").write_text("not a file of torch")
-    with refuses("student_weights", "w.pth, which cannot be loaded: ", "a state dict"):
+    with refuses("student_weights", "w.pth, which is a file of another kind", "a file of tensors by name"):
         load_weights(model(), path, role="student")
     with refuses("student_weights", f"no file {tmp_path}/gone.pth", "an existing one"):
         load_weights(model(), str(tmp_path / "gone.pth"), role="student")

@@ -144,7 +144,7 @@ def test_bad_input_is_one_line(own, data, tmp_path):
     assert "--crop" in message and "--size" in message
     message = check("--data", tmp_path)
     assert message.startswith(f"acam-kd: --data: found no train split in {tmp_path}, expected one of train.json + ")
-    assert message.endswith(", or train/images + train/labels with label PNGs")
+    assert ", or train/images + train/labels with label PNGs, or a data.yaml as YOLO's, or Annotations + " in message
     message = check("--data", own, "--classes", CLASSES, "--train", own / "train/images", own / "gone")
     assert f"found training data: no folder {own}/gone" in message
     next((own / "val/labels").iterdir()).unlink()

@@ -16,7 +16,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..core import ConfigError
-from ..core.errors import first_line
+from ..core.weights import fit, not_finite, read_state_dict, unreadable
 from ..files import sha256
 from .config import META_ARCHITECTURE
 from .segmentation_config import add_missing_keys, add_segmentation_config
@@ -112,9 +112,15 @@ def _locate(name: str) -> tuple[str, str]:
 
 
 class _StrictCheckpointer(DetectionCheckpointer):
-    """Reads all formats that Detectron2 reads, and keeps what did not fit instead of only logging it."""
+    """Reads all formats that Detectron2 reads and those of core/weights.py, and keeps what did not fit."""
 
     incompatible: Any = None
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        found = fit(read_state_dict(f, argument="teacher_weights"), self.model)
+        if found.others:
+            raise ConfigError("teacher_weights", f"{f} {found.problem()}", "one model")
+        return {"model": found.tensors}
 
     def _load_model(self, checkpoint: Any) -> Any:
         self.incompatible = super()._load_model(checkpoint)
@@ -132,9 +138,10 @@ def _load(detector: nn.Module, weights: str) -> None:
     checkpointer = _StrictCheckpointer(detector)
     try:
         checkpointer.load(weights)
+    except ConfigError:
+        raise
     except Exception as error:  # whatever torch, pickle and Detectron2 make of a file that is no checkpoint
-        reason = first_line(error)
-        raise ConfigError("teacher_weights", f"{weights}, which cannot be loaded: {reason}", "a checkpoint") from error
+        raise ConfigError("teacher_weights", f"{weights}, {unreadable(error)}", "a checkpoint") from error
     incompatible = checkpointer.incompatible
     wrong = [
         f"{name}: {there} in the file, {here} in the teacher" for name, there, here in incompatible.incorrect_shapes
@@ -149,6 +156,9 @@ def _load(detector: nn.Module, weights: str) -> None:
             "the weights of this teacher",
             "do they belong to {teacher}?",
         )
+    if names := not_finite(detector.state_dict()):
+        value = f"{weights} with NaN or infinity in {len(names)} tensors, the first is {names[0]}"
+        raise ConfigError("teacher_weights", value, "finite weights")
     logger.info("teacher loaded: all %d tensors from %s (sha256 %s)", len(detector.state_dict()), weights, sha256(path))
 
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from ..core import DISTILLER_REGISTRY, ConfigError, Distillation, Plan, assemble, read_methods
-from ..core.errors import first_line
 from ..core.options import all_arguments, as_type
 from ..core.renamed import current_arguments
+from ..core.weights import load_file
 from ..files import sha256
 from .adapter import adapt
 from .models import plain
@@ -32,40 +30,15 @@ def load_weights(model: nn.Module, path: str, *, role: str) -> None:
 
     Args:
         model: from ``build_model``.
-        path: a state dict as ``torch.save`` writes it, or torchvision's recipes, which put it under ``model``.
+        path: a state dict in a file of torch's or safetensors', perhaps under a prefix; see ``core.weights``.
         role: ``"teacher"`` or ``"student"``, for messages.
 
     Raises:
-        ConfigError: there is no such file, or it is no state dict, or a tensor is missing, superfluous or of another
-            shape.
+        ConfigError: see ``core.weights.load_file``.
     """
-    argument = f"{role}_weights"
-    if not os.path.isfile(path):
-        raise ConfigError(argument, f"no file {os.path.abspath(path)}", "an existing one")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever torch and pickle make of a file that is no checkpoint
-        reason = first_line(error)
-        raise ConfigError(argument, f"{path}, which cannot be loaded: {reason}", "a state dict") from error
-    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
-        state = state["model"]
-    own = plain(model).state_dict()
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ConfigError(argument, f"{path}, which is no dict of tensors", "a state dict")
-    # A counter that frozen batch normalisation has not; torch fills it in.
-    names = [{n for n in names if not n.endswith("num_batches_tracked")} for names in (own, state)]
-    wrong = [f"{name} missing in the file" for name in own if name in names[0] - names[1]]
-    wrong += [f"{name} unknown to the model" for name in state if name in names[1] - names[0]]
-    wrong += [
-        f"{name} is {tuple(state[name].shape)} in the file, {tuple(tensor.shape)} in the model"
-        for name, tensor in own.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise ConfigError(argument, f"{path} ({'; '.join(wrong[:4])}{more})", "this model's weights")
-    plain(model).load_state_dict(dict(state))
-    logger.info("%s loaded: all %d tensors from %s (sha256 %s)", role, len(own), path, sha256(path))
+    found = load_file(plain(model), path, argument=f"{role}_weights")
+    under = f" under {found.prefix!r}" if found.prefix else ""
+    logger.info("%s loaded: all %d tensors%s from %s (sha256 %s)", role, found.needed, under, path, sha256(path))
 
 
 def parse_options(methods: str, pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
