@@ -23,6 +23,8 @@ class LabelSplit:
     label_root: str
     classes: tuple[str, ...]
     """The names of class 0, 1, ..."""
+    image_range: str = "auto"
+    """The range of grey values of more than 8 bits: see ``images.RANGES``."""
 
 
 Split = CocoSplit | LabelSplit
