@@ -3,6 +3,7 @@
 acam-kd train --data shapes --student fcos_resnet18_fpn --output output/teacher
 acam-kd train --data shapes --student fcos_mobilenet_v3_small_fpn --teacher output/teacher --output output/acam
 acam-kd eval --data shapes --student output/acam
+acam-kd check shapes
 acam-kd tokens --data shapes --teacher output/teacher --method MasKD --output output/tokens.pth
 acam-kd demo
 """
@@ -20,10 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import acam_kd
 
+from .cli_check import add_check_options, run_check
 from .core import BACKBONE, DISTILLER_REGISTRY, LOGITS, TAPS, read_methods
 from .core.errors import ConfigError, one_line_errors
 from .core.teacher import PRECISIONS
 from .core.token_files import TOKEN_METHODS
+from .data.images import AUTO, RANGES
 from .data.splits import Split, find_any_split, named_split
 from .tv.names import option
 
@@ -53,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "acam-kd", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"acam-kd {acam_kd.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="train | eval | tokens | demo")
+    commands = parser.add_subparsers(required=True, metavar="train | eval | check | tokens | demo")
     defaults = argparse.ArgumentDefaultsHelpFormatter
     train = commands.add_parser("train", help="train a model, alone or from a teacher", formatter_class=defaults)
     _data_options(train, splits=("train", "val"))
@@ -67,6 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch-size", type=_positive, default=8, help="images at a time")
     evaluate.add_argument("--workers", type=_natural, default=2, help="processes that read images")
     evaluate.set_defaults(run=_evaluate)
+    check = commands.add_parser("check", help="check a dataset, as every run does first", formatter_class=defaults)
+    add_check_options(check)
+    _data_options(check, splits=("train", "val"))
+    check.set_defaults(run=run_check)
     tokens = commands.add_parser(
         "tokens", help="learn the tokens of MasKD or FreeKD on a teacher", formatter_class=defaults
     )
@@ -131,6 +138,13 @@ def _data_options(parser: argparse.ArgumentParser, *, splits: Sequence[str]) -> 
         default="",
         metavar="NAMES|FILE",
         help="of label PNGs, from number 0, with commas between them or one per line; else FOLDER/classes.txt",
+    )
+    group.add_argument(
+        "--image-range",
+        choices=RANGES,
+        default=AUTO,
+        help="of grey images of more than 8 bits: the values from black to white; auto: 16 bits are divided by 256, "
+        "and other kinds are refused",
     )
 
 
@@ -276,12 +290,12 @@ def _rate(text: str) -> float:
 def _split(args: argparse.Namespace, split: str) -> Split:
     files = getattr(args, split)
     if files:
-        return named_split(files[0], files[1], args.classes)
+        return named_split(files[0], files[1], args.classes, args.image_range)
     if not args.data:
         raise ConfigError(
             f"{split}_split", "nothing", "JSON IMAGES, or IMAGES LABELS", "or --data FOLDER with both splits"
         )
-    return find_any_split(args.data, split, args.classes)
+    return find_any_split(args.data, split, args.classes, args.image_range)
 
 
 def _train(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import ConfigError
+from .images import AUTO
 
 __all__ = ["NAMES", "CocoSplit", "find_split"]
 
@@ -29,7 +30,7 @@ class CocoSplit:
 
     json_file: str
     image_root: str
-    image_range: str = "auto"
+    image_range: str = AUTO
     """The range of grey values of more than 8 bits: see ``images.RANGES``."""
 
 

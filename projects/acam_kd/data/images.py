@@ -191,7 +191,9 @@ def _scaled(pixels: Array, depth: str, image_range: str, path: str) -> Array:
     white = RANGES[image_range]
     if not (low >= 0 and high <= white):
         raise ConfigError(
-            "image_range", f"{image_range} for {path} with values from {low:g} to {high:g}", f"values from 0 to {white:g}"
+            "image_range",
+            f"{image_range} for {path} with values from {low:g} to {high:g}",
+            f"values from 0 to {white:g}",
         )
     if image_range == "16bit":
         return (pixels.astype(np.float64) // 256).astype(np.uint8)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.errors import ConfigError
 from .coco import NAMES, CocoSplit, find_split
+from .images import AUTO
 from .labels import read_class_names
 
 __all__ = ["LabelSplit", "Split", "find_any_split", "named_split", "read_classes"]
@@ -23,14 +24,14 @@ class LabelSplit:
     label_root: str
     classes: tuple[str, ...]
     """The names of class 0, 1, ..."""
-    image_range: str = "auto"
+    image_range: str = AUTO
     """The range of grey values of more than 8 bits: see ``images.RANGES``."""
 
 
 Split = CocoSplit | LabelSplit
 
 
-def find_any_split(folder: str | Path, split: str, classes: str = "") -> Split:
+def find_any_split(folder: str | Path, split: str, classes: str = "", image_range: str = AUTO) -> Split:
     """Find ``"train"`` or ``"val"`` in a dataset's folder.
 
     ``train/images`` and ``train/labels`` make a segmentation dataset. Its classes are in ``classes.txt`` unless they
@@ -40,6 +41,7 @@ def find_any_split(folder: str | Path, split: str, classes: str = "") -> Split:
         folder: the folder of the dataset.
         split: the name of the split.
         classes: see ``read_classes``.
+        image_range: see ``images.RANGES``.
 
     Raises:
         ConfigError: no known layout is there, label PNGs have no names of classes, or names are given for a COCO json.
@@ -49,8 +51,9 @@ def find_any_split(folder: str | Path, split: str, classes: str = "") -> Split:
         images, labels = folder / name / "images", folder / name / "labels"
         if images.is_dir() and labels.is_dir():
             file = folder / CLASSES_FILE
-            return LabelSplit(str(images), str(labels), read_classes(classes or (str(file) if file.is_file() else "")))
-    return _without_classes(_find_coco(folder, split), classes)
+            names = read_classes(classes or (str(file) if file.is_file() else ""))
+            return LabelSplit(str(images), str(labels), names, image_range)
+    return replace(_without_classes(_find_coco(folder, split), classes), image_range=image_range)
 
 
 def _find_coco(folder: Path, split: str) -> CocoSplit:
@@ -63,7 +66,7 @@ def _find_coco(folder: Path, split: str) -> CocoSplit:
         raise ConfigError(error.argument, error.value, allowed, error.hint) from None
 
 
-def named_split(first: str, second: str, classes: str = "") -> Split:
+def named_split(first: str, second: str, classes: str = "", image_range: str = AUTO) -> Split:
     """Make a split of its parts: a json and its images, or, if the first is a folder, images and labels.
 
     Raises:
@@ -71,8 +74,8 @@ def named_split(first: str, second: str, classes: str = "") -> Split:
     """
     first, second = os.path.expanduser(first), os.path.expanduser(second)
     if os.path.isdir(first):
-        return LabelSplit(first, second, read_classes(classes))
-    return _without_classes(CocoSplit(first, second), classes)
+        return LabelSplit(first, second, read_classes(classes), image_range)
+    return _without_classes(CocoSplit(first, second, image_range), classes)
 
 
 def _without_classes(split: CocoSplit, classes: str) -> CocoSplit:

@@ -96,7 +96,9 @@ def _read(json_file: str, image_root: str, name: str) -> bytes:
         with open(json_file, "rb") as file:
             return file.read()
     except OSError as error:
-        raise ConfigError("dataset", f"{name}: {json_file}, which cannot be read ({error.strerror})", ALLOWED) from error
+        raise ConfigError(
+            "dataset", f"{name}: {json_file}, which cannot be read ({error.strerror})", ALLOWED
+        ) from error
 
 
 def _parse(data: bytes, findings: Findings) -> Any:
@@ -135,9 +137,7 @@ def _path(image_root: str, image: dict[str, Any]) -> str:
     return path
 
 
-def _key(
-    data: bytes, json_file: str, states: list[State | None], needs: Needs, image_range: str, reader: str
-) -> str:
+def _key(data: bytes, json_file: str, states: list[State | None], needs: Needs, image_range: str, reader: str) -> str:
     """Return the key of a report in the cache: it changes with the json, with an image, and with what is asked."""
     digest = hashlib.sha256(data)
     local = locale.getpreferredencoding(False)

@@ -89,7 +89,9 @@ def _check_polygons(polygons: list[Any], size: Size) -> tuple[Any, str]:
     if not kept:
         raise Wrong("without a polygon of three points", "at least three points, six numbers, for each polygon")
     if bound > _longest(size) and (outline := sum(map(_outline, kept))) > _longest(size):
-        raise Wrong(f"with an outline of {outline:.3g} pixels", f"at most {_longest(size):.3g} in an image of this size")
+        raise Wrong(
+            f"with an outline of {outline:.3g} pixels", f"at most {_longest(size):.3g} in an image of this size"
+        )
     if len(kept) < len(polygons):
         mended = "polygons of fewer than three points, left out beside others"
     return kept if mended else polygons, mended
@@ -110,7 +112,9 @@ def _check_piece(piece: list[float], size: Size) -> float:
     left, top, right, bottom = min(xs), min(ys), max(xs), max(ys)
     allowed = f"points in {width} x {height} pixels"
     if left < -width or top < -height or right > 2 * width or bottom > 2 * height:
-        raise Wrong(f"with x from {left:g} to {right:g}, y from {top:g} to {bottom:g}, far outside of its image", allowed)
+        raise Wrong(
+            f"with x from {left:g} to {right:g}, y from {top:g} to {bottom:g}, far outside of its image", allowed
+        )
     if right < -1 or bottom < -1 or left > width + 1 or top > height + 1:
         raise Wrong("with a polygon outside of its image", allowed)
     return len(xs) * max(right - left, bottom - top)
