@@ -81,8 +81,8 @@ def _splits(args: argparse.Namespace) -> dict[str, Split]:
                 missing.append(error)
     if not found:
         raise missing[0] if missing else ConfigError("data", "nothing", "the folder of a dataset", "or --train, --val")
-    for error in missing:
-        logger.warning(f"{error.value}: not checked")
+    for absent in missing:
+        logger.warning(f"{absent.value}: not checked")
     return found
 
 

@@ -190,11 +190,8 @@ def _scaled(pixels: Array, depth: str, image_range: str, path: str) -> Array:
     low, high = _extremes(pixels, depth)
     white = RANGES[image_range]
     if not (low >= 0 and high <= white):
-        raise ConfigError(
-            "image_range",
-            f"{image_range} for {path} with values from {low:g} to {high:g}",
-            f"values from 0 to {white:g}",
-        )
+        found = f"{image_range} for {path} with values from {low:g} to {high:g}"
+        raise ConfigError("image_range", found, f"values from 0 to {white:g}")
     if image_range == "16bit":
         return (pixels.astype(np.float64) // 256).astype(np.uint8)
     return (pixels.astype(np.float64) * (255 / white)).round().astype(np.uint8)

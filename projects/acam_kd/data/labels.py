@@ -125,7 +125,7 @@ def open_label(path: str) -> Iterator[Image.Image]:
     """
     where = os.path.abspath(path)
     with opened(path, "label", "a whole PNG file") as label:
-        scaled = label.mode == "L" and any(tile[3] in ("L;2", "L;4") for tile in label.tile)
+        scaled = label.mode == "L" and any(tile[3] in ("L;2", "L;4") for tile in getattr(label, "tile", ()))
         label.load()
         if scaled:  # PIL stretches such values to 0 .. 255
             raise ConfigError(

@@ -6,7 +6,8 @@ __all__ = ["option"]
 
 SAME = (
     "accelerator", "batch_size", "channels_last", "checkpoint_period", "classes", "crop", "data", "devices",
-    "distill_period", "engine", "eval_period", "fix", "image_range", "inherit", "iterations", "levels", "method", "num_tokens", "optimizer",
+    "distill_period", "engine", "eval_period", "fix", "image_range", "inherit", "iterations", "levels", "method",
+    "num_tokens", "optimizer",
     "output", "precision", "resume", "schedule", "seed", "size", "student", "student_backbone_weights",
     "student_weights", "taps", "teacher", "teacher_classes", "teacher_compile", "teacher_precision", "teacher_weights",
     "warmup", "workers",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .boxes import Boxes, form_of
 from .findings import Findings, shown
 from .segmentation import Wrong, check_segmentation, mask_area, mask_box
 from .values import LARGEST, identity, number, whole
@@ -12,13 +13,6 @@ from .values import LARGEST, identity, number, whole
 __all__ = ["Annotations", "Needs"]
 
 Size = tuple[int, int]
-BOX = "[x, y, width, height]"
-ROUNDING = 1.0
-"""Pixels by which a box may miss its image by rounding, or by counting pixels from 1."""
-MANY = 10
-"""So many boxes show which form all of them have."""
-SMALL = 8
-"""An image of more pixels a side has boxes of more than one pixel."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ class Annotations:
         self, sizes: dict[int | str, Size | None], categories: set[int], needs: Needs, findings: Findings
     ) -> None:
         self.sizes, self.categories, self.needs, self.findings = sizes, categories, needs, findings
-        self._beyond = self._tiny = self._boxes = 0
+        self.boxes = Boxes(findings)
 
     def check(self, annotations: list[Any]) -> list[dict[str, Any]]:
         """Check all; return those that are kept."""
@@ -59,7 +53,7 @@ class Annotations:
         if not self.findings.counts and all(item["iscrowd"] for item in kept):
             found = "with crowds only" if kept else "with no box inside of an image"
             self.findings.refuse("crowds", "", found, "at least one box that is not a crowd")
-        self._check_form()
+        self.boxes.check_form()
         self._check_ids(kept)
         return kept
 
@@ -146,76 +140,20 @@ class Annotations:
             self.findings.mend(what)
         return True
 
-    # Boxes.
-
     def _check_box(self, item: dict[str, Any], place: str, size: Size, masked: bool) -> bool:
         """Return False for an annotation that is left out, since its box only touches the image."""
         if item.get("bbox") is None and masked:
             item["bbox"] = mask_box(item["segmentation"], size)
             self.findings.mend("annotations without bbox, which is made from the segmentation")
-        box = item.get("bbox")
-        problem = self._form_of(box) if "bbox" in item else ("without 'bbox'", BOX)
-        if problem:
-            self.findings.refuse("bbox", place, *problem)
-            return True
-        if not {*map(type, box)} <= {int, float}:
-            item["bbox"] = box = [number(value) for value in box]
-            self.findings.mend("annotations with a bbox written as text")
-        return self._check_place(item, place, size)
-
-    def _form_of(self, box: Any) -> tuple[str, str] | None:
-        if not isinstance(box, list):
-            return f"with bbox {shown(box)}", "a list"
-        if len(box) != 4:
-            return f"with a bbox of {len(box)} numbers", BOX
-        values = [number(value) for value in box]
-        if None in values:
-            return f"with bbox {shown(box)}", f"four finite numbers, {BOX}"
-        if min(values[2:]) < 0:  # type: ignore[type-var, operator]
-            return f"with bbox {box}, which has a negative size", BOX
-        return None
-
-    def _check_place(self, item: dict[str, Any], place: str, size: Size) -> bool:
-        (x, y, w, h), (width, height) = item["bbox"], size
-        self._boxes += 1
-        self._tiny += max(x + w, y + h) <= 1 and max(size) > SMALL and w > 0
-        misses = max(x - width, y - height, -x - w, -y - h)
-        if misses >= ROUNDING:
-            self.findings.refuse(
-                "bbox", place, f"with bbox {item['bbox']}, which lies outside its image",
-                f"a box in {width} x {height} pixels",
-            )  # fmt: skip
-            return True
-        if misses >= 0:
-            self.findings.mend("annotations whose box only touches the edge of its image, left out")
-            return False
-        beyond = max(-x, -y, x + w - width, y + h - height)
-        self._beyond += beyond > ROUNDING and w > x and h > y
-        if 0 < beyond <= ROUNDING:
-            left, top = max(x, 0), max(y, 0)
-            item["bbox"] = [left, top, min(x + w, width) - left, min(y + h, height) - top]
-            self.findings.mend("boxes that reach beyond the image by up to a pixel, cut off there")
-        return True
-
-    def _check_form(self) -> None:
-        """Refuse boxes that all have another form: two corners, or parts of the image's size."""
-        if self._boxes >= MANY and self._beyond > self._boxes / 2:
-            self.findings.refuse(
-                "form of bbox", "", f"with {self._beyond} of {self._boxes} boxes that reach beyond their images", BOX,
-                "they look like [x0, y0, x1, y1]: subtract the first corner from the second",
-            )  # fmt: skip
-        elif self._boxes >= MANY and self._tiny == self._boxes:
-            self.findings.refuse(
-                "form of bbox", "", f"with {self._boxes} boxes that all lie in the first pixel of their images",
-                f"{BOX} in pixels", "they look like parts of the image's size: multiply by width and height",
-            )  # fmt: skip
+        return self.boxes.check(item, place, size)
 
     # Areas and ids.
 
     def _check_area(self, item: dict[str, Any], place: str, size: Size, masked: bool) -> None:
         if not self.needs.areas:
             return
-        value, box = item.get("area"), item["bbox"] if self._form_of(item.get("bbox")) is None else None
+        value: Any = item.get("area")
+        box: Any = item.get("bbox") if form_of(item.get("bbox")) is None else None
         if type(value) is float and value != value:
             value = None
         if value is None:
@@ -236,8 +174,8 @@ class Annotations:
             self.findings.mend("annotations with an area written as text")
 
     def _check_ids(self, annotations: list[Any]) -> None:
-        """Number all annotations anew where an id is missing, doubled or not what COCO's evaluation takes."""
-        found = [item.get("id") if isinstance(item, dict) else None for item in annotations]
+        """Give all annotations new ids where one is missing, double, or not what COCO's evaluation takes."""
+        found: list[Any] = [item.get("id") if isinstance(item, dict) else None for item in annotations]
         good = {*map(type, found)} <= {int} and len({*found}) == len(found)
         if good and (not found or max(found) <= LARGEST and (not self.needs.ids or min(found) > 0)):
             return

@@ -95,7 +95,7 @@ class FileFacts:
 
     def get(self, path: str, state: State | None) -> Any:
         """Return the facts of a file in this state; None if they are not known."""
-        entry = self._facts.get(path)
+        entry: Any = self._facts.get(path)
         known = isinstance(entry, list) and len(entry) == 3 and state is not None and entry[:2] == [*state]
         return entry[2] if known else None
 

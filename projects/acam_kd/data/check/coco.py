@@ -22,6 +22,7 @@ __all__ = ["Checked", "check_coco"]
 
 logger = logging.getLogger("acam_kd")
 
+EVERYTHING = Needs()
 PARTS = ("images", "annotations", "categories")
 ALLOWED = "a json in COCO format"
 
@@ -46,7 +47,7 @@ def check_coco(
     image_root: str,
     *,
     name: str,
-    needs: Needs = Needs(),
+    needs: Needs = EVERYTHING,
     image_range: str = AUTO,
     reader: str = "",
     say: Say = logger.info,
