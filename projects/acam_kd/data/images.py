@@ -161,8 +161,6 @@ def _header(image: Image.Image) -> Header:
         orientation = _header_orientation(image)
         width, height = image.size[::-1] if orientation in SIDEWAYS else image.size
     low, high = _extremes(np.asarray(pixels), depth) if depth else (0.0, 0.0)
-    if mode not in ("L", "RGB"):
-        Image.new(mode, (1, 1)).convert("RGB")  # raises for a mode that has no colours of the screen
     return Header(width, height, mode, depth, orientation, file_format, low, high)
 
 

@@ -85,7 +85,7 @@ class Annotations:
             self.findings.refuse(key, place, f"without {key!r}", f"the {key.replace('_', ' ')} of the annotation")
             return False
         value = item[key]
-        if type(value) is int and value in known:
+        if type(value) in (int, str) and value in known:
             return True
         found = identity(value)
         if found is not None and found not in known and str(found) in known:

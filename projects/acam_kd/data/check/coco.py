@@ -123,7 +123,9 @@ def _check_parts(content: Any, findings: Findings, say: Say) -> None:
         if not isinstance(content.get(part), list):
             allowed = "lists of images, annotations and categories, as in COCO format"
             findings.refuse("parts", "", f"without a list {part!r}", allowed)
-        elif not content[part]:
+    findings.raise_if_any(say)
+    for part in PARTS:
+        if not content[part]:
             findings.refuse("parts", "", f"with no {part}", "at least one")
     findings.raise_if_any(say)
 

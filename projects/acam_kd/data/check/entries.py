@@ -77,16 +77,20 @@ def _check_ids(entries: Sequence[Any], part: str, findings: Findings) -> list[tu
     """
     kept: list[tuple[int, dict[str, Any]]] = []
     seen: dict[int | str, dict[str, Any]] = {}
+    # If one id of an image is a text, all are: numbers and texts cannot be sorted.
+    texts = part == "images" and any(type(identity(x.get("id"))) is str for x in entries if isinstance(x, dict))
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict):
             findings.refuse(part, f"{part}[{index}]", f"that is {shown(entry)}", "an object of json")
             continue
         found = identity(entry.get("id"))
+        if found is not None and texts:
+            found = entry["id"] if type(entry["id"]) is str else str(found)
         if found is None:
             findings.refuse(part, f"{part}[{index}]", _missing(entry, "id"), "a number or a text")
         elif type(found) is not type(entry["id"]):
             entry["id"] = found
-            findings.mend(f"{part} with an id written as text or with a point")
+            findings.mend(f"{part} with an id {'that is no text' if texts else 'written as text or with a point'}")
         if found is not None and found in seen:
             if seen[found] == entry:
                 findings.mend(f"{part} that are there twice, left out")
@@ -95,10 +99,6 @@ def _check_ids(entries: Sequence[Any], part: str, findings: Findings) -> list[tu
         elif found is not None:
             seen[found] = entry
         kept.append((index, entry))
-    if part == "images" and {*map(type, seen)} == {int, str}:
-        for _, entry in kept:
-            entry["id"] = str(entry["id"])  # numbers and texts cannot be sorted
-        findings.mend("images whose ids are all taken as texts, since some are numbers and some are not", len(kept))
     return kept
 
 

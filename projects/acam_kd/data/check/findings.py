@@ -98,18 +98,26 @@ class Findings:
         total = sum(self.counts.values())
         if not total:
             return
+        file = None
+        if total > 1:
+            text = "\n".join([self.where, *self._lines(KEPT)]) + "\n"
+            file = write_text("troubles", self.where, text, suffix=".txt")
+            say(f"{self.where}: {total} troubles{f', all of them in {file}' if file else ''}")
+            for line in self._lines(SHOWN):
+                say(line)
+        raise self._error(total, f"all of them are in {file}" if file else "more of them are in the log")
+
+    def _error(self, total: int, list_of_all: str) -> ConfigError:
         first = [troubles[0] for troubles in self.troubles.values()]
-        if total == 1:
-            where = f"{self.where}: {first[0].place}" if first[0].place else self.where
-            raise ConfigError("dataset", _joined(where, first[0].found), first[0].allowed, first[0].hint)
-        file = write_text("troubles", self.where, "\n".join([self.where, *self._lines(KEPT)]) + "\n", suffix=".txt")
-        say(f"{self.where}: {total} troubles{f', all of them in {file}' if file else ''}")
-        for line in self._lines(SHOWN):
-            say(line)
-        named = [f"{trouble}{self._times(sort)}" for trouble, sort in zip(first, self.troubles)]
-        more = f"; {len(named) - NAMED} other sorts" if len(named) > NAMED else ""
-        hint = f"all of them are in {file}" if file else "more of them are in the log"
-        raise ConfigError("dataset", f"{self.where}: {total} troubles: {'; '.join(named[:NAMED])}{more}", hint=hint)
+        if len(first) > 1:
+            named = [f"{_joined(x.place, x.found)}{self._times(sort)}" for x, sort in zip(first, self.troubles)]
+            more = f"; {len(named) - NAMED} other sorts" if len(named) > NAMED else ""
+            value = f"{self.where}: {total} troubles: {'; '.join(named[:NAMED])}{more}"
+            return ConfigError("dataset", value, hint=list_of_all)
+        ((sort, (only, *_)),) = self.troubles.items()
+        where = f"{self.where}: {only.place}" if only.place else self.where
+        hint = only.hint if total == 1 else "; ".join(filter(None, (only.hint, list_of_all)))
+        return ConfigError("dataset", _joined(where, only.found) + self._times(sort), only.allowed, hint)
 
     def _times(self, sort: str) -> str:
         return f" (the first of {self.counts[sort]})" if self.counts[sort] > 1 else ""
