@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def test_a_mended_json_is_registered_for_training_and_evaluation(files, tmp_path
     evaluator = build_evaluator("mine", str(tmp_path / "results"))
     truth = evaluator._coco_api.dataset["annotations"]
     assert [a["id"] for a in truth] == [1, 2] and [a["area"] for a in truth] == [16, 16]
-    assert open(used, "rb").read().isascii(), "it is read with any locale"
+    assert Path(used).read_bytes().isascii(), "it is read with any locale"
     register_coco_datasets([entry], output_dir=str(tmp_path / "run"))  # the same again, as a resumed run does
     register_coco_datasets([entry], output_dir=str(tmp_path / "another run"))
     assert MetadataCatalog.get("mine").json_file == str(tmp_path / "another run/mended_mine.json")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -227,7 +228,7 @@ def test_all_troubles_are_told_at_once(drawn):
     assert "annotations[3] (id 4) with image_id 99" in line and "all of them are in " in line
     said = "\n".join(drawn.said)
     assert "bbox: 14" in said and "and 4 others" in said and said.count("negative size") == 10
-    full = open(line.split("all of them are in ")[1]).read()
+    full = Path(line.split("all of them are in ")[1]).read_text()
     assert full.count("negative size") == 14 and "with image_id 99" in full
 
 

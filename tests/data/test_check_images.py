@@ -6,6 +6,7 @@ import os
 import struct
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,10 +145,10 @@ def test_orientation_wherever_it_is_written(tmp_path, suffix, value):
     path = str(tmp_path / f"a.{suffix}")
     if suffix == "late.png":  # EXIF behind the pixels, as some cameras and tools write it
         Image.fromarray(pixels).save(path)
-        data = open(path, "rb").read()
+        data = Path(path).read_bytes()
         body = b"eXIf" + exif(value).tobytes()[6:]
         chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-        open(path, "wb").write(data[:-12] + chunk + data[-12:])
+        Path(path).write_bytes(data[:-12] + chunk + data[-12:])
     else:
         Image.fromarray(pixels).save(path, exif=exif(value))
     shape = (120, 80) if value > 4 else (80, 120)
@@ -306,7 +307,7 @@ def test_a_cache_that_cannot_be_used_only_takes_time(drawn, monkeypatch, tmp_pat
     drawn.check()
     monkeypatch.setenv("ACAM_KD_CACHE", str(tmp_path / "cache"))
     drawn.check()
-    entries = [path for path in (tmp_path / "cache").rglob("*.json")]
+    entries = list((tmp_path / "cache").rglob("*.json"))
     assert len(entries) == 2
     for content in (b"", b"[]", b"\xff", b'{"version": 0}', b"[" * 100_000):
         for path in entries:

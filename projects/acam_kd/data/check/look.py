@@ -119,7 +119,7 @@ def check_depth(headers: Sequence[Header], findings: Findings, *, image_range: s
     high = max(header.high for header in deep)
     if image_range == AUTO and high < DIM and all(header.depth in ("16 bits", DEEP) for header in deep):
         findings.refuse(
-            "depth of image", "", f"with {len(deep)} images of 16 bits whose largest value is {high:g}",
+            "depth of image", f"{len(deep)} images", f"of 16 bits whose largest value is {high:g}",
             "values up to 65535",
             "scaled by 256 they would be nearly black: scale the files, or give {image_range} 16bit or 8bit",
         )  # fmt: skip
