@@ -69,7 +69,8 @@ def headers_of(paths: Sequence[str], root: str, words: str) -> list[tuple[State 
 def check_header(header: Header, place: str, findings: Findings, *, image_range: str, reader: str) -> bool:
     """Refuse an image that cannot be read as it should be; return False if its size is not known."""
     if header.problem:
-        findings.refuse("image file", place, f", which cannot be read ({header.problem})", "a whole image file")
+        hint = "make it smaller, or cut it into parts" if "exceeds limit" in header.problem else ""
+        findings.refuse("image file", place, f", which cannot be read ({header.problem})", "a whole image file", hint)
         return False
     if max(header.width, header.height) > ASPECT * min(header.width, header.height):
         findings.refuse(
@@ -114,14 +115,16 @@ def _check_range(header: Header, place: str, findings: Findings, image_range: st
 def check_depth(headers: Sequence[Header], findings: Findings, *, image_range: str, reader: str) -> None:
     """Say how images of more than 8 bits are scaled; refuse a dataset that would be nearly black then."""
     deep = [header for header in headers if header.depth and not header.problem]
-    if not deep or reader == DETECTRON2:
+    theirs = reader == DETECTRON2  # which refuses the others
+    deep = [header for header in deep if header.depth == DEEP] if theirs else deep
+    if not deep:
         return
     high = max(header.high for header in deep)
     if image_range == AUTO and high < DIM and all(header.depth in ("16 bits", DEEP) for header in deep):
+        other = "" if theirs else ", or give {image_range} 16bit or 8bit"
         findings.refuse(
             "depth of image", f"{len(deep)} images", f"of 16 bits whose largest value is {high:g}",
-            "values up to 65535",
-            "scaled by 256 they would be nearly black: scale the files, or give {image_range} 16bit or 8bit",
+            "values up to 65535", f"scaled by 256 they would be nearly black: scale the files{other}",
         )  # fmt: skip
         return
     rule = {"8bit": "taken as they are", "0-1": "times 255"}.get(image_range, "divided by 256")
