@@ -13,11 +13,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import PIL
+
 from ...files import strict_json, write_atomically
 
 __all__ = ["VERSION", "FileFacts", "cache_folder", "file_state", "read_entry", "write_entry", "write_text"]
 
-VERSION = 1
+VERSION = f"1, Pillow {PIL.__version__}"
 """Raised with every change of the checks, so that older entries are forgotten."""
 KEPT = 64
 """The number of entries that a folder of the cache keeps."""
