@@ -118,7 +118,8 @@ BELOW = {
     "tv": {"core", "methods", "data"},
     "d2": {"core", "methods", "data", "vis", "report"},
     "demo": {"core", "methods", "data", "vis", "report"},
-    "cli": {"core", "methods", "data", "tv", "demo"},
+    "cli": {"core", "methods", "data", "tv", "demo", "cli_check"},
+    "cli_check": {"core", "data"},
     "__init__": {"core", "methods"},
 }
 """Part of the package -> the parts that it may import: cli, d2, tv, compare, report -> methods -> core -> nothing."""

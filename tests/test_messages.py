@@ -1,4 +1,6 @@
-"""A snapshot of all messages: every ConfigError and RunError in the package, as it stands in the source.
+"""A snapshot of all messages: every ConfigError and RunError in the package, and every trouble of a dataset.
+
+They are listed as they stand in the source.
 
 ``ACAM_KD_MESSAGES=write pytest tests/test_messages.py`` writes tests/messages.txt anew; read the difference.
 """
@@ -16,15 +18,19 @@ FILE = Path(__file__).with_name("messages.txt")
 def calls():
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("ConfigError", "RunError"):
+            if isinstance(node, ast.Call) and _name(node) in ("ConfigError", "RunError", "Wrong", "refuse"):
                 yield path, node
+
+
+def _name(node: ast.Call) -> str:
+    return getattr(node.func, "id", "") or getattr(node.func, "attr", "")
 
 
 def messages() -> str:
     by_file: dict[str, list[str]] = {}
     for path, node in calls():
         parts = [ast.unparse(part) for part in (*node.args, *(k.value for k in node.keywords))]
-        by_file.setdefault(str(path.relative_to(PACKAGE)), []).append(f"{node.func.id}: {' | '.join(parts)}")
+        by_file.setdefault(str(path.relative_to(PACKAGE)), []).append(f"{_name(node)}: {' | '.join(parts)}")
     return "".join(f"## {name}\n" + "\n".join(lines) + "\n\n" for name, lines in by_file.items())
 
 

@@ -3,6 +3,7 @@
 acam-kd train --data shapes --student fcos_resnet18_fpn --output output/teacher
 acam-kd train --data shapes --student fcos_mobilenet_v3_small_fpn --teacher output/teacher --output output/acam
 acam-kd eval --data shapes --student output/acam
+acam-kd check shapes
 acam-kd demo
 """
 
@@ -20,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 import acam_kd
 
 from . import methods  # noqa: F401  (registers them)
+from .cli_check import add_check_options, run_check
 from .core import DISTILLER_REGISTRY, TAPS, read_methods
 from .core.errors import ConfigError, one_line_errors
 from .core.teacher import PRECISIONS
 from .data.coco import CocoSplit
 from .data.division import Division, divide
+from .data.images import AUTO, RANGES
 from .data.labels import read_names
 from .data.splits import Split, find_any_split, find_whole, named_split, only_coco
 from .tv.names import option
@@ -63,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         "acam-kd", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"acam-kd {acam_kd.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="train | eval | demo")
+    commands = parser.add_subparsers(required=True, metavar="train | eval | check | demo")
     defaults = argparse.ArgumentDefaultsHelpFormatter
     train = commands.add_parser("train", help="train a model, alone or from a teacher", formatter_class=defaults)
     _data_options(train, splits=("train", "val"))
@@ -77,6 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch-size", type=_positive, default=8, help="images at a time")
     evaluate.add_argument("--workers", type=_natural, default=2, help="processes that read images")
     evaluate.set_defaults(run=_evaluate)
+    check = commands.add_parser("check", help="check a dataset, as every run does first", formatter_class=defaults)
+    add_check_options(check)
+    _data_options(check, splits=("train", "val"))
+    check.set_defaults(run=run_check)
     demo = commands.add_parser(
         "demo", help="the whole story on drawn shapes, in a quarter of an hour", formatter_class=defaults
     )
@@ -127,6 +134,13 @@ def _data_options(parser: argparse.ArgumentParser, *, splits: Sequence[str]) -> 
         default="",
         metavar="REGEX",
         help="images whose names agree in this stay together, as frames of one scene: '^([^_]+)_' for scene_0001.jpg",
+    )
+    group.add_argument(
+        "--image-range",
+        choices=RANGES,
+        default=AUTO,
+        help="of grey images of more than 8 bits: the values from black to white; auto: 16 bits are divided by 256, "
+        "and other kinds are refused",
     )
 
 
@@ -292,12 +306,12 @@ def _split(args: argparse.Namespace, split: str) -> Split:
         raise ConfigError(argument, getattr(args, argument), "none without a fraction", "give {val_fraction}")
     files = getattr(args, split)
     if files:
-        return named_split(files[0], files[1], args.classes)
+        return named_split(files[0], files[1], args.classes, args.image_range)
     if not args.data:
         raise ConfigError(
             f"{split}_split", "nothing", "JSON IMAGES, or IMAGES LABELS", "or --data FOLDER with both splits"
         )
-    return find_any_split(args.data, split, args.classes)
+    return find_any_split(args.data, split, args.classes, args.image_range)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -312,9 +326,9 @@ def _divided(args: argparse.Namespace) -> dict[str, CocoSplit]:
             found = "a fraction without data" if not named else "a fraction of two datasets"
             raise ConfigError("val_fraction", found, "one dataset", "give one of {data}, {train_split}, {val_split}")
         whole = (
-            only_coco(named_split(named[0][0], named[0][1], args.classes))
+            only_coco(named_split(named[0][0], named[0][1], args.classes, args.image_range))
             if named
-            else find_whole(args.data, args.classes)
+            else find_whole(args.data, args.classes, args.image_range)
         )
         division = Division(args.val_fraction, args.split_seed, args.group_by)
         args.parts = divide(whole, division, args.output if args.run is _train else None)

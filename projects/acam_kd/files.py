@@ -1,16 +1,19 @@
-"""Files that are written completely or not at all, the hash of a file, and the cache folder."""
+"""Files that are written completely or not at all, json that is json, the hash of a file, and the cache folder."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import hashlib
+import json
+import math
 import os
 import secrets
 import stat
 from pathlib import Path
+from typing import Any
 
-__all__ = ["cache_folder", "sha256", "write_atomically"]
+__all__ = ["cache_folder", "sha256", "strict_json", "write_atomically"]
 
 
 def cache_folder() -> Path:
@@ -67,3 +70,24 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def strict_json(content: object, *, indent: int | None = None) -> str:
+    """Return a text that every reader of json takes: null for numbers that are not finite.
+
+    Example:
+        >>> strict_json({"AP": float("nan"), "AR": 0.5})
+        '{"AP": null, "AR": 0.5}'
+    """
+    try:
+        return json.dumps(content, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

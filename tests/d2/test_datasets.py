@@ -9,6 +9,7 @@ import pytest
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
+from PIL import Image
 
 from acam_kd.core.errors import ConfigError
 from acam_kd.d2 import build_evaluator, check_datasets, register_coco_datasets
@@ -44,7 +45,7 @@ def files(tmp_path):
 
     def write(content=GOOD, text=None):
         (tmp_path / "images").mkdir(exist_ok=True)
-        (tmp_path / "images" / "a.jpg").touch()
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.jpg")
         (tmp_path / "d.json").write_text(text if text is not None else json.dumps(content))
         return ["mine", str(tmp_path / "d.json"), str(tmp_path / "images")]
 
@@ -76,12 +77,11 @@ def test_a_registered_dataset_is_detectron2s(files, tmp_path):
         ({**GOOD, "categories": []}, "no categories", "at least one"),
         ({**GOOD, "annotations": []}, "no annotations", "at least one"),
         (broken("annotations", iscrowd=1), "crowds only", "not a crowd"),
-        (broken("annotations", category_id=9), "annotations[0] with category_id 9", "the id of a category"),
-        (broken("annotations", image_id=9), "annotations[0] with image_id 9", "the id of an image"),
+        (broken("annotations", category_id=9), "annotations[0] (id 1) with category_id 9", "the id of a category"),
+        (broken("annotations", image_id=9), "annotations[0] (id 1) with image_id 9", "the id of an image"),
         (broken("annotations", bbox=[1, 2]), "a bbox of 2 numbers", "[x, y, width, height]"),
-        (broken("annotations", id=0), "annotations[0] with id 0", "ids from 1"),
-        (broken("annotations", area=None), "annotations[0] without 'area'", "area"),
-        (broken("images", file_name=None), "images[0] without 'file_name'", "file_name"),
+        (broken("annotations", bbox=None), "annotations[0] (id 1) without 'bbox'", "[x, y, width, height]"),
+        (broken("images", file_name=None), "images[0] (id 1) without 'file_name'", "a text"),
         (broken("categories", name=None), "categories[0] without 'name'", "name"),
     ],
 )
@@ -104,7 +104,7 @@ def test_files_that_are_not_there(files, tmp_path):
     assert refused(["mine", str(tmp_path / "gone.json"), entry[2]]) == f"dataset mine: no file {tmp_path}/gone.json"
     assert refused(["mine", entry[1], str(tmp_path / "gone")]) == f"dataset mine: no folder {tmp_path}/gone"
     (tmp_path / "images" / "a.jpg").unlink()
-    assert f"image {tmp_path}/images/a.jpg" in refused(entry)
+    assert refused(entry).endswith(f"d.json: images[0] (id 1) without its file {tmp_path}/images/a.jpg")
     assert "is not json" in refused(files(text="{"))
     assert refused(["mine"]) == ["mine"]
     assert refused("mine") == "mine"

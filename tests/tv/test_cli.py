@@ -104,11 +104,11 @@ def broken(data, tmp_path, change):
         (lambda c: c["categories"].clear(), "train.json with no categories, expected at least one"),
         (
             lambda c: c["images"][0].update(file_name="gone.png"),
-            "found training data: no image .*gone.png, expected every image of .*train.json",
+            r"train.json: images\[0\] \(id 1\) without its file .*gone.png, expected every image in its place",
         ),
         (
             lambda c: c["annotations"][0].update(bbox=[500, 1, 5, 5]),
-            "train.json: annotations.0. with bbox .*, which lies outside its image, expected a box in 64 x 64 pixels",
+            "train.json: annotations.0. .id 1. with bbox .*, which lies outside its image, expected a box in 64 x 64 pixels",
         ),
         (
             lambda c: c["categories"][0].update(name="other"),

@@ -163,19 +163,22 @@ BOX = {"id": 1, "image_id": 5, "category_id": 4, "area": 1, "iscrowd": 0, "bbox"
         ({"images": "many"}, " without a list 'images'", "as in COCO format"),
         (
             {"annotations": [{**BOX, "bbox": [9, 1, 2, 2]}]},
-            ": annotations[0] with bbox [9, 1, 2, 2], which lies outside its image",
+            ": annotations[0] (id 1) with bbox [9, 1, 2, 2], which lies outside its image",
             "a box in 8 x 6 pixels",
         ),
         (
             {"annotations": [{**BOX, "bbox": [1, 1, -2, 2]}]},
-            ": annotations[0] with bbox [1, 1, -2, 2], which has a negative size",
+            ": annotations[0] (id 1) with bbox [1, 1, -2, 2], which has a negative size",
             "[x, y, width, height]",
         ),
         ({"annotations": [{**BOX, "bbox": [1, None, 2, 2]}]}, " with bbox [1, None, 2, 2]", "four finite numbers"),
         ({"annotations": [{**BOX, "bbox": [1, 2, 2]}]}, " with a bbox of 3 numbers", "[x, y, width, height]"),
-        ({"annotations": [BOX, BOX]}, ": two annotations with the same id", "an id for each"),
-        ({"annotations": [{**BOX, "image_id": 6}]}, ": annotations[0] with image_id 6", "the id of an image"),
-        ({"annotations": [{**BOX, "category_id": 5}]}, ": annotations[0] with category_id 5", "the id of a category"),
+        ({"annotations": [{**BOX, "image_id": 6}]}, ": annotations[0] (id 1) with image_id 6", "the id of an image"),
+        (
+            {"annotations": [{**BOX, "category_id": 5}]},
+            ": annotations[0] (id 1) with category_id 5",
+            "the id of a category",
+        ),
         ({"annotations": [{**BOX, "iscrowd": 1}]}, " with crowds only", "at least one box that is not a crowd"),
     ],
 )
@@ -191,8 +194,8 @@ def test_files_that_do_not_exist_are_named(one, tmp_path):
     split = one(images=[{"id": 5, "file_name": "gone.png", "width": 8, "height": 6}])
     with pytest.raises(ConfigError) as error:
         CocoImages(split, name="my data")
-    assert error.value.value == f"my data: no image {tmp_path}/images/gone.png"
-    assert error.value.allowed == f"every image of {split.json_file}"
+    found = f"images[0] (id 5) without its file {tmp_path}/images/gone.png"
+    assert error.value.value.startswith(f"my data: {split.json_file}: ") and found in str(error.value)
     for place, what in ((CocoSplit("gone", split.image_root), "file"), (CocoSplit(split.json_file, "gone"), "folder")):
         with pytest.raises(ConfigError) as error:
             CocoImages(place, name="my data")
@@ -211,10 +214,10 @@ def test_ids_that_start_from_0_are_counted_anew(one):
 @pytest.mark.parametrize(
     ("wrong", "value", "allowed"),
     [
-        (7, "without 'id'", "id, image_id, category_id, bbox, area, iscrowd"),
-        ({**BOX, "bbox": None}, "with bbox None", "a list"),
-        ({**BOX, "area": "1"}, "with area '1'", "a number"),
-        ({**BOX, "id": [1]}, "with id [1]", "a number or a text"),
+        (7, "that is 7", "an object of json"),
+        ({**BOX, "bbox": None}, "(id 1) with bbox None", "a list"),
+        ({**BOX, "area": "much"}, "(id 1) with area 'much'", "a number, not negative"),
+        ({**BOX, "image_id": [5]}, "(id 1) with image_id [5]", "the id of an image"),
     ],
 )
 def test_entries_of_a_wrong_type_are_said(one, wrong, value, allowed):
@@ -222,8 +225,8 @@ def test_entries_of_a_wrong_type_are_said(one, wrong, value, allowed):
         CocoImages(one(annotations=[wrong]))
     assert error.value.value.endswith(f": annotations[0] {value}") and error.value.allowed == allowed
     with pytest.raises(ConfigError) as error:
-        CocoImages(one(images=[{"id": 5, "file_name": "a.png", "width": "8", "height": 6}]))
-    assert error.value.value.endswith(": images[0] with width '8'") and error.value.allowed == "a whole number"
+        CocoImages(one(images=[{"id": 5, "file_name": "a.png", "width": "wide", "height": 6}]))
+    assert "images[0] (id 5) with width 'wide'" in str(error.value)
 
 
 def test_an_image_is_turned_as_it_says_and_has_the_size_of_the_json(one):
@@ -233,19 +236,23 @@ def test_an_image_is_turned_as_it_says_and_has_the_size_of_the_json(one):
     exif = Image.Exif()
     exif[0x0112] = 6
     turned.save(path, exif=exif)
-    assert CocoImages(split)[0][0].shape == (3, 6, 8)
+    dataset = CocoImages(split)
+    assert dataset[0][0].shape == (3, 6, 8)
     turned.save(path)
     with pytest.raises(ConfigError) as error:
-        CocoImages(split)[0]
+        CocoImages(split)
+    assert error.value.value.endswith(f"images[0] (id 5): {path} with 6 x 8 pixels")
+    with pytest.raises(ConfigError) as error:
+        dataset[0]  # changed while a run reads it
     assert (error.value.argument, error.value.value) == ("dataset", f"dataset: {path} with 6 x 8 pixels")
     assert error.value.allowed == f"8 x 6, as {split.json_file} says"
     path.write_text("no image")
     with pytest.raises(ConfigError) as error:
-        CocoImages(split)[0]
-    assert error.value.value.startswith(f"dataset: {path}, which cannot be read as an image (")
+        dataset[0]
+    assert error.value.value.startswith(f"dataset: {path}, which cannot be read (")
 
 
 def test_masks_are_asked_for_where_they_are_needed(one):
     with pytest.raises(ConfigError) as error:
         CocoImages(one(annotations=[BOX]), masks=True)
-    assert error.value.value.endswith(": annotations[0] without 'segmentation'")
+    assert error.value.value.endswith(": annotations[0] (id 1) without 'segmentation'")

@@ -3,8 +3,9 @@
 from .. import methods  # noqa: F401  (registers them)
 from . import mobilenet, resnet, sem_seg_heads  # noqa: F401  (registers them)
 from .checkpoint import checkpoint_distiller, guard_gradients
+from .coco_datasets import register_coco_datasets
 from .config import add_distillation_config, check_student, exported_student_config, student_config
-from .datasets import add_dataset_options, check_datasets, register_coco_datasets, register_datasets
+from .datasets import add_dataset_options, check_datasets, register_datasets
 from .evaluation import build_evaluator
 from .meta_arch import DistillationMetaArch
 from .segmentation_config import add_segmentation_config

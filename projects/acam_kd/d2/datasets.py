@@ -11,18 +11,17 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json, register_coco_instances
+from detectron2.data.datasets import load_coco_json
 from detectron2.utils import comm
 
 from ..core.errors import ConfigError
-from ..data.coco import check_coco
 from ..data.shapes import CLASSES, SPLITS, make_shapes
-from .keypoints import check_keypoints, keypoint_metadata
-from .sem_seg_datasets import errors_of_dataset, register_sem_seg_datasets
+from .coco_datasets import register_coco_datasets
+from .keypoints import check_keypoints
+from .sem_seg_datasets import register_sem_seg_datasets
 
-__all__ = ["add_dataset_options", "check_datasets", "register_coco_datasets", "register_datasets"]
+__all__ = ["add_dataset_options", "check_datasets", "register_datasets"]
 
-KEY = "DATASETS.COCO_FORMAT"
 TRAIN, TEST = "DATASETS.TRAIN", "DATASETS.TEST"
 PLACES = ("json_file", "image_root", "dirname", "image_dir", "gt_dir", "sem_seg_root", "panoptic_root", "panoptic_json")
 """The fields of the metadata in which Detectron2's own datasets name their files and folders."""
@@ -70,51 +69,30 @@ def register_datasets(cfg: CfgNode, *, training: bool) -> None:
 
     Raises:
         ConfigError: see :func:`register_coco_datasets` and :func:`register_sem_seg_datasets`.
+        RunError: a mended json cannot be written into OUTPUT_DIR.
     """
     names = (*cfg.DATASETS.TEST, *(cfg.DATASETS.TRAIN if training else ()))
 
     def used(entries: Sequence[Sequence[str]], length: int) -> list[Sequence[str]]:
         return [entry for entry in entries if len(entry) != length or entry[0] in names]
 
-    register_coco_datasets(used(cfg.DATASETS.COCO_FORMAT, 3))
-    register_sem_seg_datasets(used(cfg.DATASETS.SEM_SEG, 4), check=comm.is_main_process())
+    def register() -> None:
+        register_coco_datasets(
+            used(cfg.DATASETS.COCO_FORMAT, 3),
+            output_dir=cfg.OUTPUT_DIR,
+            masks=bool(cfg.MODEL.MASK_ON),
+            evaluated=cfg.DATASETS.TEST,
+        )
+        register_sem_seg_datasets(used(cfg.DATASETS.SEM_SEG, 4), check=comm.is_main_process())
 
-
-def register_coco_datasets(datasets: Sequence[Sequence[str]]) -> None:
-    """Register COCO-format datasets with Detectron2, after a check of their files.
-
-    The categories' keypoints, their pairs of left and right and their skeleton become metadata too. Pairs are read
-    from ``keypoint_flip_map`` or ``flip_map`` of the category, as lists of two names. Without these, two names are a
-    pair if they differ only by left and right.
-
-    Args:
-        datasets: ``[name, json file, image folder]`` each.
-
-    Raises:
-        ConfigError: an entry is malformed, its name is taken, a file does not exist, or the json is not what
-            pycocotools needs.
-    """
-    for entry in datasets:
-        if isinstance(entry, str) or len(entry) != 3:
-            raise ConfigError(KEY, entry, allowed="[name, json file, image folder] for each dataset")
-        name, json_file, image_root = (os.path.expanduser(str(value)) for value in entry)
-        with errors_of_dataset(name, KEY):
-            content = check_coco(json_file, image_root, name=name)
-        zero = [number for number, annotation in enumerate(content["annotations"]) if annotation["id"] == 0]
-        if zero:
-            raise ConfigError(
-                KEY,
-                f"dataset {name}: {json_file}: annotations[{zero[0]}] with id 0",
-                allowed="ids from 1, since COCO evaluation takes 0 for 'no match'",
-            )
-        if name in DatasetCatalog.list():
-            known = MetadataCatalog.get(name)
-            if (known.get("json_file"), known.get("image_root")) != (json_file, image_root):
-                raise ConfigError(KEY, f"dataset {name}, a name that is taken", allowed="a new name for other files")
-            continue
-        register_coco_instances(name, keypoint_metadata(content), json_file, image_root)
-        by_id = sorted(content["categories"], key=lambda category: category["id"])  # Detectron2's order
-        MetadataCatalog.get(name).thing_classes = [category["name"] for category in by_id]
+    if comm.is_main_process():
+        try:
+            register()
+        finally:
+            comm.synchronize()
+    else:
+        comm.synchronize()  # then the first process has left in the cache what it found
+        register()
 
 
 def check_datasets(cfg: CfgNode, *, training: bool) -> None:

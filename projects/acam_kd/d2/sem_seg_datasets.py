@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,12 +12,16 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..core.errors import ConfigError
-from ..data.labels import IGNORED, check_labels, find_pairs, image_size, read_class_names
+from ..data.check import check_labels
+from ..data.images import image_size
+from ..data.labels import IGNORED, find_pairs, read_class_names
 from ..data.shapes import CLASSES, SPLITS, make_shapes
 
 __all__ = ["errors_of_dataset", "register_sem_seg_datasets"]
 
 KEY = "DATASETS.SEM_SEG"
+
+logger = logging.getLogger("detectron2.acam_kd.datasets")
 
 
 @contextmanager
@@ -55,7 +60,7 @@ def register_sem_seg_datasets(datasets: Sequence[Sequence[str]], *, check: bool 
             classes = read_class_names(entry[3])
             pairs = find_pairs(images, labels, name=name)
             if check:
-                check_labels(pairs, classes, name=name)
+                check_labels(pairs, classes, name=name, reader="detectron2", say=logger.warning)
         if name in DatasetCatalog.list():
             known = MetadataCatalog.get(name)
             places = [known.get(key, None) for key in ("image_root", "sem_seg_root", "stuff_classes")]

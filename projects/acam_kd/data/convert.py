@@ -15,7 +15,8 @@ from typing import Any, Protocol
 from ..core.errors import ConfigError, RunError, first_line
 from ..files import cache_folder, write_atomically
 from .coco import CocoSplit
-from .labels import IMAGES, image_size
+from .images import image_size
+from .labels import IMAGES
 
 __all__ = ["FilePairs", "Reader", "Thing", "cached", "convert", "files_below", "has_files", "outside", "refuse_strays"]
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +12,16 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import ConfigError
+from .images import opened
 
-__all__ = [
-    "IGNORED",
-    "check_labels",
-    "check_values",
-    "find_pairs",
-    "image_size",
-    "read_class_names",
-    "read_label",
-    "read_names",
-]
+__all__ = ["IGNORED", "check_values", "find_pairs", "open_label", "read_class_names", "read_label", "read_names"]
 
 IGNORED = 255
 """The label of pixels that count neither in the loss nor in the evaluation."""
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
-"""The EXIF tag of a camera's orientation, and its values that swap height and width."""
 
 FORM = "with commas between them, or one per line of a text file"
 
-logger = logging.getLogger("acam_kd")
 Array = np.ndarray[Any, Any]
 
 
@@ -128,25 +116,6 @@ def _files(root: str, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted(p.relative_to(root) for p in paths if p.suffix.lower() in suffixes and p.name[0] != ".")
 
 
-def image_size(path: str) -> tuple[int, int]:
-    """Return height and width of an image as loaders see it, turned by its EXIF orientation.
-
-    Only the header of the file is read.
-
-    Raises:
-        ConfigError: the file is not a readable image.
-    """
-    try:
-        with Image.open(path) as image:
-            # Without EXIF in the header, getexif would decode a whole PNG to look for some at its end.
-            turned = "exif" in image.info and image.getexif().get(ORIENTATION) in TURNED
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except (OSError, SyntaxError) as error:
-        raise ConfigError(
-            "image", f"{os.path.abspath(path)}, which cannot be read ({error})", allowed="a whole image file"
-        ) from error
-
-
 def read_label(path: str) -> Array:
     """Read a label image.
 
@@ -157,99 +126,29 @@ def read_label(path: str) -> Array:
     Raises:
         ConfigError: the file is not a readable image, or its pixels are not class numbers.
     """
-    with _open_label(path) as label:
+    with open_label(path) as label:
         return np.array(label)
 
 
-def _open_label(path: str) -> Image.Image:
-    try:
-        label = Image.open(path)
-        scaled = label.mode == "L" and any(tile[3] in ("L;2", "L;4") for tile in label.tile)
-        label.load()
-    except (OSError, SyntaxError) as error:
-        raise ConfigError(
-            "label", f"{os.path.abspath(path)}, which cannot be read ({error})", allowed="a whole PNG file"
-        ) from error
-    if scaled:  # PIL stretches such values to 0 .. 255
-        raise ConfigError(
-            "label",
-            f"{os.path.abspath(path)} with grey values of 2 or 4 bits",
-            allowed="8 bits",
-            hint="save it with 8 bits",
-        )
-    if label.mode not in ("L", "P"):
-        raise ConfigError(
-            "label",
-            f"{os.path.abspath(path)} with mode {label.mode}",
-            allowed="class numbers in one channel of 8 bits (mode L or P), not colours",
-        )
-    return label
-
-
-def check_labels(
-    pairs: Sequence[tuple[str, str]],
-    classes: Sequence[str],
-    *,
-    ignored: int = IGNORED,
-    name: str,
-) -> list[int]:
-    """Check every label before a run starts.
-
-    Labels without a pixel that counts, and classes without a pixel, are warnings.
-
-    Args:
-        pairs: (image, label) each.
-        classes: the names of class 0, 1, ...
-        ignored: the one other value that a label may have.
-        name: the dataset's name in messages.
-
-    Returns:
-        The number of pixels of each class.
+@contextmanager
+def open_label(path: str) -> Iterator[Image.Image]:
+    """Open and decode a label image: class numbers of 8 bits.
 
     Raises:
-        ConfigError: a file cannot be read, or image and label differ in size. Or a label has several channels or
-            wrong values, or all pixels of all labels are ignored.
+        ConfigError: see ``read_label``.
     """
-
-    def look(pair: tuple[str, str]) -> Array:
-        try:
-            return _histogram(*pair, len(classes), ignored)
-        except ConfigError as error:
-            value = f"{name}: {error.argument} {error.value}"
-            raise ConfigError("dataset", value, error.allowed, error.hint) from error
-
-    with ThreadPoolExecutor() as pool:  # PIL decodes without holding the interpreter's lock
-        histograms = np.stack(list(pool.map(look, pairs)))[:, : len(classes)]
-    counts: list[int] = histograms.sum(0).tolist()
-    if not any(counts):
-        raise ConfigError(
-            "dataset",
-            f"{name}: {len(pairs)} labels whose pixels are all {ignored}, which is ignored",
-            allowed="pixels of a class",
-        )
-    empty = np.flatnonzero(histograms.sum(1) == 0)
-    if len(empty):
-        first = pairs[empty[0]][1]
-        logger.warning(f"{name}: {len(empty)} of {len(pairs)} labels are ignored as a whole, the first is {first}")
-    absent = [f"{each} ({number})" for number, each in enumerate(classes) if not counts[number]]
-    if absent:
-        logger.warning(f"{name}: no pixel of {', '.join(absent)} in {len(pairs)} labels")
-    return counts
-
-
-def _histogram(image: str, label: str, num_classes: int, ignored: int) -> Array:
-    """Count the pixels of a label by their value: (256,)."""
-    height, width = image_size(image)
-    with _open_label(label) as pixels:
-        if (pixels.height, pixels.width) != (height, width):
+    where = os.path.abspath(path)
+    with opened(path, "label", "a whole PNG file") as label:
+        scaled = label.mode == "L" and any(tile[3] in ("L;2", "L;4") for tile in getattr(label, "tile", ()))
+        label.load()
+        if scaled:  # PIL stretches such values to 0 .. 255
             raise ConfigError(
-                "label",
-                f"{os.path.abspath(label)} with {pixels.width} x {pixels.height} pixels",
-                allowed=f"{width} x {height}, as its image",
+                "label", f"{where} with grey values of 2 or 4 bits", allowed="8 bits", hint="save it with 8 bits"
             )
-        histogram = np.array(pixels.histogram())
-    check_values(histogram, label, num_classes, ignored)
-    return histogram
+        if label.mode not in ("L", "P"):
+            allowed = "class numbers in one channel of 8 bits (mode L or P), not colours"
+            raise ConfigError("label", f"{where} with mode {label.mode}", allowed=allowed)
+        yield label
 
 
 def check_values(histogram: Array, label: str, num_classes: int, ignored: int) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.errors import ConfigError
 from .coco import NAMES, CocoSplit, find_split
 from .convert import FilePairs, convert, has_files
+from .images import AUTO
 from .labels import read_class_names
 from .voc import find_voc, voc_pairs
 from .yolo import YAML_NAMES, find_yolo, yolo_pairs
@@ -30,12 +31,14 @@ class LabelSplit:
     label_root: str
     classes: tuple[str, ...]
     """The names of class 0, 1, ..."""
+    image_range: str = AUTO
+    """The range of grey values of more than 8 bits: see ``images.RANGES``."""
 
 
 Split = CocoSplit | LabelSplit
 
 
-def find_any_split(folder: str | Path, split: str, classes: str = "") -> Split:
+def find_any_split(folder: str | Path, split: str, classes: str = "", image_range: str = AUTO) -> Split:
     """Find ``"train"`` or ``"val"`` of a dataset.
 
     ``train/images`` and ``train/labels`` with PNGs make a segmentation dataset. Its classes are in ``classes.txt``
@@ -46,6 +49,7 @@ def find_any_split(folder: str | Path, split: str, classes: str = "") -> Split:
         folder: the folder of the dataset, or the yaml file of one in YOLO's format.
         split: the name of the split.
         classes: see ``read_classes``.
+        image_range: see ``images.RANGES``.
 
     Raises:
         ConfigError: no known layout is there, label PNGs have no names of classes, or names are given for a COCO json.
@@ -56,7 +60,7 @@ def find_any_split(folder: str | Path, split: str, classes: str = "") -> Split:
         raise _nothing(folder, split)
     if split == "val" and isinstance(found, FilePairs) and _same(found, _find(folder, "train", classes)):
         logger.warning("%s: train and val are the same images, so the results say nothing of new ones", folder)
-    return convert(found) if isinstance(found, FilePairs) else found
+    return replace(convert(found) if isinstance(found, FilePairs) else found, image_range=image_range)
 
 
 def _find(folder: Path, split: str, classes: str) -> Split | FilePairs | None:
@@ -108,14 +112,14 @@ def _same(first: FilePairs, second: object) -> bool:
     return isinstance(second, FilePairs) and first.pairs == second.pairs
 
 
-def find_whole(folder: str | Path, classes: str = "") -> CocoSplit:
+def find_whole(folder: str | Path, classes: str = "", image_range: str = AUTO) -> CocoSplit:
     """Find the one annotated part of a dataset that has no split.
 
     It is the only json of the folder or of its ``annotations``, with the images in ``images`` or beside it; or YOLO's
     or Pascal VOC's files without a split; or a part to train on without one to validate on.
 
     Args:
-        folder, classes: see ``find_any_split``.
+        folder, classes, image_range: see ``find_any_split``.
 
     Raises:
         ConfigError: the dataset has a split, or none of these is there.
@@ -131,7 +135,8 @@ def find_whole(folder: str | Path, classes: str = "") -> CocoSplit:
         allowed = "one json with the images in images/ or beside it, a data.yaml as YOLO's, or Pascal VOC's Annotations"
         hint = "or name json and images by {train_split}"
         raise ConfigError("data", f"no dataset without a split in {folder.absolute()}", allowed, hint)
-    return only_coco(convert(found) if isinstance(found, FilePairs) else found)
+    whole = only_coco(convert(found) if isinstance(found, FilePairs) else found)
+    return replace(whole, image_range=image_range)
 
 
 def only_coco(split: Split) -> CocoSplit:
@@ -160,7 +165,7 @@ def _whole_coco(folder: Path) -> CocoSplit | None:
     return None
 
 
-def named_split(first: str, second: str, classes: str = "") -> Split:
+def named_split(first: str, second: str, classes: str = "", image_range: str = AUTO) -> Split:
     """Make a split of its parts: a json and its images, or, if the first is a folder, images and labels.
 
     The labels are PNGs, or YOLO's text files, or Pascal VOC's xml files.
@@ -170,12 +175,12 @@ def named_split(first: str, second: str, classes: str = "") -> Split:
     """
     first, second = os.path.expanduser(first), os.path.expanduser(second)
     if not os.path.isdir(first):
-        return _without_classes(CocoSplit(first, second), classes)
+        return replace(_without_classes(CocoSplit(first, second), classes), image_range=image_range)
     suffix = _suffix(Path(first), Path(second))
     if suffix:
         pairs = yolo_pairs if suffix == ".txt" else voc_pairs
-        return convert(pairs(Path(first), Path(second), classes))
-    return LabelSplit(first, second, read_classes(classes))
+        return replace(convert(pairs(Path(first), Path(second), classes)), image_range=image_range)
+    return LabelSplit(first, second, read_classes(classes), image_range)
 
 
 def _without_classes(split: CocoSplit, classes: str) -> CocoSplit:

@@ -8,9 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import PIL.Image
 import torch
-from PIL import ImageOps
 from pycocotools.coco import COCO
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -19,7 +17,9 @@ from torchvision.tv_tensors import BoundingBoxes, Mask
 from torchvision.tv_tensors import Image as PixelImage
 
 from ..core.errors import ConfigError
-from ..data.coco import CocoSplit, check_coco
+from ..data.check import Needs, check_coco
+from ..data.coco import CocoSplit
+from ..data.images import AUTO, read_rgb
 from ..data.labels import IGNORED
 
 __all__ = ["CocoImages", "Images", "Stream", "evaluation_loader", "label_of", "read_image", "training_loader"]
@@ -105,18 +105,18 @@ class _ScaleAndCrop:
         return cropped
 
 
-def read_image(path: str, *, name: str) -> Any:
-    """Read an image as (3, H, W), uint8, turned as its EXIF entry says; Detectron2 does the same.
+def read_image(path: str, *, name: str, image_range: str = AUTO) -> Any:
+    """Read an image as (3, H, W), uint8, turned as its EXIF entry says; see ``images.read_rgb``.
 
     Raises:
-        ConfigError: the file is not a readable image.
+        ConfigError: the file is not a readable image, or its values do not fit the range.
     """
     try:
-        with PIL.Image.open(path) as file:
-            return v2.functional.to_image(ImageOps.exif_transpose(file).convert("RGB"))
-    except (OSError, SyntaxError) as error:
-        value = f"{name}: {path}, which cannot be read as an image ({error})"
-        raise ConfigError("dataset", value, allowed="a whole image file") from error
+        return v2.functional.to_image(read_rgb(path, image_range))
+    except ConfigError as error:
+        if error.argument != "image":
+            raise
+        raise ConfigError("dataset", f"{name}: {error.value}", error.allowed, error.hint) from error
 
 
 class CocoImages(Images):
@@ -147,9 +147,10 @@ class CocoImages(Images):
         name: str = "dataset",
     ) -> None:
         super().__init__(semantic=semantic, crop=crop, name=name)
-        content = check_coco(split.json_file, split.image_root, name=name, masks=masks or semantic)
-        for number, annotation in enumerate(content["annotations"], 1):
-            annotation["id"] = number  # COCO's evaluation takes 0, which some exporters start from, for "no match"
+        needs = Needs(masks=masks or semantic)
+        content = check_coco(
+            split.json_file, split.image_root, name=name, needs=needs, image_range=split.image_range
+        ).content
         self.split, self.masks = split, masks
         self.coco = COCO()
         self.coco.dataset = content
@@ -172,7 +173,7 @@ class CocoImages(Images):
 
     def _image(self, entry: dict[str, Any]) -> Any:
         path = os.path.join(self.split.image_root, entry["file_name"])
-        image = read_image(path, name=self.name)
+        image = read_image(path, name=self.name, image_range=self.split.image_range)
         height, width = image.shape[-2:]
         if (width, height) != (entry["width"], entry["height"]):
             raise ConfigError(

@@ -8,7 +8,8 @@ import torch
 from torchvision.tv_tensors import Mask
 
 from ..core.errors import ConfigError
-from ..data.labels import check_labels, find_pairs, read_label
+from ..data.check import check_labels
+from ..data.labels import find_pairs, read_label
 from ..data.splits import LabelSplit, Split
 from .data import CocoImages, Images, read_image
 from .models import is_segmentation
@@ -31,7 +32,8 @@ class LabelledImages(Images):
     def __init__(self, split: LabelSplit, *, crop: tuple[int, int] | None = None, name: str = "dataset") -> None:
         super().__init__(semantic=True, crop=crop, name=name)
         self.pairs = find_pairs(split.image_root, split.label_root, name=name)
-        check_labels(self.pairs, split.classes, name=name)
+        self.image_range = split.image_range
+        check_labels(self.pairs, split.classes, name=name, image_range=split.image_range)
         self.categories = dict(enumerate(split.classes))
         self.num_classes = len(split.classes)
         self.ids = list(range(1, len(self.pairs) + 1))
@@ -39,7 +41,8 @@ class LabelledImages(Images):
     def read(self, index: int) -> tuple[Any, dict[str, Any]]:
         """Read image and labels, as ``check_labels`` has seen them."""
         image, label = self.pairs[index]
-        return read_image(image, name=self.name), {"semantic": Mask(torch.from_numpy(read_label(label)).long())}
+        pixels = read_image(image, name=self.name, image_range=self.image_range)
+        return pixels, {"semantic": Mask(torch.from_numpy(read_label(label)).long())}
 
 
 def load_data(split: Split, model: str, *, name: str, crop: tuple[int, int] | None = None) -> Images:

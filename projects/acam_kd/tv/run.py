@@ -19,6 +19,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from ..core.errors import ConfigError, RunError
+from ..data.images import AUTO
 from ..data.splits import Split
 from ..files import write_atomically
 from .data import Images
@@ -204,6 +205,8 @@ class RunFolder:
         for name, value in now.items():
             was = before.get(name, defaults[name])  # the setting may be newer than the run
             was = list(was) if isinstance(was, tuple) else was
+            if isinstance(was, dict):  # of a split's files
+                was = {"image_range": AUTO, **was}
             if name not in ANYTIME and was != value:
                 raise ConfigError(
                     name,

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from acam_kd.core.errors import ConfigError
-from acam_kd.data.labels import check_labels, find_pairs, image_size, read_class_names, read_label
+from acam_kd.data.check import check_labels
+from acam_kd.data.images import image_size
+from acam_kd.data.labels import find_pairs, read_class_names, read_label
 
 CLASSES = ["sky", "road", "car"]
 
@@ -205,3 +207,81 @@ def test_greys_of_four_bits_are_refused(tmp_path):
     with pytest.raises(ConfigError) as error:
         read_label(str(tmp_path / "label.png"))
     assert error.value.argument == "label" and error.value.value.endswith("label.png with grey values of 2 or 4 bits")
+
+
+# Masks of 0 and 255, and other labels that make every model look right.
+
+
+def only(tmp_path, *values):
+    """Write the values, repeated, as every label."""
+    for stem in ("a", "city/b.c"):
+        write(tmp_path / f"labels/{stem}.png", np.resize(values, (4, 6)))
+
+
+@pytest.mark.parametrize("classes", [["background", "road"], ["road"]])
+def test_a_foreground_of_255_is_no_triumph(folders, tmp_path, classes):
+    only(tmp_path, 0, 255)
+    with pytest.raises(ConfigError) as error:
+        check(folders, classes)
+    assert value_of(error) == f"2 labels with pixels of {classes[0]} (0) only, and 50 % of 255, which is ignored"
+    assert error.value.render(lambda name: f"--{name}").endswith(
+        "; if 255 is the foreground: write 1 instead, and name two classes in --classes"
+    )
+
+
+@pytest.mark.parametrize(("values", "classes"), [((0,), ["road"]), ((1,), CLASSES), ((0,), CLASSES)])
+def test_one_class_is_none(folders, tmp_path, values, classes):
+    only(tmp_path, *values)
+    with pytest.raises(ConfigError) as error:
+        check(folders, classes)
+    assert "only" in value_of(error) and error.value.allowed == "pixels of two classes at least"
+    assert "the background is a class too" in error.value.hint
+
+
+def test_masks_of_0_and_1_are_good(folders, tmp_path):
+    only(tmp_path, 0, 1)
+    assert check(folders, ["background", "road"]) == [24, 24]
+
+
+def test_all_troubles_of_labels_are_told_at_once(folders, tmp_path):
+    write(tmp_path / "labels/a.png", np.zeros((4, 6, 3)))
+    write(tmp_path / "labels/city/b.c.png", np.full((5, 6), 9))
+    (tmp_path / "images/city/b.c.jpg").write_bytes(b"\xff\xd8\xff")
+    write(tmp_path / "images/Z.PNG", np.zeros((4, 6, 3)))
+    write(tmp_path / "labels/Z.png", np.full((5, 6), 9))
+    said = []
+    with pytest.raises(ConfigError) as error:
+        check_labels(pairs_of(folders), CLASSES, name="mine", say=said.append)
+    assert value_of(error).startswith("4 troubles: ")
+    listed = "\n".join(said)
+    for text in (
+        "with mode RGB",
+        "Z.png with 6 x 5 pixels",
+        "Z.png with the values 9",
+        "b.c.jpg, which cannot be read",
+    ):
+        assert text in listed
+
+
+def test_unchanged_labels_are_not_opened_again(folders, tmp_path, monkeypatch):
+    from acam_kd.data.check import labels
+
+    opened = []
+    monkeypatch.setattr(labels, "open_label", lambda path, _open=labels.open_label: opened.append(path) or _open(path))
+    first = check(folders)
+    assert check(folders) == first and len(opened) == 2
+    only(tmp_path, 0, 1, 2)
+    assert check(folders) == [16, 16, 16] and len(opened) == 4
+
+
+def test_images_of_labels_are_checked_as_others_are(folders, tmp_path):
+    write(tmp_path / "images/a.jpg", np.zeros((4, 6, 3)))
+    os.rename(tmp_path / "images/a.jpg", tmp_path / "images/a.bmp")
+    Image.fromarray(np.full((4, 6), 4095, np.uint16)).save(tmp_path / "images/a.png")
+    os.remove(tmp_path / "images/a.bmp")
+    with pytest.raises(ConfigError) as error:
+        check(folders)
+    assert "1 images of 16 bits whose largest value is 4095" in value_of(error)
+    with pytest.raises(ConfigError) as error:
+        check_labels(pairs_of(folders), CLASSES, name="mine", reader="detectron2")
+    assert "since Detectron2 cuts larger values off" in error.value.allowed

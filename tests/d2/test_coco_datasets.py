@@ -1,0 +1,111 @@
+"""What is mended for Detectron2 is read by training and evaluation alike, and what it would misread is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+from pycocotools.coco import COCO
+
+from acam_kd.core.errors import ConfigError, RunError
+from acam_kd.d2 import build_evaluator, register_coco_datasets, register_datasets
+
+from .conftest import detector_config
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Return a function that writes a json of usual troubles and its image, and returns the entry of a dataset."""
+
+    def write(name="mine", **changes):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images/a.jpg")
+        annotation = {"image_id": "5", "category_id": 2.0, "bbox": [0, "0", 4, 4], **changes}
+        content = {
+            "images": [{"id": 5, "file_name": "a.jpg", "height": "8", "width": 8.0}],
+            "annotations": [annotation, dict(annotation)],
+            "categories": [{"id": "2", "name": "Käse"}, {"id": "2", "name": "Käse"}],
+        }
+        path = tmp_path / f"{name}.json"
+        path.write_bytes(b"\xef\xbb\xbf" + json.dumps(content, ensure_ascii=False).encode())
+        return [name, str(path), str(tmp_path / "images")]
+
+    yield write
+    for name in ("mine", "other"):
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
+def test_a_mended_json_is_registered_for_training_and_evaluation(files, tmp_path, caplog):
+    entry = files()
+    register_coco_datasets([entry], output_dir=str(tmp_path / "run"))
+    used = MetadataCatalog.get("mine").json_file
+    assert used == str(tmp_path / "run/mended_mine.json") and used in caplog.text
+    (record,) = DatasetCatalog.get("mine")
+    assert [a["category_id"] for a in record["annotations"]] == [0, 0] and record["image_id"] == 5
+    assert MetadataCatalog.get("mine").thing_classes == ["Käse"]
+    evaluator = build_evaluator("mine", str(tmp_path / "results"))
+    truth = evaluator._coco_api.dataset["annotations"]
+    assert [a["id"] for a in truth] == [1, 2] and [a["area"] for a in truth] == [16, 16]
+    assert Path(used).read_bytes().isascii(), "it is read with any locale"
+    register_coco_datasets([entry], output_dir=str(tmp_path / "run"))  # the same again, as a resumed run does
+    register_coco_datasets([entry], output_dir=str(tmp_path / "another run"))
+    assert MetadataCatalog.get("mine").json_file == str(tmp_path / "another run/mended_mine.json")
+
+
+def test_what_only_evaluation_needs_is_asked_for_validation_only(files, tmp_path):
+    entries = [files("mine"), files("other")]
+    cfg = detector_config(
+        "Base-RetinaNet.yaml",
+        "DATASETS.TRAIN",
+        ("mine",),
+        "DATASETS.TEST",
+        ("other",),
+        "OUTPUT_DIR",
+        str(tmp_path / "run"),
+    )
+    cfg.DATASETS.COCO_FORMAT, cfg.DATASETS.SEM_SEG = entries, []
+    register_datasets(cfg, training=True)
+    areas = [
+        [a.get("area") for a in COCO(MetadataCatalog.get(name).json_file).dataset["annotations"]]
+        for name in ("mine", "other")
+    ]
+    assert areas == [[None, None], [16, 16]]
+
+
+def test_masks_are_asked_for_if_the_head_reads_them(files, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        register_coco_datasets([files()], output_dir=str(tmp_path), masks=True)
+    assert error.value.argument == "DATASETS.COCO_FORMAT" and "without 'segmentation'" in error.value.value
+    bad = files(segmentation=[[1, 1]])  # Detectron2 would leave the whole annotation out
+    register_coco_datasets([bad], output_dir=str(tmp_path), masks=False)
+    assert len(DatasetCatalog.get("mine")[0]["annotations"]) == 2
+
+
+def test_images_that_detectron2_would_clip_are_refused(files, tmp_path):
+    entry = files()
+    Image.fromarray(np.full((8, 8), 60000, np.uint16)).save(tmp_path / "images/a.jpg", format="PNG")
+    with pytest.raises(ConfigError) as error:
+        register_coco_datasets([entry], output_dir=str(tmp_path))
+    assert "a.jpg of 16 bits" in error.value.value and "Detectron2" in error.value.allowed
+    assert "8 bits" in error.value.hint
+
+
+def test_every_dataset_is_checked_before_the_first_error(files, tmp_path, caplog):
+    entries = [files("mine", bbox=[0, 0, -1, 1]), files("other", bbox=[0, 0, -2, 1])]
+    with pytest.raises(ConfigError) as error:
+        register_coco_datasets(entries, output_dir=str(tmp_path))
+    assert error.value.value.startswith("dataset mine: ")
+    assert "bbox [0, 0, -1, 1]" in caplog.text and "bbox [0, 0, -2, 1]" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_is_a_line(files, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError) as error:
+        register_coco_datasets([files()], output_dir=str(tmp_path / "file"))
+    assert "the mended json of dataset mine cannot be written" in str(error.value)
