@@ -166,6 +166,7 @@ def test_orientation_in_xmp(tmp_path):
     assert image_size(str(tmp_path / "a.png")) == read_rgb(str(tmp_path / "a.png")).shape[:2] == (8, 6)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
 def test_exif_that_cannot_be_read_says_nothing(tmp_path):
     path = tmp_path / "a.jpg"
     Image.new("RGB", (8, 6)).save(path, exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01\x12" * 9)

@@ -188,7 +188,7 @@ def test_an_unreadable_image_is_named_also_by_a_worker(data, tmp_path, refused, 
     for image in (data / "train").iterdir():
         (folder / "train" / image.name).write_text("no image")
     message = refused(*quick(folder, tmp_path / "out", "--workers", workers))
-    assert "cannot be read as an image" in message
+    assert "which cannot be read" in message and "a whole image file" in message
 
 
 def test_a_checkpoint_of_another_model(data, finished, tmp_path, refused):
@@ -216,7 +216,7 @@ def test_pyramids_without_a_common_level(data, tmp_path, refused):
 
 def test_the_console_script_is_this(tmp_path):
     done = subprocess.run([sys.executable, "-m", "acam_kd.cli", "--help"], capture_output=True, text=True, check=True)
-    assert "train | eval | demo" in done.stdout
+    assert "train | eval | check | demo" in done.stdout
     done = subprocess.run(
         [sys.executable, "-m", "acam_kd.cli", "eval", "--data", "gone", "--student", STUDENT],
         capture_output=True,
@@ -260,6 +260,7 @@ WORDS = {
 }
 """What an argument is called that has no single option."""
 NOT_OURS = {
+    "teacher_channels",
     *("example_inputs", "path"),  # of calls in Python only
     *("plan", "settings", "rows", "metrics", "key", "records"),  # keys of a plan: tools/compare.py names them
     "teacher_backbone_weights",  # of the function that loads both models; a teacher is given none
