@@ -141,7 +141,7 @@ def test_a_method_that_detaches_is_refused_in_its_first_step_and_one_of_several_
 
 def test_the_gradient_is_looked_at_in_the_first_step_only(monkeypatch):
     seen = []
-    monkeypatch.setattr("acam_kd.core.distillation.check_gradients", lambda part, *_: seen.append(part))
+    monkeypatch.setattr("acam_kd.core.comparison.check_gradients", lambda part, *_: seen.append(part))
     model = build()
     for _ in range(3):
         model(torch.randn(2, 3, 16, 16))

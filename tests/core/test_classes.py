@@ -346,7 +346,7 @@ def test_one_common_class_of_a_softmax_is_refused_and_of_maps_it_is_not(pair):
     student, teacher = pair
     names = {**NAMES, "teacher_class_names": ["sky", "x", "y", "z"]}
     for method in ("KD", "DKD", "NKD"):
-        with refused("KD.levels", "logits with 1 class", "2 classes or more"):
+        with refused(f"{method}.levels", "logits with 1 class", "2 classes or more"):
             acam_kd.distill(student, teacher, method=method, **LEVELS, **names)
     acam_kd.distill(student, teacher, method="CWD", **LEVELS, **names)
     student(BATCH)

@@ -5,21 +5,24 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .calls import Calls
-from .checks import OptimizerWatch, check_gradients, check_pair, check_targets, frozen_levels
+from .checks import OptimizerWatch
 from .classes import CommonClasses
+from .comparison import Comparison
 from .distiller import Distiller, method_arguments
-from .errors import ConfigError, Names, RunError, first_line, names_of, rendered
-from .features import Features, Pyramid
+from .errors import ConfigError, Names, RunError, names_of, rendered
+from .features import Pyramid
 from .outputs import losses_of, non_finite, with_losses, with_unused
-from .pairing import paired, sized_targets
+from .pairing import paired
 from .reader import Reader, Step
-from .taps import leave_to_python, restore_autocast
+from .state import load_state, state_of
+from .taps import leave_to_python
 from .targets import Targets
 from .teacher import Extract, FrozenTeacher, evaluating
 
@@ -95,7 +98,7 @@ class Distillation(nn.Module):
         self.__dict__["_student"], self.__dict__["_side"] = student, student_side  # no submodules: a cycle otherwise
         self._iteration, self._counting = -1, True
         self._warned: set[str] = set()
-        self._taken: tuple[int, ...] | None = None  # by the teacher: channels and sides of a batch
+        self._comparison = Comparison(self.levels, self.shapes, self.classes)
         self._watch: OptimizerWatch | None = None
         self._forget_step()
         self._attach(student)
@@ -216,61 +219,17 @@ class Distillation(nn.Module):
 
     def _distil(self, step: Step, args: Any, kwargs: Any) -> dict[str, Tensor]:
         """Run teacher and method on a recorded step."""
-        with restore_autocast(step.call):
-            regions = () if step.predictions is None else (step.predictions.regions,)
-            of_teacher = self._asked(step.batch, *regions)
-            cast = self._casts(step.call.autocast[2])
-            student, teacher = paired(step.features, of_teacher, self.levels, self.classes, cast=cast)
-            check_pair(student, teacher, self.levels, self.shapes)
-            if frozen := frozen_levels(student, self.method):
-                self._warn(
-                    "frozen",
-                    f"no gradient reaches the student at {', '.join(frozen)}: leave these levels out, if that part is "
-                    "frozen; or checkpoint it with use_reentrant=False",
-                )
-            if self.teacher.precision:
-                self._finite = {s: x.isfinite().all() for s, x in teacher.items()}
-            needed = self._read_targets if self.method.needs else None
-            targets = Targets() if needed is None else needed(*args, **kwargs)
-            if not isinstance(targets, Targets):
-                raise ConfigError("targets", f"a function that returns {type(targets).__name__}", "acam_kd.Targets")
-            targets = sized_targets(targets, student, step.predictions, self.classes)
-            check_targets(self.method, targets, self.shapes["student"])
-            handles = (
-                [] if "gradients" in self._warned else [p.register_forward_hook(_check) for p in self.method.parts()]
+        read = self._read_targets if self.method.needs else None
+        targets = partial(read, *args, **kwargs) if read is not None else Targets
+        compared = self._comparison.run(self.teacher, self.method, step, targets)
+        self._finite = compared.finite
+        if compared.frozen:
+            self._warn(
+                "frozen",
+                f"no gradient reaches the student at {', '.join(compared.frozen)}: leave these levels out, if that "
+                "part is frozen; or checkpoint it with use_reentrant=False",
             )
-            try:
-                losses = dict(self.method(student, teacher, targets))
-            finally:
-                for handle in handles:
-                    handle.remove()
-            self._warned.add("gradients")
-        for name, loss in losses.items():
-            if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
-                shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-                raise ConfigError("method", f"{name}: {shape}", "losses that are 0-d floating-point tensors")
-        return losses
-
-    def _casts(self, autocast: bool) -> bool:
-        """Say whether the teacher's features get the student's type: autocast looks after that itself."""
-        return bool(self.teacher.precision) or not autocast
-
-    def _asked(self, batch: Tensor, *regions: Any) -> Features:
-        """Ask the teacher, and name the batch if the teacher cannot take it."""
-        try:
-            features = self.teacher(batch, *regions)
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or batch.shape[1:] == self._taken:
-                raise
-            reason = first_line(error)
-            raise ConfigError(
-                "teacher", f"a failure on the student's batch {tuple(batch.shape)}: {reason[:200]}",
-                "a teacher that takes it",
-                "does it need other padding (sides that are multiples of 32, say) or other channels? Choose a teacher "
-                "whose backbone is like the student's, or images, or crops, of such sides",
-            ) from error  # fmt: skip
-        self._taken = batch.shape[1:]
-        return features
+        return compared.losses
 
     # What the student returns.
 
@@ -388,7 +347,7 @@ class Distillation(nn.Module):
         with evaluating(self._student):
             features = extract(network, batch)
             levels = {s: t for s, t in self.levels.items() if s in features}
-            student, teacher = paired(features, self.teacher(batch), levels, self.classes, cast=self._casts(False))
+            student, teacher = paired(features, self.teacher(batch), levels, self.classes, cast=True)
             for part in self.method.parts():
                 if not part.needs and all(level in student for level in part.levels):
                     part(student, teacher)
@@ -426,12 +385,7 @@ class Distillation(nn.Module):
         """Return what the method has learnt; as a part of the student, nothing."""
         if destination is not None or args:
             return destination if destination is not None else args[0]
-        state: Any = self.method.state_dict(prefix=prefix, keep_vars=keep_vars)
-        state._metadata[""]["method"] = self._method_name()
-        return state
-
-    def _method_name(self) -> str:
-        return "+".join(type(part).__name__ for part in self.method.parts())
+        return state_of(self.method, prefix=prefix, keep_vars=keep_vars)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load what a method has learnt.
@@ -439,23 +393,7 @@ class Distillation(nn.Module):
         Raises:
             RunError: it is the state of another method, or of other levels or channels.
         """
-        before = getattr(state_dict, "_metadata", {}).get("", {}).get("method", self._method_name())
-        if before != self._method_name():
-            raise RunError(
-                f"the checkpoint is of {before}, this run of {self._method_name()}", "resuming",
-                "resume with the same {method}, or start a new run from the student's weights",
-            )  # fmt: skip
-        try:
-            return self.method.load_state_dict(state_dict, strict=strict, assign=assign)
-        except RuntimeError as error:
-            known, given = self.method.state_dict().keys(), state_dict.keys()
-            odd = [*(f"{k} is missing" for k in known - given), *(f"{k} is unknown" for k in given - known)]
-            reason = ", ".join(sorted(odd)[:2]) or " ".join(str(error).split())[:200]
-            raise RunError(
-                f"what the checkpoint's method has learnt does not fit {type(self.method).__name__} on "
-                f"{', '.join(self.method.levels)}: {reason}", "resuming",
-                "resume with the same {method}, options and {levels}, or start a new run from the student's weights",
-            ) from error  # fmt: skip
+        return load_state(self.method, state_dict, strict=strict, assign=assign)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """As a part of the student: the method's tensors are in no file, so its present ones stand in."""
@@ -473,7 +411,3 @@ class Distillation(nn.Module):
         """Leave tensors of a step out of copies and pickles, which look at optimizers of their own."""
         forgotten: dict[str, Any] = {"_active": False, "_waiting": False, "_watch": None, "_recomputed": None}
         return {**self.__dict__, **forgotten, "_losses": {}, "_finite": {}, "_ratio": None}
-
-
-def _check(part: Distiller, args: tuple[Any, ...], losses: Mapping[str, Tensor]) -> None:
-    check_gradients(part, args[0], losses)

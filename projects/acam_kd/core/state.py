@@ -1,0 +1,47 @@
+"""The state of a method: what it has learnt, for a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .distiller import Distiller
+from .errors import RunError
+
+__all__ = ["load_state", "state_of"]
+
+
+def _name(method: Distiller) -> str:
+    return "+".join(type(part).__name__ for part in method.parts())
+
+
+def state_of(method: Distiller, *, prefix: str = "", keep_vars: bool = False) -> Any:
+    """Return what a method has learnt, with its name among the metadata."""
+    state: Any = method.state_dict(prefix=prefix, keep_vars=keep_vars)
+    state._metadata[""]["method"] = _name(method)
+    return state
+
+
+def load_state(method: Distiller, state: Mapping[str, Any], *, strict: bool = True, assign: bool = False) -> Any:
+    """Load what a method has learnt.
+
+    Raises:
+        RunError: it is the state of another method, or of other levels or channels.
+    """
+    before = getattr(state, "_metadata", {}).get("", {}).get("method", _name(method))
+    if before != _name(method):
+        raise RunError(
+            f"the checkpoint is of {before}, this run of {_name(method)}", "resuming",
+            "resume with the same {method}, or start a new run from the student's weights",
+        )  # fmt: skip
+    try:
+        return method.load_state_dict(state, strict=strict, assign=assign)
+    except RuntimeError as error:
+        known, given = method.state_dict().keys(), state.keys()
+        odd = [*(f"{k} is missing" for k in known - given), *(f"{k} is unknown" for k in given - known)]
+        reason = ", ".join(sorted(odd)[:2]) or " ".join(str(error).split())[:200]
+        raise RunError(
+            f"what the checkpoint's method has learnt does not fit {type(method).__name__} on "
+            f"{', '.join(method.levels)}: {reason}", "resuming",
+            "resume with the same {method}, options and {levels}, or start a new run from the student's weights",
+        ) from error  # fmt: skip
