@@ -115,8 +115,9 @@ def distill(
         ['loss_pkd_pearson']
         >>> student.distillation.remove()
     """
-    from .core.assemble import Plan, assemble, check_models
+    from .core.assemble import Plan, assemble
     from .core.class_names import check_class_names
+    from .core.pair_checks import check_models
 
     check_models(student, teacher)
     for name, given in (("student_levels", student_levels), ("teacher_levels", teacher_levels)):

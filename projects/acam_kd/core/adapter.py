@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +10,8 @@ from torch import Tensor, nn
 
 from .distillation import Distillation
 from .errors import ConfigError, first_line
-from .features import BACKBONE, CLASSES, LOGITS, Features, FeatureSpec, Pyramid
+from .features import BACKBONE, CLASSES, LOGITS, FeatureSpec, Pyramid
+from .paths import Path, Paths, folded, is_map
 from .reader import Convert, Reader, as_mapping, first_batch
 from .taps import ModuleTap
 from .targets import Targets
@@ -108,60 +107,6 @@ class Adapter:
     def targets(self, reader: Reader, *args: Any, **kwargs: Any) -> Targets:
         """Return what the arguments of the student's forward say of the batch."""
         return Targets()
-
-
-@dataclass(frozen=True)
-class Path:
-    """The output of a submodule as a map.
-
-    Args:
-        path: of the submodule.
-        level: the level's name.
-        leading: class and register tokens before those of the positions; None for a map that is one already.
-        stride: in pixels of the batch.
-    """
-
-    path: str
-    level: str
-    leading: int | None = None
-    stride: int = 1
-
-    def __call__(self, output: Any, batch: Tensor) -> Mapping[str, Tensor]:
-        """Return the map under its name: (N, K) gets positions, tokens (N, L, C) are folded to (N, C, H, W)."""
-        if isinstance(output, Tensor) and output.dim() == 2:
-            output = output[..., None, None]
-        if self.leading is not None:
-            height, width = (round(side / self.stride) for side in batch.shape[2:])
-            tokens = output[:, self.leading :].transpose(1, 2)
-            if tokens.shape[2] != height * width:
-                raise ConfigError(
-                    "levels", f"{tokens.shape[2]} tokens at {self.path}", f"{height} x {width} for {batch.shape[2]} x "
-                    f"{batch.shape[3]} pixels", "sides must be multiples of the size of a patch",
-                )  # fmt: skip
-            output = tokens.unflatten(2, (height, width))
-        return {self.level: output}
-
-
-class Paths:
-    """Runs a network once and returns the maps of its tapped submodules."""
-
-    def __init__(self, parts: Sequence[Path], role: str = "student") -> None:
-        self.parts, self.role = list(parts), role
-
-    def __call__(self, network: nn.Module, batch: Tensor) -> Features:
-        """Return the maps for a batch."""
-        features: dict[str, Tensor] = {}
-        taps = [(ModuleTap(network.get_submodule(part.path), part.path, self.role), part) for part in self.parts]
-        try:
-            for tap, _ in taps:
-                tap.arm()
-            network(batch)
-            for tap, part in taps:
-                features.update(part(tap.read().output, batch))
-        finally:
-            for tap, _ in taps:
-                tap.remove()
-        return features
 
 
 class ModuleAdapter(Adapter):
@@ -271,15 +216,15 @@ class ModuleAdapter(Adapter):
     def _measure(self, level: str, path: str, output: Any, batch: Tensor) -> tuple[Path, FeatureSpec]:
         logits = level in (LOGITS, CLASSES)
         height, width = batch.shape[2:]
-        if isinstance(output, Tensor) and output.dim() == 4 and _is_map(output, height, width):
+        if isinstance(output, Tensor) and output.dim() == 4 and is_map(output, height, width):
             stride = round(height / output.shape[2])
             return Path(path, level, None, stride), FeatureSpec(output.shape[1], stride, logits=logits)
         if isinstance(output, Tensor) and output.dim() == 2:
             return Path(path, level), FeatureSpec(output.shape[1], 0, logits=True)
         if isinstance(output, Tensor) and output.dim() == 3:
-            folded = _folded(output.shape[1], height, width)
-            if folded:
-                leading, patch = folded
+            found = folded(output.shape[1], height, width)
+            if found:
+                leading, patch = found
                 return Path(path, level, leading, patch), FeatureSpec(output.shape[2], patch, logits=logits)
         shape = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ConfigError(
@@ -329,18 +274,3 @@ class ModuleAdapter(Adapter):
                 "inputs that it takes",
             ) from error  # fmt: skip
         return batch
-
-
-def _is_map(output: Tensor, height: int, width: int) -> bool:
-    """Say whether the positions of (N, C, H, W) have the image's proportions: those of (N, H, W, C) have not."""
-    proportion = height / width
-    return abs(output.shape[2] - output.shape[3] * proportion) <= 1 + proportion
-
-
-def _folded(tokens: int, height: int, width: int) -> tuple[int, int] | None:
-    """Return leading tokens and the side of a patch for L tokens of an image, if L without them is H/p x W/p."""
-    for leading in range(min(tokens, 33)):
-        patch = math.sqrt(height * width / (tokens - leading))
-        if patch == round(patch) and height % round(patch) == 0 and width % round(patch) == 0:
-            return leading, round(patch)
-    return None

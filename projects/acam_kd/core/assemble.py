@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
 from .adapter import Adapter
 from .class_names import check_class_map
@@ -21,11 +20,12 @@ from .features import CLASSES, LOGITS, TAPS, Pyramid
 from .inheritance import inherit
 from .methods import build_distiller
 from .options import Request, read_request
+from .pair_checks import check_annotations, check_class_heads, check_models, check_names
 from .selection import check_taps, pair_levels, taps_of
 from .targets import Targets
 from .teacher import FrozenTeacher, PixelTransform
 
-__all__ = ["INHERIT", "Plan", "assemble", "check_models"]
+__all__ = ["INHERIT", "Plan", "assemble"]
 
 INHERIT = ("auto", "always", "never")
 
@@ -95,7 +95,7 @@ def assemble(
     check_taps((*plan.taps, *taps), student, teacher)
     shapes = _shapes(student, teacher, taps)
     if student.named and teacher.named:
-        _check_names(shapes)
+        check_names(shapes)
     shapes, classes = common_classes(student, teacher, shapes, plan.class_map, kind.logger)
     pairs_by = [
         pair_levels(
@@ -112,9 +112,9 @@ def assemble(
         "teacher": {t: shapes["teacher"][t] for t in pairs.values()},
     }
     method = _method(plan, requests, pairs_by, shapes)
-    _check_annotations(student, method)
+    check_annotations(student, method)
     if CLASSES in method.levels:
-        _check_class_heads(student, teacher)
+        check_class_heads(student, teacher)
     pixels = None
     if student.pixels is not None and teacher.pixels is not None:
         pixels = PixelTransform(student.pixels, teacher.pixels)
@@ -177,33 +177,6 @@ def _check_plan(student: Adapter, teacher: Adapter | None, plan: Plan) -> None:
         raise ConfigError("student", f"an attribute {NAME} of its own", "none", "rename it: that name is needed")
 
 
-def check_models(student: Any, teacher: Any, *, alone: bool = False) -> None:
-    """Raise ConfigError for a student or a teacher that cannot be one.
-
-    Args:
-        student, teacher: the two models.
-        alone: there is no teacher.
-    """
-    for role, model in (("student", student), ("teacher", teacher)):
-        if not isinstance(model, nn.Module):
-            raise ConfigError(role, type(model).__name__, "an nn.Module", "build it first, and load its weights")
-    if isinstance(student, torch.jit.ScriptModule):
-        raise ConfigError("student", type(student).__name__, "an nn.Module in Python", "attach before scripting")
-    for wrapper in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "OptimizedModule"):
-        if any(cls.__name__ == wrapper for cls in type(student).__mro__):
-            raise ConfigError("student", wrapper, "the model inside of it", "attach the distillation, then wrap")
-    if alone:
-        return
-    if teacher is student:
-        raise ConfigError("teacher", "the student itself", "another model, as copy.deepcopy(student)")
-    trained = {id(p) for p in student.parameters() if p.requires_grad}
-    if any(id(p) in trained for p in teacher.parameters()):
-        raise ConfigError(
-            "teacher", "parameters that the student trains", "a model with parameters of its own",
-            "copy.deepcopy what the two share",
-        )  # fmt: skip
-
-
 def _inherit(student: Adapter, teacher: Adapter, plan: Plan, logger: logging.Logger) -> None:
     how = plan.inherit
     if how == "always" or (how == "auto" and student.kind is not None and student.kind == teacher.kind):
@@ -251,17 +224,6 @@ def _shapes(student: Adapter, teacher: Adapter, taps: Sequence[str]) -> dict[str
         ) from error
 
 
-def _check_names(shapes: Mapping[str, Pyramid]) -> None:
-    """Raise ConfigError for levels that both sides call by one name and that have different strides."""
-    for name, spec in shapes["student"].items():
-        other = shapes["teacher"].get(name, spec)
-        if other.stride != spec.stride and not (spec.logits and other.logits):  # maps of logits are resized
-            raise ConfigError(
-                "teacher_levels", f"{name} of stride {other.stride}", f"the student's stride, {spec.stride}",
-                "choose parts of one stride, or give them different names",
-            )  # fmt: skip
-
-
 def _method(
     plan: Plan, requests: Sequence[Request], pairs: Sequence[Mapping[str, str]], shapes: Mapping[str, Pyramid]
 ) -> Distiller:
@@ -274,50 +236,3 @@ def _method(
     if unknown:
         raise ConfigError("method", f"level {unknown[0]}", f"levels among {', '.join(shapes['student'])}")
     return plan.methods
-
-
-def _check_annotations(student: Adapter, method: Distiller) -> None:
-    for part in method.parts():
-        missing = [need for need in part.needs if need not in student.annotations]
-        if missing and not (missing == ["labels"] and all(level == CLASSES for level in part.levels)):
-            raise ConfigError(
-                "method", type(part).__name__, f"one that needs no {' and '.join(missing)}",
-                f"a {student.name} is trained without any",
-            )  # fmt: skip
-
-
-def _check_class_heads(student: Adapter, teacher: Adapter) -> None:
-    anchors = student.anchors(), teacher.anchors()
-    names = f"a {teacher.name}", f"like the student's, a {student.name}'s"
-    if (anchors[0] is None) != (anchors[1] is None):
-        raise ConfigError(
-            "teacher",
-            f"{names[0]}, which predicts {'regions' if anchors[1] is None else 'anchors'}",
-            f"a class head {names[1]}",
-            "see {method}",
-        )
-    if type(student) is not type(teacher):
-        raise ConfigError("teacher", f"{names[0]} of another framework", "class heads of one framework", "see {method}")
-    if student.box_dimension != teacher.box_dimension:
-        raise ConfigError(
-            "teacher",
-            f"boxes of {teacher.box_dimension} numbers",
-            f"the student's {student.box_dimension}",
-            "rotated and axis-aligned regions do not correspond",
-        )
-    if anchors[0] is not None and anchors[1] is not None and not _same(anchors[0], anchors[1]):
-        raise ConfigError(
-            "teacher",
-            f"{names[0]} with other anchors",
-            f"anchors {names[1]}",
-            "classes of other anchors do not correspond; see {method}",
-        )
-
-
-def _same(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> bool:
-    """Compare anchors up to the rounding of a config file."""
-    if len(a) != len(b):
-        return False
-    return all(
-        x.shape == y.shape and (x.is_meta or torch.allclose(x.cpu(), y.cpu(), rtol=0, atol=0.1)) for x, y in zip(a, b)
-    )
