@@ -109,15 +109,16 @@ sys.exit(", ".join(name for name in ("torchvision", "detectron2", "lightning") i
 
 BELOW = {
     "core": set(),
+    "lock": {"core"},
     "methods": {"core"},
     "data": {"core"},
     "vis": {"core"},
     "report": {"core"},
-    "compare": {"core", "methods", "vis", "report", "data"},
+    "compare": {"core", "methods", "vis", "report", "data", "lock"},
     "bench": {"core", "methods", "compare"},
-    "tv": {"core", "methods", "data"},
+    "tv": {"core", "methods", "data", "vis", "lock"},
     "d2": {"core", "methods", "data", "bench", "vis", "report"},
-    "demo": {"core", "methods", "data", "vis", "report"},
+    "demo": {"core", "methods", "data", "vis", "report", "lock"},
     "cli": {"core", "methods", "data", "tv", "demo"},
     "__init__": {"core", "methods"},
 }

@@ -1,16 +1,53 @@
-"""Files that are written completely or not at all, and the hash of a file."""
+"""Files that are written completely or not at all, JSON without NaN, and the hash of a file."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import hashlib
+import json
+import math
 import os
 import secrets
 import stat
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-__all__ = ["sha256", "write_atomically"]
+__all__ = ["numbers", "sha256", "to_json", "write_atomically"]
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Write a value as JSON, with null for every number that is not finite.
+
+    Python's own ``json.dumps`` writes NaN and Infinity, which no other reader of JSON accepts.
+
+    Example:
+        >>> to_json({"AP": 12.5, "APs": float("nan")})
+        '{"AP": 12.5, "APs": null}'
+    """
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:  # a number is not finite; most values are written at once
+        return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metrics that were read from JSON, with NaN for null.
+
+    Example:
+        >>> numbers({"AP": 12.5, "APs": None})
+        {'AP': 12.5, 'APs': nan}
+    """
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def sha256(path: str | Path) -> str:

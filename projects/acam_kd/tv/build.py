@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,8 +19,24 @@ from .evaluation import build_evaluator
 from .labels import load_data
 from .models import build_model
 from .run import Card, Settings, read_card
+from .segmentation import Segmentor
 
-__all__ = ["build", "evaluate", "load_model"]
+__all__ = ["Models", "build", "build_models", "evaluate", "load_model"]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a run.
+
+    Args:
+        student: with its distillation attached if there is a method.
+        teacher: None if the run needs none.
+        comparable: the teacher knows the classes of the data, so it can be evaluated on them.
+    """
+
+    student: nn.Module
+    teacher: nn.Module | None
+    comparable: bool
 
 
 def load_model(
@@ -68,14 +85,17 @@ def _arguments_of(role: str) -> Iterator[None]:
 
 
 def build(settings: Settings, data: Images) -> nn.Module:
-    """Build the student of a run, and attach the distillation that it asks for.
+    """Build the student of a run, with its distillation; see ``build_models``."""
+    return build_models(settings, data).student
+
+
+def build_models(settings: Settings, data: Images, *, world: int = 1) -> Models:
+    """Build the student of a run and its teacher, and attach the distillation that it asks for.
 
     Args:
         settings: ``resolved``.
         data: to train on.
-
-    Returns:
-        The student, with its distillation attached if there is a method.
+        world: the number of processes that share a batch.
 
     Raises:
         ConfigError: see ``load_model`` and ``build_distillation``; or the student knows other classes than the data
@@ -92,7 +112,7 @@ def build(settings: Settings, data: Images) -> nn.Module:
     )
     if card:
         _check_categories("student", settings.student, card, data)
-    if settings.student_name.startswith("deeplabv3") and settings.batch_size // settings.devices < 2:
+    if settings.student_name.startswith("deeplabv3") and settings.batch_size // world < 2:
         hint = "DeepLabV3 normalises over the batch"
         raise ConfigError("batch_size", settings.batch_size, "2 images a device at least", hint)
     teacher, card = _teacher(settings, data)
@@ -112,7 +132,9 @@ def build(settings: Settings, data: Images) -> nn.Module:
     if distillation is not None and card and {LOGITS, CLASSES} & {*distillation.levels}:
         hint = "predictions need the same classes; distil the backbone's features instead, by {taps}"
         _check_categories("teacher", settings.teacher, card, data, hint=hint)
-    return student
+    classes = _class_count(settings.teacher, settings.teacher_weights) or settings.teacher_classes or data.num_classes
+    same = card.categories == data.categories if card else classes == data.num_classes
+    return Models(student, teacher, same and isinstance(teacher, Segmentor) == data.semantic)
 
 
 def _teacher(settings: Settings, data: Images) -> tuple[nn.Module | None, Card | None]:
@@ -131,16 +153,21 @@ def _teacher(settings: Settings, data: Images) -> tuple[nn.Module | None, Card |
 
 def _check_classes_of(name: str, weights: str, num_classes: int | None) -> None:
     """Raise ConfigError for weights of torchvision that were trained on another number of classes."""
-    try:
-        known = len(getattr(get_model_weights(name), weights).meta["categories"])
-    except (ValueError, AttributeError):
-        return  # build_model says what is wrong
-    if num_classes not in (None, known):
+    known = _class_count(name, weights)
+    if known and num_classes not in (None, known):  # build_model says what else is wrong
         raise ConfigError(
             "student_weights", f"{weights} of {name} for {known} classes with the background",
             f"the data's {num_classes}",
             "start from {student_backbone_weights}",
         )  # fmt: skip
+
+
+def _class_count(name: str, weights: str) -> int:
+    """Return the number of classes of torchvision's weights, with the background; 0 if there are no such weights."""
+    try:
+        return len(getattr(get_model_weights(name), weights).meta["categories"])
+    except (ValueError, AttributeError):
+        return 0
 
 
 def _check_categories(role: str, folder: str, card: Card, data: Images, *, hint: str = "") -> None:

@@ -6,10 +6,10 @@ __all__ = ["option"]
 
 SAME = (
     "accelerator", "batch_size", "channels_last", "checkpoint_period", "classes", "crop", "data", "devices",
-    "distill_period", "engine", "eval_period", "inherit", "iterations", "levels", "method", "num_tokens", "optimizer",
-    "output", "precision", "resume", "schedule", "seed", "size", "student", "student_backbone_weights",
-    "student_weights", "taps", "teacher", "teacher_classes", "teacher_compile", "teacher_precision", "teacher_weights",
-    "warmup", "workers",
+    "distill_period", "engine", "eval_period", "inherit", "iterations", "levels", "method", "no_teacher_check",
+    "num_nodes", "num_tokens", "optimizer", "output", "precision", "resume", "schedule", "seed", "size", "student",
+    "student_backbone_weights", "student_weights", "taps", "teacher", "teacher_classes", "teacher_compile",
+    "teacher_precision", "teacher_weights", "warmup", "workers",
 )  # fmt: skip
 """The settings that are options of the same name."""
 
