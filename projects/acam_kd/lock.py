@@ -127,11 +127,11 @@ class Lock:
             taken = False
         except OSError:  # no locks on this file system
             taken, self._certain = True, False
-        file.seek(0)
-        try:
-            owner = Owner(**json.load(file))
-        except (ValueError, TypeError):  # none, or its owner was killed while it wrote
-            owner = None
+        owner = _read(file)
+        until = time.monotonic() + HEARTBEAT
+        while not taken and owner is None and time.monotonic() < until:  # it has locked, but not yet written
+            time.sleep(0.05)
+            owner = _read(file)
         if not taken:
             raise self._refusal(owner)
         return owner
@@ -158,7 +158,7 @@ class Lock:
     def _refusal(self, owner: Owner | None) -> ConfigError:
         return ConfigError(
             "output",
-            f"{self.folder}, in which another run is at work ({owner or 'it has just started'})",
+            f"{self.folder}, in which another run is at work ({owner or 'it does not say who'})",
             "a folder of no other run",
             "wait for that run, end it, or choose another {output}",
         )
@@ -178,3 +178,12 @@ class Lock:
                 path.rmdir()
             except OSError:  # it has files, or somebody else removed it
                 return
+
+
+def _read(file: IO[str]) -> Owner | None:
+    """Read the owner; None if there is none, or it was killed while it wrote."""
+    file.seek(0)
+    try:
+        return Owner(**json.load(file))
+    except (ValueError, TypeError):
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from .data import Images, evaluation_loader
 from .distillation import build_distillation, load_weights, parse_options
 from .evaluation import build_evaluator
 from .labels import load_data
-from .models import build_model
+from .models import build_model, is_model
 from .run import Card, Settings, read_card
 from .segmentation import Segmentor
 
@@ -55,6 +56,8 @@ def load_model(
             model = build_model(card.name, num_classes=card.num_classes, size=size or card.size)
         load_weights(model, weights or str(path), role=role)
         return model, card
+    if os.sep in name:
+        raise ConfigError(role, f"{name}, where no folder is", "the folder of a finished run, or a model's name")
     is_file = bool(weights) and (Path(weights).exists() or not weights.replace("_", "").isalnum())
     if role == "student" and weights and not is_file:
         _check_classes_of(name, weights, num_classes)
@@ -141,7 +144,11 @@ def _teacher(settings: Settings, data: Images) -> tuple[nn.Module | None, Card |
     """Return the teacher that a run needs, with its weights, and the card of its run."""
     if not settings.teacher or (not settings.method and settings.inherit == "never"):
         return None, None
-    if not settings.teacher_weights and not Path(settings.teacher).is_dir():
+    if not Path(settings.teacher).is_dir() and not settings.teacher_weights:
+        if not is_model(settings.teacher):
+            value = f"{settings.teacher}, which is neither a folder nor the name of a model"
+            hint = "with a name give {teacher_weights}"
+            raise ConfigError("teacher", value, "the folder of a finished run, or a name", hint)
         raise ConfigError(
             "teacher", f"{settings.teacher} without weights", "the folder of a finished run, or a name",
             "with a name give {teacher_weights}: a file or DEFAULT",

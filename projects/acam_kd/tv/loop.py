@@ -51,6 +51,7 @@ class Training:
         settings: of the run.
         training: the images to train on.
         validation: the images to evaluate on.
+        stream: the order of the training images.
         folder: gets checkpoints and the student.
         signals: end the run between two steps.
         reports: get losses and metrics.
@@ -65,13 +66,14 @@ class Training:
         *,
         training: Images,
         validation: Images,
+        stream: Stream,
         folder: RunFolder,
         signals: Signals,
         reports: Reports,
         observers: Sequence[Moment] = (),
     ) -> None:
         self.fabric, self.student, self.settings = fabric, student, settings
-        self.training, self.validation = training, validation
+        self.training, self.validation, self.stream = training, validation, stream
         self.folder, self.signals, self.reports, self.observers = folder, signals, reports, observers
         attached = getattr(student, "distillation", None)
         self.attached = attached if isinstance(attached, Distillation) else None
@@ -105,8 +107,8 @@ class Training:
         with self.signals.together(self.fabric.world_size > 1):
             for batch in self._batches():
                 with self.signals.step():
-                    losses = self._train(batch)
                     rate = float(self.schedule.get_last_lr()[0])
+                    losses = self._train(batch)
                     self.reports.step(self.step, losses, self.attached, seconds=self.time, rate=rate)
                     if self.step % self.settings.checkpoint_period == 0 or self._evaluation_is_due():
                         self.save()
@@ -114,17 +116,8 @@ class Training:
                 self._evaluate_if_due()
 
     def _batches(self) -> Iterator[Any]:
-        settings = self.settings
-        stream = Stream(
-            len(self.training),
-            batch_size=settings.batch_size,
-            batches=settings.iterations,
-            seed=settings.seed,
-            rank=self.fabric.global_rank,
-            world=self.fabric.world_size,
-        )
-        stream.start = self.step
-        for batch in training_loader(self.training, stream, workers=settings.workers):
+        self.stream.rank, self.stream.start = self.fabric.global_rank, self.step
+        for batch in training_loader(self.training, self.stream, workers=self.settings.workers):
             yield self.fabric.to_device(batch)
 
     def _train(self, batch: tuple[list[Tensor], list[dict[str, Any]]]) -> dict[str, Tensor]:
@@ -155,10 +148,9 @@ class Training:
         return self.step > 0 and self.step != self.evaluated and (at_end or self.step % self.settings.eval_period == 0)
 
     def _evaluate_if_due(self) -> None:
-        due = self.fabric.broadcast(self._evaluation_is_due())  # the first process knows what is in metrics.jsonl
-        if due:
-            if self.step == self.settings.iterations:
-                self.folder.write_student(Card.of(self.settings, self.training), plain(self.student))
+        if self.step == self.settings.iterations:  # before the final evaluation, which may fail
+            self.folder.write_student(Card.of(self.settings, self.training), plain(self.student))
+        if self.fabric.broadcast(self._evaluation_is_due()):  # the first process knows what is in metrics.jsonl
             with self.signals.together(False):
                 self._evaluate()
             self.reports.progress.start()

@@ -14,7 +14,7 @@ from ..core import ConfigError
 from ..data.fingerprint import Fingerprint
 from .build import build_models
 from .checkpoint import read_checkpoint
-from .data import Images
+from .data import Images, Stream
 from .devices import build_fabric, is_first, launch
 from .folder import RunFolder
 from .interrupts import Signals
@@ -68,12 +68,15 @@ def _train(
 ) -> Any:
     settings = asked.resolved()
     training, validation = _load(settings)
-    world = fabric.world_size
-    if settings.batch_size % world:
-        hint = "change {batch_size} or {devices}"
-        raise ConfigError("batch_size", settings.batch_size, f"a multiple of the {world} processes", hint)
+    stream = Stream(
+        len(training),
+        batch_size=settings.batch_size,
+        batches=settings.iterations,
+        seed=settings.seed,
+        world=fabric.world_size,
+    )
     lightning.seed_everything(settings.seed, verbose=False)
-    models = build_models(settings, training, world=world)
+    models = build_models(settings, training, world=fabric.world_size)
     state = read_checkpoint(folder.checkpoint) if resume and folder.checkpoint.is_file() else None
     named = {"train_split": training, "val_split": validation}
     folder.start(asked, {name: Fingerprint.of(*data.files(), data.categories) for name, data in named.items()})
@@ -85,6 +88,7 @@ def _train(
             settings,
             training=training,
             validation=validation,
+            stream=stream,
             folder=folder,
             signals=signals,
             reports=reports,
