@@ -22,12 +22,12 @@ from acam_kd.tv import progress as module
 from acam_kd.tv.build import load_model
 from acam_kd.tv.data import CocoImages
 from acam_kd.tv.evaluation import CocoEvaluator
-from acam_kd.tv.pictures import draw, spread
+from acam_kd.tv.pictures import draw
 from acam_kd.tv.progress import Progress, duration
 from acam_kd.tv.teacher_check import check_teacher
 from acam_kd.tv.training import train
 from acam_kd.vis.results import Detections
-from acam_kd.vis.samples import GAP, HEAD, SIDE, Sample, sheet
+from acam_kd.vis.samples import GAP, HEAD, SIDE, Sample, sheet, spread
 
 from .conftest import tiny
 
@@ -230,7 +230,9 @@ def test_messages_stand_above_the_line(terminal):
                     assert line.due()
             shown = terminal.screen()
             assert shown[0] == "a message" and len(shown) == 2 and "a message" not in shown[1]
-            assert shown[1].startswith("step 3/100  loss 1.5  a 0.5  lr 0.01  16 images/s") and len(shown[1]) <= 59
+            assert (
+                shown[1].startswith("step 3/100  0:00:48 left  16 images/s  lr 0.01  loss 1.5") and len(shown[1]) <= 59
+            )
         logging.getLogger("acam_kd").warning("the end")
         assert terminal.screen() == ["a message", "the end", ""]
     finally:
@@ -249,15 +251,15 @@ def test_the_line_says_what_is_left_by_hand(terminal):
         terminal.clock[0] += 2.0
         line.count()
     text = line.text(20, {"loss": 2.0}, rate=1e-3)  # 60 s for 20 steps
-    assert text == "step 20/100  loss 2  lr 0.001  4 images/s  0:04:00 left  AP 12.00 at 10"
+    assert text == "step 20/100  0:04:00 left  4 images/s  AP 12.00 at 10  lr 0.001  loss 2"
     assert duration(59.6) == "0:01:00" and duration(86399) == "23:59:59"
 
 
 def test_in_a_file_the_same_is_a_message(settings, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     train(replace(settings, iterations=3, eval_period=2), tmp_path / "run")
-    (line,) = [text for text in caplog.messages if text.startswith("step 3/3  loss ")]
-    assert re.search(r"  lr [\d.e-]+  [\d.e+]+ images/s  0:00:00 left  AP [\d.]+ at 2$", line)
+    (line,) = [text for text in caplog.messages if text.startswith("step 3/3  0:00:00 left  ")]
+    assert re.search(r"  [\d.e+]+ images/s  AP [\d.]+ at 2  lr [\d.e-]+  loss [\d.]+  classification ", line)
     steps = [json.loads(x)["step"] for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert steps == [2, 3, 3]  # a short run has its last step's losses at least
 

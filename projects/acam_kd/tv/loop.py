@@ -163,7 +163,8 @@ class Training:
         with torch.no_grad(), evaluating(self.student), self.fabric.autocast():
             for number, (images, targets) in enumerate(loader):
                 evaluator.add(self.student(self.fabric.to_device(images)), targets)
-                self.reports.evaluating(self.step, number * settings.batch_size, len(self.validation))
+                done = min((number + 1) * size * world, len(self.validation))
+                self.reports.evaluating(self.step, done, len(self.validation))
         if world > 1:
             shares: list[Any] = [None] * world
             torch.distributed.all_gather_object(shares, evaluator.results)

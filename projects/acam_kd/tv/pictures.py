@@ -13,26 +13,16 @@ from torch import Tensor, nn
 from ..core.teacher import evaluating
 from ..vis.panels import Array
 from ..vis.results import Detections
-from ..vis.samples import Sample, sheet
+from ..vis.samples import Sample, sheet, spread
 from .data import Images
 
-__all__ = ["draw", "spread", "to_jpeg"]
+__all__ = ["draw", "to_jpeg"]
 
 COUNT = 8
 SCORE = 0.3
 """Detections below this score are not drawn."""
 MOST = 30
 """The largest number of detections drawn on an image."""
-
-
-def spread(total: int, count: int) -> list[int]:
-    """Choose indices that are spread evenly over a dataset, always the same ones.
-
-    Example:
-        >>> spread(10, 4), spread(2, 4)
-        ([0, 2, 5, 7], [0, 1])
-    """
-    return sorted({number * total // count for number in range(count)}) if total > count else list(range(total))
 
 
 @torch.no_grad()

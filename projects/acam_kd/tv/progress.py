@@ -78,16 +78,13 @@ class Progress:
         return self.live and perf_counter() - self._drawn >= REDRAW
 
     def text(self, step: int, values: Mapping[str, float], *, rate: float) -> str:
-        """Write the line: step, time left, images a second, learning rate, losses, last metric."""
+        """Write the line: step, time left, images a second, last metric, learning rate, losses."""
         left = (self.steps - step) * self._spent / max(1, self._done)  # with the evaluations so far
         losses = "  ".join(f"{name.removeprefix('loss_')} {value:.3g}" for name, value in values.items())
-        parts = [
-            f"step {step}/{self.steps}",
-            losses,
-            f"lr {rate:.3g}",
-            f"{self.batch / max(self._mean, 1e-9):.3g} images/s",
-        ]
-        return "  ".join([*parts, f"{duration(left)} left", *([self.metrics] if self.metrics else [])])
+        metrics = [self.metrics] if self.metrics else []
+        pace = f"{self.batch / max(self._mean, 1e-9):.3g} images/s"
+        parts = [f"step {step}/{self.steps}", f"{duration(left)} left", pace, *metrics, f"lr {rate:.3g}", losses]
+        return "  ".join(parts)
 
     def draw(self, text: str) -> None:
         """Draw the line on the terminal, cut to its width."""

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from ..core.teacher import evaluating
+from ..vis.samples import spread
 from .data import Images
 from .evaluation import CocoEvaluator, SegmentationEvaluator
-from .pictures import spread
 
 __all__ = ["check_teacher"]
 

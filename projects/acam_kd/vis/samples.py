@@ -11,7 +11,7 @@ import numpy as np
 from .panels import Array, Colour, draw_detections
 from .results import Detections
 
-__all__ = ["Sample", "sheet"]
+__all__ = ["Sample", "sheet", "spread"]
 
 SIDE = 320
 """The longest side of one image on a sheet, in pixels."""
@@ -33,6 +33,16 @@ class Sample:
     image: Array
     truth: Detections | Array
     predicted: Detections | Array
+
+
+def spread(total: int, count: int) -> list[int]:
+    """Choose indices that are spread evenly over a dataset, always the same ones.
+
+    Example:
+        >>> spread(10, 4), spread(2, 4)
+        ([0, 2, 5, 7], [0, 1])
+    """
+    return sorted({number * total // count for number in range(count)}) if total > count else list(range(total))
 
 
 def sheet(samples: Sequence[Sample], classes: Sequence[str], *, columns: int = 2) -> Array:
