@@ -413,6 +413,9 @@ def test_the_teacher_is_measured_where_it_knows_the_classes(data, known_teacher,
         other = cfg.clone()
         other.DISTILL.TEACHER[key] = value
         assert check_teacher(other) is None
+    other = cfg.clone()
+    other.MODEL.META_ARCHITECTURE, other.DISTILL.TEACHER.CONFIG_FILE = "RetinaNet", ""
+    assert check_teacher(other) is None
     for kind, classes in (("coco", 2), ("lvis", 6)):
         MetadataCatalog.remove("own_val")
         MetadataCatalog.get("own_val").set(evaluator_type=kind, thing_classes=[*"abcdef"[:classes]])

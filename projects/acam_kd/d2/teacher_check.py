@@ -49,7 +49,8 @@ def check_teacher(cfg: CfgNode, *, count: int = COUNT) -> float | None:
         no teacher or a random one, no dataset, or one of other classes.
     """
     node = cfg.DISTILL
-    unused = not node.METHOD and node.INHERIT == "never"
+    alone = cfg.MODEL.META_ARCHITECTURE != META_ARCHITECTURE
+    unused = alone or (not node.METHOD and node.INHERIT == "never")
     if not node.TEACHER.CHECK or unused or node.TEACHER.WEIGHTS == RANDOM or not cfg.DATASETS.TEST:
         return None
     name = cfg.DATASETS.TEST[0]
