@@ -12,7 +12,6 @@ killed.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 from acam_kd.compare.records import read_records
 from acam_kd.core.errors import one_line_errors
-from acam_kd.files import write_atomically
+from acam_kd.files import to_json, write_atomically
 from acam_kd.methods.acam.fusion import PATHS
 from acam_kd.methods.acam.settings import POOLING
 from benchmarks.growth import GRIDS, Point, measured
@@ -94,7 +93,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             positions = point.height * point.width
             record = {"series": point.series, **asdict(point), "positions": positions, **record}
         records.append(record)
-        write_atomically(args.output, "".join(json.dumps(record) + "\n" for record in records))
+        write_atomically(args.output, "".join(to_json(record) + "\n" for record in records))
     return records
 
 

@@ -19,7 +19,6 @@ optimizer's step is not part of a step.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import Any
 from acam_kd.core import read_methods
 from acam_kd.core.errors import ConfigError, one_line_errors
 from acam_kd.d2.names import key
-from acam_kd.files import write_atomically
+from acam_kd.files import to_json, write_atomically
 from benchmarks.memory import in_own_process, naive_gib
 from benchmarks.report import machine, markdown
 from benchmarks.variants import FLOOR, METHODS, NAIVE, PLAIN, Setting, Variant, examine, times, variants
@@ -127,7 +126,7 @@ def measure(args: argparse.Namespace, command: str) -> dict[str, Any]:
             row["seconds"] = [sum(parts.values()) for parts in row.get("parts", ())]
         record["sizes"].append(found)
         if args.json:
-            write_atomically(args.json, json.dumps(record, indent=1) + "\n")
+            write_atomically(args.json, to_json(record, indent=1) + "\n")
     return record
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
 import math
@@ -20,6 +19,7 @@ import yaml
 
 from acam_kd import compare
 from acam_kd.core.errors import ConfigError, RunError
+from acam_kd.lock import Lock
 from acam_kd.vis.comparison import Panel, check_equal, differences, half_width, plot, section, t_quantile
 
 STUB = [sys.executable, str(Path(__file__).parent / "compare_stub.py")]
@@ -371,12 +371,11 @@ def test_several_jobs_share_the_cores(plan, run, monkeypatch):
 
 
 def test_two_at_once_are_refused(plan, run, tmp_path):
-    (tmp_path / "out").mkdir()
-    with open(tmp_path / "out/lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with Lock(tmp_path / "out"):
         status, _ = run(plan())
-    place = tmp_path / "out"
-    assert status == f"compare.py: {place}: another compare.py works here; wait for it, or choose another --output"
+    place, owner = tmp_path / "out", f"process {os.getpid()}"
+    assert status.startswith(f"compare.py: --output: found {place}, in which another run is at work (")
+    assert owner in status and status.endswith("; wait for that run, end it, or choose another --output")
 
 
 def started(plan, tmp_path, *more):

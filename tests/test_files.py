@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import stat
 
+import numpy as np
 import pytest
 
-from acam_kd.files import sha256, write_atomically
+from acam_kd.files import numbers, sha256, to_json, write_atomically
 
 
 @pytest.fixture
@@ -79,3 +82,21 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, f
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, "after")
     assert path.read_text() == "before" and os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float64("nan")])
+@pytest.mark.parametrize("place", [lambda x: x, lambda x: {"a": x}, lambda x: [1, (x, 2)], lambda x: {"a": [{"b": x}]}])
+def test_json_has_null_for_every_number_that_is_not_finite(value, place):
+    def fail(text):
+        raise AssertionError(text)
+
+    text = to_json(place(value), indent=1)
+    assert json.loads(text, parse_constant=fail) == json.loads(json.dumps(place(None)))
+
+
+def test_json_keeps_everything_else():
+    value = {"a": [1, 2.5, "NaN", None, True], "b": {"c": (1,)}, 3: 1e300}
+    assert to_json(value) == json.dumps(value)
+    assert numbers({"a": None, "b": 0, "c": "x"}) == pytest.approx({"a": math.nan, "b": 0, "c": "x"}, nan_ok=True)
+    with pytest.raises(TypeError):
+        to_json({"a": object()})

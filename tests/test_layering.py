@@ -110,14 +110,15 @@ sys.exit(", ".join(name for name in ("torchvision", "detectron2", "lightning") i
 
 BELOW = {
     "core": set(),
+    "lock": {"core"},
     "methods": {"core"},
     "data": {"core"},
     "vis": {"core"},
     "report": {"core"},
-    "compare": {"core", "methods", "vis", "report", "data"},
-    "tv": {"core", "methods", "data"},
+    "compare": {"core", "methods", "vis", "report", "data", "lock"},
+    "tv": {"core", "methods", "data", "vis", "lock"},
     "d2": {"core", "methods", "data", "vis", "report"},
-    "demo": {"core", "methods", "data", "vis", "report"},
+    "demo": {"core", "methods", "data", "vis", "report", "lock"},
     "cli": {"core", "methods", "data", "tv", "demo", "cli_check"},
     "cli_check": {"core", "data"},
     "__init__": {"core", "methods"},

@@ -12,14 +12,14 @@ the same command resumes a comparison that was killed. A run that fails does not
 from __future__ import annotations
 
 import argparse
-import fcntl
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from acam_kd.compare import Comparison, read_plan
-from acam_kd.core.errors import RunError, one_line_errors
+from acam_kd.core.errors import one_line_errors
+from acam_kd.lock import Lock
 
 OPTIONS = {"plan": "--plan", "output": "--output"}
 """The name of an argument in messages -> the option; other arguments are keys of the plan, or of the records."""
@@ -43,17 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGINT, interrupt)
-    args.output.mkdir(parents=True, exist_ok=True)
     try:
-        with (
-            one_line_errors("compare.py", lambda name: OPTIONS.get(name, name)),
-            open(args.output / "lock", "a") as lock,
-        ):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                remedy = "wait for it, or choose another {output}"
-                raise RunError("another compare.py works here", str(args.output), remedy) from None
+        with one_line_errors("compare.py", lambda name: OPTIONS.get(name, name)), Lock(args.output):
             status = Comparison(read_plan(args.plan), args.output, sorted(set(args.seeds)), args.jobs).run()
     except KeyboardInterrupt:
         sys.exit("compare.py: interrupted; the same command resumes it")

@@ -10,7 +10,6 @@ acam-kd demo
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -30,6 +29,7 @@ from .data.division import Division, divide
 from .data.images import AUTO, RANGES
 from .data.labels import read_names
 from .data.splits import Split, find_any_split, find_whole, named_split, only_coco
+from .files import to_json
 from .tv.names import option
 
 if TYPE_CHECKING:
@@ -56,9 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with one_line_errors("acam-kd", option):
             args.run(args)
-    except KeyboardInterrupt:
-        print("acam-kd: interrupted; the same command with --resume resumes it (demo: as it is)", file=sys.stderr)
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as error:
+        again = "the same command" if args.run is _demo else "the same command with --resume"
+        end = f"; {again} {error.remedy}" if hasattr(error, "remedy") else ""
+        print(f"acam-kd: {str(error) or 'interrupted'}{end}", file=sys.stderr)
+        raise SystemExit(getattr(error, "status", 130)) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -239,6 +241,11 @@ def _distillation_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--teacher-compile", action="store_true", help="its backbone by torch.compile: minutes at the start"
     )
+    group.add_argument(
+        "--no-teacher-check",
+        action="store_true",
+        help="leave out the teacher's evaluation on 32 validation images before the first step",
+    )
     group.add_argument("--channels-last", action="store_true", help="the memory format of student, teacher and method")
 
 
@@ -263,7 +270,8 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--warmup", type=_natural, default=1000, help="steps; at most a quarter of the run")
     group.add_argument("--eval-period", type=_positive, default=5000, help="steps between two evaluations")
     group.add_argument("--checkpoint-period", type=_positive, default=1000, help="steps between two checkpoints")
-    group.add_argument("--devices", type=_positive, default=1, help="GPUs, or processes on a CPU")
+    group.add_argument("--devices", type=_devices, default=1, help="GPUs, or processes on a CPU, per node; or auto")
+    group.add_argument("--num-nodes", type=_positive, default=1, help="machines; torchrun or SLURM starts the command")
     group.add_argument("--accelerator", default="auto", help="Lightning's: auto, gpu, cpu, ...")
     group.add_argument("--precision", choices=("32-true", "bf16-mixed", "16-mixed"), default="32-true")
     group.add_argument("--workers", type=_natural, default=2, help="processes that read images, per device")
@@ -277,22 +285,36 @@ def _method(text: str) -> str:
     return text
 
 
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, found {text!r}") from None
+
+
 def _positive(text: str) -> int:
-    value = int(text)
+    value = _whole(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, found {value}")
     return value
 
 
+def _devices(text: str) -> int | str:
+    return text if text == "auto" else _positive(text)
+
+
 def _natural(text: str) -> int:
-    value = int(text)
+    value = _whole(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"must not be negative, found {value}")
     return value
 
 
 def _rate(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, found {text!r}") from None
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be positive and finite, found {value}")
     return value
@@ -373,6 +395,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         distill_period=args.distill_period,
         teacher_precision=args.teacher_precision,
         teacher_compile=args.teacher_compile,
+        no_teacher_check=args.no_teacher_check,
         channels_last=args.channels_last,
         size=args.size,
         crop=tuple(args.crop) if args.crop else None,
@@ -386,6 +409,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         precision=args.precision,
         accelerator=args.accelerator,
         devices=args.devices,
+        num_nodes=args.num_nodes,
         workers=args.workers,
         eval_period=args.eval_period,
         checkpoint_period=args.checkpoint_period,
@@ -407,7 +431,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
-    print(json.dumps({name: round(value, 2) for name, value in metrics.items()}))
+    print(to_json({name: value if value is None else round(value, 2) for name, value in metrics.items()}))
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from .data.check import Needs, check_coco, check_labels
 from .data.coco import CocoSplit
 from .data.labels import find_pairs
 from .data.splits import LabelSplit, Split, find_any_split, named_split
-from .files import strict_json, write_atomically
+from .files import to_json, write_atomically
 
 __all__ = ["add_check_options", "run_check"]
 
@@ -112,7 +112,7 @@ def _check_labels(split: str, files: LabelSplit, args: argparse.Namespace) -> No
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     try:
-        write_atomically(path, strict_json(content))
+        write_atomically(path, to_json(content))
     except OSError as error:
         raise RunError(
             f"cannot be written ({error.strerror})", os.path.abspath(path), "choose another {fix}"

@@ -23,7 +23,8 @@ import numpy as np
 from .core.errors import ConfigError
 from .data.coco import find_split
 from .data.shapes import make_shapes
-from .files import write_atomically
+from .files import numbers, write_atomically
+from .lock import Lock
 from .vis.report import write_report
 from .vis.results import Detections, Example, Row, Snapshot
 
@@ -96,10 +97,15 @@ def demo(output: Path, *, engine: str = "torchvision", seeds: Sequence[int] = (0
         seeds: the seeds of the students; data and teacher have seed 0.
 
     Raises:
-        ConfigError: the engine is not installed.
+        ConfigError: the engine is not installed, or another demo is at work in the folder.
     """
-    started = time.perf_counter()
     runner = _engine(engine)
+    with Lock(output):
+        _demo(output, runner, engine, seeds)
+
+
+def _demo(output: Path, runner: Engine, engine: str, seeds: Sequence[int]) -> None:
+    started = time.perf_counter()
     logger.info("drawing the data into %s", output / "data")
     data = make_shapes(output / "data")
     watched = _watched(data)
@@ -149,7 +155,7 @@ def keep_masks(
 
 def _result(folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return result
+    return {**result, "metrics": numbers(result["metrics"])}
 
 
 def _content(data: Path) -> dict[str, Any]:
@@ -236,8 +242,8 @@ def _report(
 
 
 def _history(folder: Path) -> list[dict[str, float]]:
-    """Read the lines of metrics.jsonl. A step that a resumed run repeated has two, the later one last."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """Read the lines of metrics.jsonl."""
+    return [numbers(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def _examples(data: Path, watched: Sequence[str], folders: dict[str, Path]) -> list[Example]:

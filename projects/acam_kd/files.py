@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, json that is json, the hash of a file, and the cache folder."""
+"""Files that are written completely or not at all, JSON without NaN, the hash of a file, and the cache folder."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import math
 import os
 import secrets
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cache_folder", "sha256", "strict_json", "write_atomically"]
+__all__ = ["cache_folder", "numbers", "sha256", "to_json", "write_atomically"]
 
 
 def cache_folder() -> Path:
@@ -21,6 +22,39 @@ def cache_folder() -> Path:
     if own := os.environ.get("ACAM_KD_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "acam-kd"
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Write a value as JSON, with null for every number that is not finite.
+
+    Python's own ``json.dumps`` writes NaN and Infinity, which no other reader of JSON accepts.
+
+    Example:
+        >>> to_json({"AP": 12.5, "APs": float("nan")})
+        '{"AP": 12.5, "APs": null}'
+    """
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:  # a number is not finite; most values are written at once
+        return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metrics that were read from JSON, with NaN for null.
+
+    Example:
+        >>> numbers({"AP": 12.5, "APs": None})
+        {'AP': 12.5, 'APs': nan}
+    """
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def sha256(path: str | Path) -> str:
@@ -70,24 +104,3 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
-
-
-def strict_json(content: object, *, indent: int | None = None) -> str:
-    """Return a text that every reader of json takes: null for numbers that are not finite.
-
-    Example:
-        >>> strict_json({"AP": float("nan"), "AR": 0.5})
-        '{"AP": null, "AR": 0.5}'
-    """
-    try:
-        return json.dumps(content, indent=indent, allow_nan=False)
-    except ValueError:
-        return json.dumps(_finite(content), indent=indent, allow_nan=False)
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

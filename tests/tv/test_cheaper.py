@@ -11,10 +11,11 @@ import torch
 
 from acam_kd import cli
 from acam_kd.core.errors import RunError
-from acam_kd.tv import training
+from acam_kd.tv import reports
+from acam_kd.tv.folder import RunFolder
 from acam_kd.tv.models import build_model
 from acam_kd.tv.names import option
-from acam_kd.tv.run import RunFolder, Settings
+from acam_kd.tv.run import Settings
 from acam_kd.tv.training import train
 
 from .conftest import refuses
@@ -31,7 +32,7 @@ def cheaper(settings, finished):
 
 
 def test_an_interrupted_run_distils_the_same_steps(cheaper, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "LOG_PERIOD", 2)
+    monkeypatch.setattr(reports, "LOG_PERIOD", 2)
     train(cheaper, tmp_path / "whole")
     interrupted(cheaper, tmp_path / "cut")
     train(cheaper, tmp_path / "cut", resume=True)
@@ -56,7 +57,8 @@ def test_a_period_changes_the_student_and_is_kept(cheaper, tmp_path):
 
 def test_a_run_older_than_an_option_goes_on_with_its_default(settings, tmp_path):
     folder = RunFolder(tmp_path / "run")
-    folder.start(settings)
+    folder.path.mkdir()
+    folder.start(settings, {})
     path = tmp_path / "run/settings.json"
     old = {name: value for name, value in json.loads(path.read_text()).items() if name != "distill_period"}
     path.write_text(json.dumps(old))

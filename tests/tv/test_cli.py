@@ -173,6 +173,16 @@ def test_bad_options(data, finished, tmp_path, refused):
     check(quick(data, out, "--method", "Mimic"), "--teacher: found none, expected a model to learn from")
     check(("eval", "--student", finished), "--val: found nothing, expected JSON IMAGES", "or --data FOLDER")
     check(("eval", "--data", data, "--student", STUDENT), f"--student: found {STUDENT} without weights")
+    gone = tmp_path / "teachr"
+    check(quick(data, out, "--teacher", gone), f"--teacher: found {gone}, which is neither a folder nor the name of")
+    check(
+        quick(data, out, "--teacher", gone, "--teacher-weights", gone), f"--teacher: found {gone}, where no folder is"
+    )
+    check(
+        quick(data, out, "--teacher", "teachr"),
+        "--teacher: found teachr, which is neither a folder nor the name of a model, expected the folder of a finished",
+    )
+    check(quick(data, out, "--student", "output/studnt"), "--student: found output/studnt, where no folder is")
     for name, value in (("--iterations", 0), ("--workers", -1), ("--lr", "nan"), ("--seed", -1), ("--warmup", -1)):
         with pytest.raises(SystemExit) as error:
             run(*quick(data, out, name, value))
@@ -317,3 +327,30 @@ def test_every_argument_has_a_name_in_the_command():
     assert {value for value in OPTIONS.values() if value not in WORDS} <= options
     for name in of_methods:
         assert option(f"PKD.{name}") == f"--set PKD.{name}"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--iterations", "many", "must be a whole number, found 'many'"),
+        ("--devices", "all", "must be a whole number, found 'all'"),
+        ("--devices", "0", "must be at least 1, found 0"),
+        ("--num-nodes", "1.5", "must be a whole number, found '1.5'"),
+        ("--lr", "fast", "must be a number, found 'fast'"),
+        ("--warmup", "", "must be a whole number, found ''"),
+    ],
+)
+def test_a_value_of_another_kind_is_said_in_words(data, tmp_path, capsys, option, value, message):
+    with pytest.raises(SystemExit):
+        run(*quick(data, tmp_path / "out", option, value))
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last == f"acam-kd train: error: argument {option}: {message}"
+
+
+def test_devices_may_be_chosen_by_lightning(data, tmp_path, capsys):
+    run(*quick(data, tmp_path / "run", "--devices", "auto"))
+    printed = capsys.readouterr().out.strip().splitlines()
+    assert printed[-1].startswith("the student: ")
+    assert "NaN" not in printed[-2] and json.loads(printed[-2])["APl"] is None  # no object is large
+    run("eval", "--data", data, "--student", tmp_path / "run", "--workers", 0)
+    assert capsys.readouterr().out.strip().splitlines()[-1] == printed[-2]

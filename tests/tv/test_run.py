@@ -10,14 +10,17 @@ import pytest
 import torch
 
 from acam_kd.core.errors import ConfigError, RunError
-from acam_kd.tv.run import Card, RunFolder, read_card
+from acam_kd.lock import Lock
+from acam_kd.tv.folder import RunFolder
+from acam_kd.tv.run import Card, read_card
 
 
 @pytest.fixture
 def folder(tmp_path, settings):
     """A folder whose run has started."""
     made = RunFolder(tmp_path / "run")
-    made.start(settings)
+    made.path.mkdir()
+    made.start(settings, {})
     return made
 
 
@@ -42,10 +45,10 @@ def test_a_run_is_resumed_with_its_own_settings(folder, settings, change, before
     folder.check(dataclasses.replace(settings, workers=7), resume=True)
 
 
-def test_a_file_is_no_folder(tmp_path, settings):
+def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "run").write_text("a file")
     with pytest.raises(ConfigError) as error:
-        RunFolder(tmp_path / "run").start(settings)
+        Lock(tmp_path / "run").__enter__()
     assert error.value.argument == "output"
     assert error.value.value == f"{tmp_path}/run, which cannot be written (File exists)"
 
@@ -70,18 +73,25 @@ def test_a_full_disk_ends_the_run_with_one_line(folder, settings, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def finish():
-        folder.finish(Card("x", 2, None), torch.nn.Linear(1, 1), settings, metrics={}, seconds=1.0)
+    model = torch.nn.Linear(1, 1)
+    writes = {
+        "metrics.jsonl": lambda: folder.log(2, {"loss": 1.0}),
+        "predictions.json": lambda: folder.write_predictions([]),
+        "last.ckpt": lambda: folder.write_checkpoint({}),
+        "student.pth": lambda: folder.write_student(Card("x", 2, None), model),
+        "result.json": lambda: folder.finish(model, settings, metrics={}, seconds=1.0),
+    }
 
     folder.log(1, {"loss": 1.0})
-    monkeypatch.setattr("acam_kd.tv.run.write_atomically", full)
+    monkeypatch.setattr("acam_kd.tv.folder.write_atomically", full)
     monkeypatch.setattr("builtins.open", full)
-    for write in (lambda: folder.log(2, {"loss": 1.0}), lambda: folder.write_predictions([]), finish):
+    for name, write in writes.items():
         with pytest.raises(RunError) as error:
             write()
         assert (error.value.what, error.value.where) == (
             "writing failed (No space left on device)",
-            str(folder.path),
+            str(folder.path / name),
         )
+        assert "{resume}" in error.value.remedy
     monkeypatch.undo()
     assert len((folder.path / "metrics.jsonl").read_text().splitlines()) == 1 and folder.result() is None

@@ -15,12 +15,15 @@ import torch
 from PIL import Image
 
 from acam_kd.core.errors import RunError
+from acam_kd.files import numbers
 from acam_kd.methods import PKD, Mimic
 from acam_kd.tv.build import evaluate
+from acam_kd.tv.folder import RunFolder
 from acam_kd.tv.models import build_model
 from acam_kd.tv.names import option
-from acam_kd.tv.run import RunFolder, read_card
-from acam_kd.tv.training import Training, train
+from acam_kd.tv.optimizer import learning_rate_curve
+from acam_kd.tv.run import read_card
+from acam_kd.tv.training import train
 
 from .conftest import STUDENT, refuses
 
@@ -62,7 +65,9 @@ def test_a_run_leaves_a_plain_student_and_says_what_it_was(settings, finished):
     assert result["parameters"] == sum(p.numel() for p in build_model(STUDENT, num_classes=7).parameters())
     found = [line for line in lines(finished) if "AP" in line]
     assert [line["step"] for line in found] == [2, 4]
-    assert evaluate(str(finished), "", settings.val_split, workers=0) == pytest.approx(result["metrics"], nan_ok=True)
+    assert evaluate(str(finished), "", settings.val_split, workers=0) == pytest.approx(
+        numbers(result["metrics"]), nan_ok=True
+    )
     assert {p["image_id"] for p in json.loads((finished / "predictions.json").read_text())} <= {1, 2, 3}
 
 
@@ -164,7 +169,7 @@ def test_a_task_loss_of_zero_leaves_valid_json(settings, data, tmp_path, monkeyp
     for path in (root / "train/labels").iterdir():
         Image.fromarray(np.full_like(np.array(Image.open(path)), 255)).save(path)
     monkeypatch.setattr("acam_kd.tv.labels.check_labels", lambda *_, **__: None)  # it would refuse such data
-    monkeypatch.setattr("acam_kd.tv.training.LOG_PERIOD", 1)
+    monkeypatch.setattr("acam_kd.tv.reports.LOG_PERIOD", 1)
     train(replace(settings, teacher=str(tmp_path / "teacher"), method="Mimic"), tmp_path / "run")
     text = (tmp_path / "run/metrics.jsonl").read_text()
     found = [json.loads(line, parse_constant=not_a_number) for line in text.splitlines()]
@@ -178,7 +183,7 @@ def test_warnings_name_options(distilling, tmp_path, monkeypatch, caplog):
     place = {"0/scale": "scales differ: set {standardize_fused} to True, or choose another {method}"}
     monkeypatch.setattr("acam_kd.methods.ACAMKD.warnings", lambda self: place)
     monkeypatch.setattr(PKD, "warnings", lambda self: {"0": "see {alpha}, {taps}"})
-    monkeypatch.setattr("acam_kd.tv.training.LOG_PERIOD", 1)
+    monkeypatch.setattr("acam_kd.tv.reports.LOG_PERIOD", 1)
     train(settings, tmp_path / "run")
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "scales differ: set --set ACAMKD.standardize_fused to True, or choose another --method" in said
@@ -258,10 +263,7 @@ def test_schedules_fall_to_zero(settings):
     """A quarter is warm-up; DeepLab's power is 0.9."""
     for schedule, half in (("cosine", 0.5), ("poly", 0.5**0.9)):
         asked = replace(settings, schedule=schedule, iterations=40, warmup=10, learning_rate=2.0)
-        task = Training.__new__(Training)
-        torch.nn.Module.__init__(task)
-        task.settings, task.model = asked, torch.nn.Linear(1, 1)
-        factor = Training.configure_optimizers(task)["lr_scheduler"]["scheduler"].lr_lambdas[0]
+        factor = learning_rate_curve(asked)
         assert factor(0) == 1 / 11 and factor(10) == 1 and factor(40) == 0
         assert factor(25) == pytest.approx(half)
 
@@ -306,7 +308,7 @@ def test_named_weights_know_their_own_classes(settings, tmp_path):
 
 
 def test_what_lightning_refuses_is_one_line(settings, tmp_path):
-    with refuses("accelerator", "", "what Lightning takes", "see {accelerator}, {devices}, {precision}"):
+    with refuses("accelerator", "", "what Lightning takes", "see {accelerator}, {devices}, {num_nodes}, {precision}"):
         train(replace(settings, accelerator="tpu"), tmp_path / "run")
     with refuses("batch_size", "1", "2 images a device at least"):
         train(replace(settings, student="deeplabv3_mobilenet_v3_large", batch_size=1), tmp_path / "run")
@@ -354,5 +356,5 @@ def test_two_processes_evaluate_each_image_once_and_agree(distilling, finished, 
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "run/result.json").read_text())
     single = evaluate(str(tmp_path / "run"), "", distilling.val_split, workers=0)
-    assert single == pytest.approx(result["metrics"], nan_ok=True, abs=1e-4)
+    assert single == pytest.approx(numbers(result["metrics"]), nan_ok=True, abs=1e-4)
     assert [line["step"] for line in lines(tmp_path / "run") if "AP" in line] == [3]

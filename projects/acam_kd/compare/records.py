@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from ..core.errors import ConfigError, RunError
+from ..files import numbers
 from .plan import ROOT, Run
 
 __all__ = ["about", "read_records", "read_run", "threads_of"]
@@ -53,7 +54,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text().splitlines() if path.is_file() else []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
+            records.append({**record, "metrics": numbers(record["metrics"])})
         except json.JSONDecodeError:
             if number < len(lines):
                 raise RunError(
@@ -104,7 +106,7 @@ def _read_torchvision(folder: Path) -> dict[str, Any]:
     steps = [(t - s) / (j - i) for (i, s), (j, t) in zip(times, times[1:]) if j > i]
     return {
         "iterations": iterations,
-        "metrics": {name: value for line in (*history, result["metrics"]) for name, value in line.items()},
+        "metrics": {name: value for line in (*history, numbers(result["metrics"])) for name, value in line.items()},
         "seconds_per_step": statistics.median(steps) if steps else result["seconds"] / iterations,
         "seconds_per_step_is": "median" if steps else "total",
         "device": result["device"],
@@ -150,7 +152,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     lines = []
     for line in _text(path).splitlines():
         try:
-            lines.append(json.loads(line))
+            lines.append(numbers(json.loads(line)))
         except json.JSONDecodeError:
             continue
     return lines

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..core.errors import ConfigError, RunError
-from ..files import write_atomically
+from ..files import to_json, write_atomically
 from ..vis.comparison import TEACHER, Panel, check_equal, plot, section
 from .plan import Run, Setting, runs_of
 from .records import about, read_records, read_run, threads_of
@@ -52,7 +52,7 @@ class Comparison:
         self.path = output / "results.jsonl"
         self.records = read_records(self.path)
         if self.path.is_file():  # rewritten without half a line at its end
-            write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
+            write_atomically(self.path, "".join(to_json(record) + "\n" for record in self.records))
         self.failed: dict[Run, str] = {}
         self.stopping = threading.Event()
         self.children: set[int] = set()
@@ -126,10 +126,10 @@ class Comparison:
                 trained = bool(known) and run.trained  # it ended after compare.py was killed
                 if not trained:
                     known = {"arguments": run.arguments, **about(threads_of(self.environment))}
-                    write_atomically(path, json.dumps(known))
+                    write_atomically(path, to_json(known))
                 peak = self._call(run, lock)
                 known |= {"peak_rss_gib": None if trained else peak, "complete": True}
-                write_atomically(path, json.dumps(known))
+                write_atomically(path, to_json(known))
             self._append(read_run(run, known))
 
     @contextlib.contextmanager
@@ -180,7 +180,7 @@ class Comparison:
         with self.lock:
             handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                os.write(handle, (json.dumps(record) + "\n").encode())
+                os.write(handle, (to_json(record) + "\n").encode())
                 os.fsync(handle)
             finally:
                 os.close(handle)

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 
 from ..core.errors import ConfigError, RunError
 from ..data.check import Checked, Needs, check_coco
-from ..files import cache_folder, strict_json, write_atomically
+from ..files import cache_folder, to_json, write_atomically
 from .keypoints import keypoint_metadata
 from .sem_seg_datasets import errors_of_dataset
 
@@ -102,7 +102,7 @@ def _write_mended(name: str, content: dict[str, Any], output_dir: str) -> str:
     """Write a mended json, and return the file."""
     folder = Path(output_dir) if output_dir else cache_folder() / "mended"
     file = folder / f"mended_{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}.json"
-    text = strict_json(content)
+    text = to_json(content)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not file.is_file() or file.read_text() != text:  # several processes write the same

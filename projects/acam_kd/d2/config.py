@@ -172,6 +172,9 @@ def add_distillation_config(cfg: CfgNode) -> None:
     # Its backbone by torch.compile: the first iteration takes minutes, and so does each of the first few other kinds of
     # image sizes. Needs a C++ compiler, on GPUs triton too. Only rounding differs.
     cfg.DISTILL.TEACHER.COMPILE = False
+    # Before the first iteration the teacher is evaluated on 32 images of the first of DATASETS.TEST, where it knows the
+    # classes: weights of other data, or a wrong order of the channels, show at once.
+    cfg.DISTILL.TEACHER.CHECK = True
 
     # The settings of each method. None stands for the recipe's for this kind of model, else the constructor's default;
     # the log says which it was. LEVELS and TAPS are those of the method, in place of the ones above.

@@ -19,7 +19,7 @@ from detectron2.modeling import build_model
 from ..core import ConfigError, Distiller, RunError
 from ..data.coco import find_split
 from ..demo import Plan, keep_masks
-from ..files import write_atomically
+from ..files import to_json, write_atomically
 from .config import add_distillation_config, student_config
 from .visualize import load_for_masks, load_moment, masks_of, read_rgb, strides_of
 
@@ -69,12 +69,12 @@ def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watch
         raise RunError(f"{plan.name} failed; what Detectron2 says is above", str(folder / "log.txt"))
     cfg = _config(folder)
     history = _history(folder, cfg.SOLVER.MAX_ITER)
-    write_atomically(folder / "metrics.jsonl", "\n".join(json.dumps(line) for line in history))
+    write_atomically(folder / "metrics.jsonl", "\n".join(to_json(line) for line in history))
     detections = (folder / "inference/coco_instances_results.json").read_text()
     write_atomically(folder / "predictions.json", detections)
     if plan.method and watched:
         _keep_masks(folder, cfg, [Path(find_split(data, "val").image_root) / name for name in watched])
-    write_atomically(folder / "result.json", json.dumps({**_result(cfg, history), "command": command[1:]}, indent=1))
+    write_atomically(folder / "result.json", to_json({**_result(cfg, history), "command": command[1:]}, indent=1))
 
 
 def _is_complete(folder: Path, command: Sequence[str]) -> bool:

@@ -25,6 +25,7 @@ from .evaluation import build_evaluator
 from .names import key
 from .sem_seg_data import build_sem_seg_mapper
 from .solver import build_lr_scheduler
+from .teacher_check import check_teacher
 from .token_learning import with_tokens
 
 __all__ = ["Trainer", "evaluate", "main", "parser", "run", "setup"]
@@ -129,6 +130,8 @@ def main(args: argparse.Namespace) -> Any:
             return evaluate(cfg, args.resume)
         trainer = Trainer(with_tokens(cfg))
         trainer.resume_or_load(resume=args.resume)
+        if trainer.start_iter == 0:
+            check_teacher(cfg)
         return trainer.train()
 
 

@@ -6,7 +6,6 @@ an inner part to tell them apart. Seed and index of an image determine all of it
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -15,6 +14,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+
+from ..files import to_json
 
 __all__ = ["CLASSES", "SPLITS", "make_shapes"]
 
@@ -76,7 +77,7 @@ def _write_split(folder: Path, split: str, count: int, size: int, seed: tuple[in
             annotations.append(_annotation(len(annotations) + 1, index + 1, category, polygon))
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
     content = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
-    (folder / f"{split}.json").write_text(json.dumps(content))
+    (folder / f"{split}.json").write_text(to_json(content))
 
 
 def _annotation(number: int, image: int, category: int, polygon: Array) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,10 +19,26 @@ from .data import Images, evaluation_loader
 from .distillation import build_distillation, load_weights, parse_options
 from .evaluation import build_evaluator
 from .labels import load_data
-from .models import build_model
+from .models import build_model, is_model
 from .run import Card, Settings, read_card
+from .segmentation import Segmentor
 
-__all__ = ["build", "evaluate", "load_model", "load_teacher"]
+__all__ = ["Models", "build", "build_models", "evaluate", "load_model", "load_teacher"]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a run.
+
+    Args:
+        student: with its distillation attached if there is a method.
+        teacher: None if the run needs none.
+        comparable: the teacher knows the classes of the data, so it can be evaluated on them.
+    """
+
+    student: nn.Module
+    teacher: nn.Module | None
+    comparable: bool
 
 
 def load_model(
@@ -39,6 +57,8 @@ def load_model(
             model = build_model(card.name, num_classes=card.num_classes, size=size or card.size)
         load_weights(model, weights or str(path), role=role)
         return model, card
+    if os.sep in name:
+        raise ConfigError(role, f"{name}, where no folder is", "the folder of a finished run, or a model's name")
     is_file = bool(weights) and (Path(weights).exists() or not weights.replace("_", "").isalnum())
     if role == "student" and weights and not is_file:
         _check_classes_of(name, weights, num_classes)
@@ -69,14 +89,17 @@ def _arguments_of(role: str) -> Iterator[None]:
 
 
 def build(settings: Settings, data: Images) -> nn.Module:
-    """Build the student of a run, and attach the distillation that it asks for.
+    """Build the student of a run, with its distillation; see ``build_models``."""
+    return build_models(settings, data).student
+
+
+def build_models(settings: Settings, data: Images, *, world: int = 1) -> Models:
+    """Build the student of a run and its teacher, and attach the distillation that it asks for.
 
     Args:
         settings: ``resolved``.
         data: to train on.
-
-    Returns:
-        The student, with its distillation attached if there is a method.
+        world: the number of processes that share a batch.
 
     Raises:
         ConfigError: see ``load_model`` and ``build_distillation``; or the student knows other classes than the data
@@ -93,7 +116,7 @@ def build(settings: Settings, data: Images) -> nn.Module:
     )
     if card:
         _check_categories(settings.student, card, data)
-    if settings.student_name.startswith("deeplabv3") and settings.batch_size // settings.devices < 2:
+    if settings.student_name.startswith("deeplabv3") and settings.batch_size // world < 2:
         hint = "DeepLabV3 normalises over the batch"
         raise ConfigError("batch_size", settings.batch_size, "2 images a device at least", hint)
     teacher, names = load_teacher(settings, data)
@@ -112,14 +135,21 @@ def build(settings: Settings, data: Images) -> nn.Module:
     distillation = build_distillation(student, teacher, plan, student_class_names=own, teacher_class_names=names)
     if distillation is None and settings.channels_last:
         student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return student
+    same = not names or list(names) == list(own)
+    classes = len(names_of_weights(settings.teacher, settings.teacher_weights)) or settings.teacher_classes
+    same = same and classes in (0, data.num_classes)
+    return Models(student, teacher, same and isinstance(teacher, Segmentor) == data.semantic)
 
 
 def load_teacher(settings: Settings, data: Images) -> tuple[nn.Module | None, list[str]]:
     """Return the teacher that a run needs, with its weights, and the names of its classes if they are known."""
     if not settings.teacher or (not settings.method and settings.inherit == "never"):
         return None, []
-    if not settings.teacher_weights and not Path(settings.teacher).is_dir():
+    if not Path(settings.teacher).is_dir() and not settings.teacher_weights:
+        if not is_model(settings.teacher):
+            value = f"{settings.teacher}, which is neither a folder nor the name of a model"
+            hint = "with a name give {teacher_weights}"
+            raise ConfigError("teacher", value, "the folder of a finished run, or a name", hint)
         raise ConfigError(
             "teacher", f"{settings.teacher} without weights", "the folder of a finished run, or a name",
             "with a name give {teacher_weights}: a file or DEFAULT",

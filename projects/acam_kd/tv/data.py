@@ -21,6 +21,7 @@ from ..data.check import Needs, check_coco
 from ..data.coco import CocoSplit
 from ..data.images import AUTO, read_rgb
 from ..data.labels import IGNORED
+from .interrupts import leave_to_parent
 
 __all__ = ["CocoImages", "Images", "Stream", "evaluation_loader", "label_of", "read_image", "training_loader"]
 
@@ -70,6 +71,10 @@ class Images(Dataset[Sample]):
 
     def read(self, index: int) -> tuple[Any, dict[str, Any]]:
         """Read the image, uint8, and its target without ``image_id``; each kind of dataset has its own method."""
+        raise NotImplementedError
+
+    def files(self) -> tuple[str, list[str]]:
+        """Return the path of the annotations, or an empty one, and those of all images and label images."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -170,6 +175,11 @@ class CocoImages(Images):
         image_id = self.ids[index]
         image = self._image(self.coco.imgs[image_id])
         return image, self._target(self.coco.imgToAnns[image_id], image.shape[-2:])
+
+    def files(self) -> tuple[str, list[str]]:
+        """Return the json's path and those of the images."""
+        names = (entry["file_name"] for entry in self.coco.imgs.values())
+        return self.split.json_file, [os.path.join(self.split.image_root, name) for name in names]
 
     def _image(self, entry: dict[str, Any]) -> Any:
         path = os.path.join(self.split.image_root, entry["file_name"])
@@ -279,6 +289,7 @@ def training_loader(dataset: Images, stream: Stream, *, workers: int) -> DataLoa
         batch_sampler=stream,
         num_workers=workers,
         collate_fn=_collate,
+        worker_init_fn=leave_to_parent,
         generator=torch.Generator(),  # iterating must not draw from the run's generator
     )
 
@@ -289,5 +300,10 @@ def evaluation_loader(
     """Build the loader of this process's share of the images, each image once."""
     share = torch.utils.data.Subset(dataset, range(rank, len(dataset), world))
     return DataLoader(
-        share, batch_size=batch_size, num_workers=workers, collate_fn=_collate, generator=torch.Generator()
+        share,
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=leave_to_parent,
+        generator=torch.Generator(),
     )

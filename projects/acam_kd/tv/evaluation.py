@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,10 +39,11 @@ class CocoEvaluator:
 
     Args:
         dataset: its json is the ground truth.
+        images: the ids of the images that count; None for all.
     """
 
-    def __init__(self, dataset: CocoImages) -> None:
-        self.coco = dataset.coco
+    def __init__(self, dataset: CocoImages, images: Sequence[int] | None = None) -> None:
+        self.coco, self.images = dataset.coco, images
         self.category = {label: category for category, label in dataset.labels.items()}
         self.masks = dataset.masks
         self.results: list[dict[str, Any]] = []
@@ -85,6 +86,8 @@ class CocoEvaluator:
                 for result in results:
                     result.pop("bbox")
             evaluation = COCOeval(self.coco, self.coco.loadRes(results), kind)
+            if self.images is not None:
+                evaluation.params.imgIds = sorted(self.images)
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()

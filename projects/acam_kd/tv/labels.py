@@ -44,6 +44,10 @@ class LabelledImages(Images):
         pixels = read_image(image, name=self.name, image_range=self.image_range)
         return pixels, {"semantic": Mask(torch.from_numpy(read_label(label)).long())}
 
+    def files(self) -> tuple[str, list[str]]:
+        """Return no path of annotations, and those of images and label images."""
+        return "", [path for pair in self.pairs for path in pair]
+
 
 def load_data(split: Split, model: str, *, name: str, crop: tuple[int, int] | None = None) -> Images:
     """Build the dataset of a split, with the targets that a model needs.

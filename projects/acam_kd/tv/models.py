@@ -24,7 +24,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from ..core.errors import ConfigError, RunError
 from .segmentation import Segmentor
 
-__all__ = ["PROBE", "build_model", "is_segmentation", "plain"]
+__all__ = ["PROBE", "build_model", "is_model", "is_segmentation", "plain"]
 
 PYRAMID_DETECTORS = {
     "fcos": partial(FCOS, score_thresh=0.05),  # COCO's AP counts low scores too; torchvision's default is 0.2
@@ -38,6 +38,11 @@ SEGMENTATION = set(list_models(module=torchvision.models.segmentation))
 TRUNKS = {n for n in list_models(module=torchvision.models) if re.match("resnet|resnext|wide_resnet|mobilenet", n)}
 PROBE = 256
 """The side of the image that strides are measured with."""
+
+
+def is_model(name: str) -> bool:
+    """Return whether ``build_model`` knows a name."""
+    return name in DETECTION | SEGMENTATION or _composed(name) is not None
 
 
 def is_segmentation(name: str) -> bool:
@@ -67,7 +72,7 @@ def build_model(
         ConfigError: no model or no weights have that name.
         RunError: the weights cannot be downloaded.
     """
-    if name not in DETECTION | SEGMENTATION and not _composed(name):
+    if not is_model(name):
         raise ConfigError(
             "name",
             name,

@@ -1,39 +1,29 @@
-"""The settings of a run, and the folder that it fills."""
+"""The settings of a run, and the card of its student."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import json
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import lightning
-import torch
-import torchvision
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-from torch import nn
-
-from ..core.errors import ConfigError, RunError
-from ..data.images import AUTO
+from ..core.errors import ConfigError
 from ..data.splits import Split
-from ..files import write_atomically
 from .data import Images
 
-__all__ = ["Card", "RunFolder", "Settings", "read_card"]
+__all__ = ["ANYTIME", "Card", "Settings", "read_card"]
 
 ANYTIME = (
     "devices",
+    "num_nodes",
     "accelerator",
     "workers",
     "eval_period",
     "checkpoint_period",
     "channels_last",
     "teacher_compile",
+    "no_teacher_check",
 )
 """The settings that a resumed run may change."""
 
@@ -62,6 +52,7 @@ class Settings:
         distill_period: one of so many iterations is distilled.
         teacher_precision: ``float32``, ``float16`` or ``bfloat16``; empty for the student's.
         teacher_compile: the teacher's backbone is compiled by torch.compile.
+        no_teacher_check: leave out the teacher's evaluation on a few validation images before the first step.
         channels_last: the memory format of student, teacher and method.
         size: the shorter side that images are resized to; None for the model's own.
         crop: height and width of the parts that segmentation models are trained on, cut out at a random scale. None
@@ -74,7 +65,8 @@ class Settings:
         warmup: the number of its steps, at most a quarter of the run.
         seed: decides the student's start, the order of images and their augmentation.
         precision: Lightning's name, as ``32-true``, ``bf16-mixed``, ``16-mixed``.
-        accelerator, devices: the same arguments of Lightning's Trainer.
+        accelerator, devices, num_nodes: the same arguments of Lightning's Fabric. ``devices`` is a number or ``auto``,
+            per node.
         workers: the number of processes that read images, per device.
         eval_period, checkpoint_period: iterations between two evaluations, and between two checkpoints.
     """
@@ -97,6 +89,7 @@ class Settings:
     distill_period: int = 1
     teacher_precision: str = ""
     teacher_compile: bool = False
+    no_teacher_check: bool = False
     channels_last: bool = False
     size: int | None = None
     crop: tuple[int, int] | None = None
@@ -109,7 +102,8 @@ class Settings:
     seed: int = 0
     precision: str = "32-true"
     accelerator: str = "auto"
-    devices: int = 1
+    devices: int | str = 1
+    num_nodes: int = 1
     workers: int = 2
     eval_period: int = 5000
     checkpoint_period: int = 1000
@@ -168,137 +162,3 @@ def read_card(folder: str | Path, *, argument: str = "folder") -> tuple[Card, Pa
     content = json.loads(path.read_text())
     content["categories"] = {int(label): name for label, name in content["categories"].items()}
     return Card(**content), path.with_suffix(".pth")
-
-
-class RunFolder:
-    """The folder of one run.
-
-    | file | content |
-    |---|---|
-    | ``settings.json`` | the settings; there from the start |
-    | ``metrics.jsonl`` | a line for every logged step and every evaluation |
-    | ``last.ckpt`` | Lightning's checkpoint, to resume from |
-    | ``predictions.json`` | the detections of the last evaluation, in COCO's results format |
-    | ``student.pth`` | the state dict of the plain torchvision model, when the run is complete |
-    | ``student.json`` | the model's name, classes, size |
-    | ``result.json`` | metrics, time, versions; written last, so a run that has it is complete |
-
-    Only the first process of several writes. A run that is interrupted during an evaluation resumes after it, so the
-    line of that evaluation is missing in ``metrics.jsonl``.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.checkpoint = self.path / "last.ckpt"
-
-    def result(self) -> dict[str, Any] | None:
-        """Read the result of a complete run; None if the run is not complete."""
-        path = self.path / "result.json"
-        return json.loads(path.read_text()) if path.is_file() else None
-
-    def _check_settings(self, settings: Settings) -> None:
-        path = self.path / "settings.json"
-        if not path.is_file():
-            return
-        before, now = json.loads(path.read_text()), settings.asdict()
-        defaults = {setting.name: setting.default for setting in dataclasses.fields(Settings)}
-        for name, value in now.items():
-            was = before.get(name, defaults[name])  # the setting may be newer than the run
-            was = list(was) if isinstance(was, tuple) else was
-            if isinstance(was, dict):  # of a split's files
-                was = {"image_range": AUTO, **was}
-            if name not in ANYTIME and was != value:
-                raise ConfigError(
-                    name,
-                    value,
-                    allowed=f"{was!r}, as in the run in {self.path}",
-                    hint="choose another {output}",
-                )
-
-    @rank_zero_only
-    def check(self, settings: Settings, *, resume: bool) -> None:
-        """Check that a run may start here, or resume.
-
-        Raises:
-            ConfigError: the folder has a run that is not to be resumed, or that has other settings.
-        """
-        if not resume and (self.path / "settings.json").is_file():
-            raise ConfigError(
-                "output",
-                f"{self.path}, which has a run already",
-                allowed="a folder without a run",
-                hint="give {resume} to resume that run, or choose another {output}",
-            )
-        self._check_settings(settings)
-
-    @rank_zero_only
-    def start(self, settings: Settings) -> None:
-        """Make the folder and write the settings.
-
-        Raises:
-            ConfigError: the folder cannot be made or written.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / "settings.json", json.dumps(settings.asdict(), indent=1))
-        except OSError as error:
-            raise ConfigError(
-                "output", f"{self.path}, which cannot be written ({error.strerror})", allowed="a folder to write into"
-            ) from error
-
-    @rank_zero_only
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append a line to ``metrics.jsonl``.
-
-        Raises:
-            RunError: it cannot be written, as when the disk is full.
-        """
-        if values:
-            with self._writing(), open(self.path / "metrics.jsonl", "a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
-
-    def write_predictions(self, results: list[Any]) -> None:
-        """Write ``predictions.json``.
-
-        Raises:
-            RunError: it cannot be written, as when the disk is full.
-        """
-        with self._writing():
-            write_atomically(self.path / "predictions.json", json.dumps(results))
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise RunError(
-                f"writing failed ({error.strerror or error})",
-                where=str(self.path),
-                remedy="make room on the disk, and resume the run",
-            ) from error
-
-    def finish(
-        self, card: Card, student: nn.Module, settings: Settings, *, metrics: dict[str, float], seconds: float
-    ) -> dict[str, Any]:
-        """Write the student, its card and, last, the result; return the result.
-
-        Raises:
-            RunError: they cannot be written, as when the disk is full.
-        """
-        buffer = io.BytesIO()
-        torch.save({name: tensor.cpu() for name, tensor in student.state_dict().items()}, buffer)
-        result = {
-            "metrics": metrics,
-            "seconds": seconds,
-            "parameters": sum(p.numel() for p in student.parameters()),
-            "settings": settings.asdict(),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "versions": {m.__name__: m.__version__ for m in (torch, torchvision, lightning)},
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-            "peak_gpu_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
-        }
-        with self._writing():
-            write_atomically(self.path / "student.pth", buffer.getvalue())
-            write_atomically(self.path / "student.json", json.dumps(dataclasses.asdict(card), indent=1))
-            write_atomically(self.path / "result.json", json.dumps(result, indent=1))
-        return result

@@ -15,7 +15,7 @@ from typing import Any
 
 import PIL
 
-from ...files import cache_folder, strict_json, write_atomically
+from ...files import cache_folder, to_json, write_atomically
 
 __all__ = ["VERSION", "FileFacts", "file_state", "read_entry", "write_entry", "write_text"]
 
@@ -48,7 +48,7 @@ def read_entry(kind: str, key: str) -> Any:
 
 def write_entry(kind: str, key: str, content: Any) -> None:
     """Write something of json's types under a key, and forget the oldest entries of the same kind."""
-    write_text(kind, key, strict_json({"version": VERSION, "key": key, "content": content}))
+    write_text(kind, key, to_json({"version": VERSION, "key": key, "content": content}))
 
 
 def write_text(kind: str, key: str, text: str, *, suffix: str = ".json") -> Path | None:

@@ -1,0 +1,228 @@
+"""The loop of a run, with its checkpoints and its evaluations.
+
+The loop is here, in sight; Lightning's Fabric has the devices, the processes and the precision. A Trainer in its place
+would own the loop, and most of its features were switched off: it can neither save between a step and the evaluation
+after it nor end a step before a signal ends the run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..core import Distillation, RunError, clip_gradients
+from ..core.losses import non_finite
+from ..core.teacher import evaluating
+from .checkpoint import Parts, restore_random
+from .data import Images, Stream, evaluation_loader, training_loader
+from .evaluation import build_evaluator
+from .folder import RunFolder
+from .interrupts import Interrupted, Signals
+from .models import plain
+from .names import option
+from .optimizer import build_optimizer, learning_rate_curve
+from .pictures import draw
+from .reports import Reports
+from .run import Card, Settings
+
+__all__ = ["Moment", "Training"]
+
+logger = logging.getLogger("acam_kd")
+
+MAX_GRADIENT_NORM = 35.0
+Moment = Callable[[nn.Module, int], None]
+"""Called with the student and the number of steps done."""
+
+
+class Training:
+    """The state of one run, its loop and its evaluations; every process has one.
+
+    Args:
+        fabric: launched.
+        student: perhaps with a distillation.
+        settings: of the run.
+        training: the images to train on.
+        validation: the images to evaluate on.
+        stream: the order of the training images.
+        folder: gets checkpoints and the student.
+        signals: end the run between two steps.
+        reports: get losses and metrics.
+        observers: called before the first step and at every evaluation.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        student: nn.Module,
+        settings: Settings,
+        *,
+        training: Images,
+        validation: Images,
+        stream: Stream,
+        folder: RunFolder,
+        signals: Signals,
+        reports: Reports,
+        observers: Sequence[Moment] = (),
+    ) -> None:
+        self.fabric, self.student, self.settings = fabric, student, settings
+        self.training, self.validation, self.stream = training, validation, stream
+        self.folder, self.signals, self.reports, self.observers = folder, signals, reports, observers
+        attached = getattr(student, "distillation", None)
+        self.attached = attached if isinstance(attached, Distillation) else None
+        optimizer = build_optimizer(student, settings)
+        self.schedule = LambdaLR(optimizer, learning_rate_curve(settings))
+        self.model, self.optimizer = fabric.setup(student, optimizer)
+        self.parts = Parts(student, self.attached, optimizer, self.schedule, fabric.strategy.precision)
+        self.step, self.saved, self.evaluated = 0, -1, -1
+        self.metrics = dict[str, float]()
+        self.seconds, self._started = 0.0, perf_counter()
+
+    @property
+    def time(self) -> float:
+        """Seconds of training and evaluating so far, those before an interruption included."""
+        return self.seconds + perf_counter() - self._started
+
+    def run(self, state: dict[str, Any] | None = None) -> None:
+        """Train from the first step, or from the state of a checkpoint, to the last evaluation."""
+        if state is not None:
+            self._resume(state)
+        if self.folder.first and (metrics := self.folder.rewind(self.step)):
+            self.metrics, self.evaluated = metrics, self.step
+            self.reports.known(self.step, metrics)
+        self.reports.start(self.step)
+        self._started = perf_counter()
+        if self.step == 0:
+            self._observe()
+        self._evaluate_if_due()
+        if state is not None:
+            restore_random(state)
+        with self.signals.together(self.fabric.world_size > 1):
+            for batch in self._batches():
+                with self.signals.step():
+                    rate = float(self.schedule.get_last_lr()[0])
+                    losses = self._train(batch)
+                    self.reports.step(self.step, losses, self.attached, seconds=self.time, rate=rate)
+                    if self.step % self.settings.checkpoint_period == 0 or self._evaluation_is_due():
+                        self.save()
+                self._stop_together()
+                self._evaluate_if_due()
+
+    def _batches(self) -> Iterator[Any]:
+        self.stream.rank, self.stream.start = self.fabric.global_rank, self.step
+        for batch in training_loader(self.training, self.stream, workers=self.settings.workers):
+            yield self.fabric.to_device(batch)
+
+    def _train(self, batch: tuple[list[Tensor], list[dict[str, Any]]]) -> dict[str, Tensor]:
+        """Make one step, and return the losses."""
+        when = f"iteration {self.step}"
+        if self.attached is not None:
+            self.attached.iteration = self.step
+        losses: dict[str, Tensor] = self.model(*batch)
+        if self.attached is not None:
+            self.attached.raise_if_not_finite(losses, when=when)
+        elif terms := non_finite(losses):
+            raise RunError(f"loss is not finite: {', '.join(terms)}", when, "lower {learning_rate}")
+        self.optimizer.zero_grad()
+        self.fabric.backward(torch.stack([loss.float() for loss in losses.values()]).sum())
+        if getattr(self.fabric.strategy.precision, "scaler", None) is None:
+            clip_gradients(self.student, MAX_GRADIENT_NORM, when=when)
+        else:  # float16's scaler skips a step whose gradients are not finite
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=MAX_GRADIENT_NORM, error_if_nonfinite=False)
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        return losses
+
+    # Evaluation; every process has its share of the images.
+
+    def _evaluation_is_due(self) -> bool:
+        at_end = self.step == self.settings.iterations
+        return self.step > 0 and self.step != self.evaluated and (at_end or self.step % self.settings.eval_period == 0)
+
+    def _evaluate_if_due(self) -> None:
+        if self.step == self.settings.iterations:  # before the final evaluation, which may fail
+            self.folder.write_student(Card.of(self.settings, self.training), plain(self.student))
+        if self.fabric.broadcast(self._evaluation_is_due()):  # the first process knows what is in metrics.jsonl
+            with self.signals.together(False):
+                self._evaluate()
+            self.reports.progress.start()
+
+    def _evaluate(self) -> None:
+        settings, rank, world = self.settings, self.fabric.global_rank, self.fabric.world_size
+        size = max(1, settings.batch_size // world)
+        loader = evaluation_loader(self.validation, batch_size=size, workers=settings.workers, rank=rank, world=world)
+        evaluator = build_evaluator(self.validation)
+        with torch.no_grad(), evaluating(self.student), self.fabric.autocast():
+            for number, (images, targets) in enumerate(loader):
+                evaluator.add(self.student(self.fabric.to_device(images)), targets)
+                done = min((number + 1) * size * world, len(self.validation))
+                self.reports.evaluating(self.step, done, len(self.validation))
+        if world > 1:
+            shares: list[Any] = [None] * world
+            torch.distributed.all_gather_object(shares, evaluator.results)
+            evaluator.results = [result for share in shares for result in share]
+        self.evaluated = self.step
+        if self.fabric.is_global_zero:
+            self.metrics = evaluator.metrics()
+            if not self.validation.semantic:
+                self.folder.write_predictions(evaluator.results)
+            with self.fabric.autocast():
+                self.reports.picture(self.step, draw(self.student, self.validation, self.fabric.device))
+            self._observe()
+            self.reports.metrics(self.step, self.metrics)
+
+    def _observe(self) -> None:
+        if self.fabric.is_global_zero:
+            for observer in self.observers:
+                observer(self.student, self.step)
+
+    # Checkpoints and the end.
+
+    def save(self) -> None:
+        """Write the checkpoint of the steps done so far; the first process alone does, without the others' help."""
+        self.folder.write_checkpoint(self.parts.state(step=self.step, seconds=self.time))
+        self.saved = self.step
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        self.parts.load(state, self.folder.checkpoint)
+        self.step = self.saved = state["global_step"]
+        self.seconds = state["seconds"]
+        logger.info("resuming after step %d of %d", self.step, self.settings.iterations)
+
+    def _stop_together(self) -> None:
+        """End all processes after the same step, once one of them received a signal."""
+        if self.fabric.world_size > 1:
+            received = torch.tensor(self.signals.received, device=self.fabric.device)
+            number = int(self.fabric.all_reduce(received, reduce_op="max"))  # type: ignore[arg-type]
+            if number:
+                self.save()
+                self.fabric.barrier()
+                raise Interrupted(number=number)
+
+    @contextmanager
+    def saving_what_is_done(self) -> Iterator[None]:
+        """Save the steps done when the run ends early, and say so; a step that failed is not among them."""
+        try:
+            yield
+        except BaseException as error:
+            if self.step > max(self.saved, 0) and not self.signals.within_step:
+                try:
+                    self.save()
+                except RunError as failure:  # as on a full disk, which may be what ended the run
+                    logger.warning("step %d is not saved: %s", self.step, failure.render(option))
+            kept = ""
+            if self.saved >= 0:
+                kept = f"{self.folder.checkpoint} holds step {self.saved} of {self.settings.iterations}"
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted.of(error, kept) from None
+            if kept:
+                logger.info("%s", kept)
+            raise

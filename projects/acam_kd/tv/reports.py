@@ -1,0 +1,126 @@
+"""Everything that a run says while it runs: metrics.jsonl, TensorBoard, pictures, the log and the progress line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from types import TracebackType
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from ..core import Distillation
+from ..vis.panels import Array
+from .folder import RunFolder
+from .names import option
+from .pictures import to_jpeg
+from .progress import Progress
+from .run import Settings
+
+__all__ = ["Reports"]
+
+logger = logging.getLogger("acam_kd")
+
+LOG_PERIOD = 20
+BOARD = "tensorboard"
+
+
+class Reports:
+    """The reports of one process; only the first one writes.
+
+    Args:
+        folder: of the run.
+        settings: of the run.
+    """
+
+    def __init__(self, folder: RunFolder, settings: Settings) -> None:
+        self.folder, self.settings = folder, settings
+        self.progress = Progress(settings.iterations, settings.batch_size, shown=folder.first)
+        self._board: SummaryWriter | None = None
+        self._warned: set[str] = set()
+
+    def __enter__(self) -> Reports:
+        self.progress.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.progress.__exit__()
+        if self._board is not None:
+            try:
+                self._board.close()
+            except OSError as failure:  # as on a full disk, which may be the error that ends the run
+                logger.warning("%s cannot be written: %s", self.folder.path / BOARD, failure.strerror or failure)
+
+    def start(self, step: int) -> None:
+        """Open TensorBoard's file; what an interrupted run wrote after this step is hidden."""
+        if self.folder.first:
+            with self.folder.writing(BOARD):
+                self._board = SummaryWriter(str(self.folder.path / BOARD), purge_step=step + 1)
+        self.progress.start()
+
+    def step(
+        self, step: int, losses: Mapping[str, Tensor], attached: Distillation | None, *, seconds: float, rate: float
+    ) -> None:
+        """Report the losses of a step, if it is one to report.
+
+        Args:
+            step: the number of steps done.
+            losses: of the step.
+            attached: the student's distillation.
+            seconds: since the run began.
+            rate: the learning rate.
+        """
+        self.progress.count()
+        last = attached.last_of(LOG_PERIOD) if attached is not None else step % LOG_PERIOD == 0
+        logged = last or step == self.settings.iterations
+        if not logged and not self.progress.due():
+            return
+        values = {name: float(loss.detach()) for name, loss in losses.items()}
+        values = {"loss": sum(values.values()), **values}
+        text = self.progress.text(step, values, rate=rate)
+        if logged:
+            self.folder.log(step, {"seconds": seconds, **values})
+            if attached is not None:
+                self.folder.log(step, {f"distill/{name}": float(value) for name, value in attached.metrics().items()})
+            self._scalars({**values, "lr": rate}, step)
+            if not self.progress.live:
+                logger.info("%s", text)
+            self._warn(attached)
+        self.progress.draw(text)
+
+    def _warn(self, attached: Distillation | None) -> None:
+        for place, warning in ({} if attached is None else attached.warnings(option)).items():
+            if place not in self._warned:
+                self._warned.add(place)
+                logger.warning("%s", warning)
+
+    def evaluating(self, step: int, done: int, total: int) -> None:
+        """Show how far an evaluation is."""
+        if self.progress.due():
+            self.progress.draw(f"step {step}/{self.settings.iterations}  evaluating: {done}/{total} images")
+
+    def metrics(self, step: int, found: Mapping[str, float]) -> None:
+        """Report an evaluation; its line in metrics.jsonl is what marks it as done."""
+        self._scalars(found, step)
+        self.folder.log(step, found)
+        shown = "  ".join(f"{name} {value:.2f}" for name, value in found.items())
+        logger.info("step %d/%d  %s", step, self.settings.iterations, shown)
+        self.known(step, found)
+
+    def known(self, step: int, found: Mapping[str, float]) -> None:
+        """Show the first metric of an evaluation in the line from now on."""
+        name, value = next(iter(found.items()))
+        self.progress.metrics = f"{name} {value:.2f} at {step}"
+
+    def picture(self, step: int, picture: Array) -> None:
+        """Write a picture into the folder and to TensorBoard."""
+        self.folder.write(f"pictures/step_{step}.jpg", to_jpeg(picture))
+        if self._board is not None:
+            with self.folder.writing(BOARD):
+                self._board.add_image("validation", picture, step, dataformats="HWC")
+
+    def _scalars(self, values: Mapping[str, float], step: int) -> None:
+        if self._board is not None:
+            with self.folder.writing(BOARD):
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
