@@ -13,7 +13,7 @@ from PIL import Image
 from acam_kd import cli
 from acam_kd.data.coco import find_split
 from acam_kd.tv.data import CocoImages
-from acam_kd.tv.run import RunFolder
+from acam_kd.tv.folder import RunFolder
 
 from .conftest import STUDENT
 

@@ -20,8 +20,8 @@ from acam_kd.methods.kd import binary_kd_loss, kd_loss
 from acam_kd.tv import build as building
 from acam_kd.tv.class_names import names_of_labels, names_of_weights, with_background
 from acam_kd.tv.data import CocoImages
+from acam_kd.tv.folder import RunFolder
 from acam_kd.tv.models import build_model
-from acam_kd.tv.run import RunFolder
 from acam_kd.tv.training import train
 
 from .conftest import STUDENT, refuses, tiny

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..core import Distillation, RunError, clip_gradients
-from ..core.losses import non_finite
+from ..core.outputs import non_finite
 from ..core.teacher import evaluating
 from .checkpoint import Parts, restore_random
 from .data import Images, Stream, evaluation_loader, training_loader
