@@ -41,7 +41,8 @@ def check_teacher(teacher: nn.Module, data: Images, device: torch.device, *, cou
     if isinstance(evaluator, CocoEvaluator):
         evaluator.masks = False  # boxes tell enough, and a teacher may have no masks
     teacher.to(device)
-    with evaluating(teacher):
+    # A compiled teacher would be compiled for single images too, which takes minutes.
+    with evaluating(teacher), torch.compiler.set_stance("force_eager"):
         for index in indices:
             image, target = data[index]
             evaluator.add(teacher([image.to(device)]), [target])
