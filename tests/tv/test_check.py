@@ -106,7 +106,7 @@ def test_labels_are_checked_too(data, tmp_path, capsys):
     "segmentation", [[[float("nan"), 10, 60, 10, 60, 60]], [[10, 10]], {"size": [9, 9], "counts": []}]
 )
 def test_a_run_ends_with_a_line_before_anything_is_built(own, tmp_path, segmentation, monkeypatch):
-    monkeypatch.setattr("acam_kd.tv.training.build", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr("acam_kd.tv.training.build_models", lambda *_, **__: pytest.fail("built"))
     change(own, "val", lambda content: content["annotations"][3].update(segmentation=segmentation))
     arguments = ["train", "--data", own, "--student", "lraspp_mobilenet_v3_large", "--output", tmp_path / "run"]
     message = refused(*arguments, "--iterations", 1)
@@ -132,7 +132,8 @@ def test_sixteen_bits_are_trained_as_the_option_says(own, tmp_path):
 
 def test_a_run_that_is_older_than_the_option_is_resumed(settings, tmp_path):
     folder = RunFolder(tmp_path / "run")
-    folder.start(settings)
+    folder.path.mkdir()
+    folder.start(settings, {})
     path = tmp_path / "run/settings.json"
     content = json.loads(path.read_text())
     for split in ("train_split", "val_split"):
