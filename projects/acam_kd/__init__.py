@@ -63,6 +63,10 @@ def distill(
     teacher_levels: Mapping[str, str] | None = None,
     targets: Callable[..., Targets] | None = None,
     period: int = 1,
+    weight: str = "fixed",
+    share: float = 0.5,
+    warmup_iters: int = 0,
+    stop_at: int = 0,
     teacher_precision: str = "",
     inherit: str = "never",
     example_inputs: Any = None,
@@ -88,6 +92,10 @@ def distill(
         targets: a function of the arguments of the student's forward that returns ``Targets``, for methods that need
             boxes or labels; models of a known kind have one.
         period: distil every so many steps only.
+        weight, share: ``"share"`` scales all losses so that their gradient at the tapped levels has a share of the
+            task's; the losses must be added by the student itself. See ``core.weighting.WeightSchedule``.
+        warmup_iters: the losses rise linearly to their full weight within so many steps.
+        stop_at: the step from which nothing is distilled; 0 for never.
         teacher_precision: ``"float16"``, ``"bfloat16"`` or ``"float32"``; empty for the student's.
         inherit: ``"always"`` or ``"auto"`` lets the student's neck and head start from the teacher's weights.
         example_inputs: a batch by which the levels of other modules are measured; noise of 1 x 3 x 224 x 224 if left
@@ -118,6 +126,7 @@ def distill(
     from .core.assemble import Plan, assemble
     from .core.class_names import check_class_names
     from .core.pair_checks import check_models
+    from .core.weighting import WeightSchedule
 
     check_models(student, teacher)
     for name, given in (("student_levels", student_levels), ("teacher_levels", teacher_levels)):
@@ -135,6 +144,7 @@ def distill(
         methods=_methods(method, options),
         levels=levels,
         inherit=inherit,
+        schedule=WeightSchedule(weight, share, warmup=warmup_iters, stop_at=stop_at),
         period=period,
         teacher_precision=teacher_precision,
         class_map={} if class_map is None else class_map,

@@ -24,6 +24,7 @@ from .pair_checks import check_annotations, check_class_heads, check_models, che
 from .selection import check_taps, pair_levels, taps_of
 from .targets import Targets
 from .teacher import FrozenTeacher, PixelTransform
+from .weighting import WeightSchedule
 
 __all__ = ["INHERIT", "Plan", "assemble"]
 
@@ -42,7 +43,7 @@ class Plan:
         taps: some of ``TAPS``, likewise; empty for the recipe's, else for what the method can use first.
         inherit: whether the student's neck and head start from the teacher's: ``"always"``, ``"never"``, or
             ``"auto"``, if both are detectors of one kind.
-        period: see ``Distillation``.
+        schedule, period: see ``Distillation``.
         teacher_precision, teacher_compile: see ``FrozenTeacher``.
         channels_last: the memory format of student, teacher and method.
         class_map: student's name of a class -> the teacher's, where they differ.
@@ -52,6 +53,7 @@ class Plan:
     levels: Sequence[str] = ()
     taps: Sequence[str] = ()
     inherit: str = "never"
+    schedule: WeightSchedule = field(default_factory=WeightSchedule)
     period: int = 1
     teacher_precision: str = ""
     teacher_compile: bool = False
@@ -135,6 +137,7 @@ def assemble(
         reader=reader,
         student_side=student.network(taps),
         read_targets=targets or partial(student.targets, reader),
+        schedule=plan.schedule,
         period=plan.period,
         **engine,
     )

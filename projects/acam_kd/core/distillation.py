@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -25,11 +26,18 @@ from .state import load_state, state_of
 from .taps import leave_to_python
 from .targets import Targets
 from .teacher import Extract, FrozenTeacher, evaluating
+from .weighting import Weighting, WeightSchedule
 
 __all__ = ["NAME", "Distillation"]
 
 NAME = "distillation"
 """The student's attribute."""
+
+HIGH, LONG = 10, 100
+"""The ratio of the distillation's losses to the task's, and the number of steps above it, that are reported."""
+
+SCALE = "weighting.scale"
+"""The entry of a shared weight in ``state_dict``."""
 
 ReadTargets = Callable[..., Targets]
 """The arguments of the student's forward -> what is known of the batch."""
@@ -56,6 +64,7 @@ class Distillation(nn.Module):
         reader: the student's taps.
         student_side: as much of the student as ``observe`` needs, and the function that makes features of it.
         read_targets: called if the method needs annotations.
+        schedule: the weight of all losses over time.
         period: only steps whose ``iteration`` is a multiple of this are distilled. In the others the method's
             parameters get gradients of zero. No weight makes up for it: the pull is 1 / ``period`` of what it was.
 
@@ -71,6 +80,7 @@ class Distillation(nn.Module):
     _losses: dict[str, Tensor]
     _finite: dict[str, Tensor]
     _ratio: Tensor | None
+    _high: Tensor | None
     _waiting: bool
     _active_before: bool
     _recomputed: tuple[dict[str, Tensor], bool] | None
@@ -87,6 +97,7 @@ class Distillation(nn.Module):
         student_side: tuple[nn.Module, Extract],
         classes: Mapping[str, CommonClasses] | None = None,
         read_targets: ReadTargets | None = None,
+        schedule: WeightSchedule | None = None,
         period: int = 1,
     ) -> None:
         super().__init__()
@@ -98,6 +109,7 @@ class Distillation(nn.Module):
         self.__dict__["_student"], self.__dict__["_side"] = student, student_side  # no submodules: a cycle otherwise
         self._iteration, self._counting = -1, True
         self._warned: set[str] = set()
+        self.weighting = Weighting(schedule or WeightSchedule())
         self._comparison = Comparison(self.levels, self.shapes, self.classes)
         self._watch: OptimizerWatch | None = None
         self._forget_step()
@@ -221,6 +233,8 @@ class Distillation(nn.Module):
         """Run teacher and method on a recorded step."""
         read = self._read_targets if self.method.needs else None
         targets = partial(read, *args, **kwargs) if read is not None else Targets
+        if self._recomputed is None:
+            step = dataclasses.replace(step, features=self.weighting.split(step.features, self._distilled))
         compared = self._comparison.run(self.teacher, self.method, step, targets)
         self._finite = compared.finite
         if compared.frozen:
@@ -229,7 +243,7 @@ class Distillation(nn.Module):
                 f"no gradient reaches the student at {', '.join(compared.frozen)}: leave these levels out, if that "
                 "part is frozen; or checkpoint it with use_reentrant=False",
             )
-        return compared.losses
+        return self.weighting.weigh(compared.losses, self.iteration)
 
     # What the student returns.
 
@@ -250,6 +264,7 @@ class Distillation(nn.Module):
         if losses:
             own, others = (torch.stack([x.detach().float() for x in part.values()]).sum() for part in (losses, task))
             self._ratio = own / others
+            self._high = torch.where(self._ratio > HIGH, self._high + 1, 0) if self._high is not None else 0 * own
         return with_losses(output, with_unused(task, self.method) if losses is None else {**task, **losses})
 
     def _zero(self) -> Tensor:
@@ -289,7 +304,11 @@ class Distillation(nn.Module):
     @property
     def distils(self) -> bool:
         """The current step is distilled."""
-        return self.iteration % self.period == 0
+        return self.iteration % self.period == 0 and not self.weighting.ended(self.iteration)
+
+    @property
+    def _distilled(self) -> int:
+        return self.iteration // self.period
 
     def last_of(self, iterations: int) -> bool:
         """Say whether this is the last distilled one of so many iterations: the one to log."""
@@ -309,6 +328,8 @@ class Distillation(nn.Module):
         measured = self.method.metrics()
         if self._ratio is not None and bool(self._ratio.isfinite()):
             measured = {"distillation_to_task": self._ratio, **measured}
+        if self.weighting.schedule.shared:
+            measured = {"weight": torch.tensor(self.weighting.scale), **measured}
         return measured
 
     def masks(self) -> dict[str, dict[str, Tensor]]:
@@ -326,6 +347,12 @@ class Distillation(nn.Module):
             method = type(part).__name__
             theirs = names_of(method, method_arguments(type(part)), names)
             texts.update({f"{method}/{place}": rendered(text, theirs) for place, text in part.warnings().items()})
+        if self._high is not None and int(self._high) >= LONG:
+            weight = f"{type(self.method.parts()[0]).__name__}.alpha"
+            texts["ratio"] = (
+                f"the distillation's losses have been more than {HIGH} times the task's for {LONG} steps: lower "
+                f"{names(weight)}, or set {names('weight')} to share"
+            )
         return texts
 
     def _warn(self, place: str, text: str) -> None:
@@ -385,15 +412,22 @@ class Distillation(nn.Module):
         """Return what the method has learnt; as a part of the student, nothing."""
         if destination is not None or args:
             return destination if destination is not None else args[0]
-        return state_of(self.method, prefix=prefix, keep_vars=keep_vars)
+        state = state_of(self.method, prefix=prefix, keep_vars=keep_vars)
+        if self.weighting.schedule.shared:
+            state[prefix + SCALE] = torch.tensor(self.weighting.scale, dtype=torch.float64)
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load what a method has learnt.
+        """Load what a method has learnt, and the factor of a shared weight.
 
         Raises:
             RunError: it is the state of another method, or of other levels or channels.
         """
-        return load_state(self.method, state_dict, strict=strict, assign=assign)
+        rest = {name: value for name, value in state_dict.items() if name != SCALE}
+        if SCALE in state_dict:
+            self.weighting.resume(float(state_dict[SCALE]))
+        saved_for = getattr(state_dict, "_metadata", {}).get("", {}).get("method", "")
+        return load_state(self.method, rest, saved_for=saved_for, strict=strict, assign=assign)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """As a part of the student: the method's tensors are in no file, so its present ones stand in."""
@@ -405,9 +439,9 @@ class Distillation(nn.Module):
         self._calls = Calls()
         self._active, self._active_before, self._waiting = False, True, False
         self._recomputed = None
-        self._losses, self._finite, self._ratio = {}, {}, None
+        self._losses, self._finite, self._ratio, self._high = {}, {}, None, None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave tensors of a step out of copies and pickles, which look at optimizers of their own."""
         forgotten: dict[str, Any] = {"_active": False, "_waiting": False, "_watch": None, "_recomputed": None}
-        return {**self.__dict__, **forgotten, "_losses": {}, "_finite": {}, "_ratio": None}
+        return {**self.__dict__, **forgotten, "_losses": {}, "_finite": {}, "_ratio": None, "_high": None}

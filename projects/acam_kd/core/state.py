@@ -22,16 +22,23 @@ def state_of(method: Distiller, *, prefix: str = "", keep_vars: bool = False) ->
     return state
 
 
-def load_state(method: Distiller, state: Mapping[str, Any], *, strict: bool = True, assign: bool = False) -> Any:
+def load_state(
+    method: Distiller, state: Mapping[str, Any], *, saved_for: str = "", strict: bool = True, assign: bool = False
+) -> Any:
     """Load what a method has learnt.
+
+    Args:
+        method: of this run.
+        state: tensors by name.
+        saved_for: the name of the method that it was saved for, if that is known.
+        strict, assign: as of torch's ``load_state_dict``.
 
     Raises:
         RunError: it is the state of another method, or of other levels or channels.
     """
-    before = getattr(state, "_metadata", {}).get("", {}).get("method", _name(method))
-    if before != _name(method):
+    if saved_for not in ("", _name(method)):
         raise RunError(
-            f"the checkpoint is of {before}, this run of {_name(method)}", "resuming",
+            f"the checkpoint is of {saved_for}, this run of {_name(method)}", "resuming",
             "resume with the same {method}, or start a new run from the student's weights",
         )  # fmt: skip
     try:

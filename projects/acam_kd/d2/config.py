@@ -146,6 +146,14 @@ def add_distillation_config(cfg: CfgNode) -> None:
     # What Detectron2 prints are medians of the last steps, of whatever kind; metrics.json has each value where it
     # belongs.
     cfg.DISTILL.PERIOD = 1
+    # The weight of all of a distillation's losses: "fixed", or "share", such that their gradient at the tapped levels
+    # has a SHARE of the task's, by a running estimate. A departure from the papers, for losses of unknown scale.
+    cfg.DISTILL.WEIGHT = "fixed"
+    cfg.DISTILL.SHARE = 0.5
+    # The losses rise linearly to their full weight within so many iterations; from STOP_AT on nothing is distilled, if
+    # it is not 0.
+    cfg.DISTILL.WARMUP_ITERS = 0
+    cfg.DISTILL.STOP_AT = 0
     # Student, teacher and distiller in torch.channels_last, which tensor cores want; not measured on a GPU. Only
     # rounding differs; checkpoints are the same.
     cfg.DISTILL.CHANNELS_LAST = False

@@ -14,6 +14,7 @@ from torch import nn
 from ..core import ConfigError, Distillation, Plan, assemble, read_methods
 from ..core.class_names import check_class_names, read_class_map
 from ..core.options import all_arguments
+from ..core.weighting import WeightSchedule
 from .adapter import D2Adapter
 from .config import META_ARCHITECTURE, student_config
 from .former_keys import former_keys
@@ -117,6 +118,7 @@ def read_plan(cfg: CfgNode) -> Plan:
         levels=tuple(node.LEVELS),
         taps=node.TAPS if isinstance(node.TAPS, str) else tuple(node.TAPS),
         inherit=node.INHERIT,
+        schedule=WeightSchedule(node.WEIGHT, node.SHARE, warmup=node.WARMUP_ITERS, stop_at=node.STOP_AT),
         period=node.PERIOD,
         teacher_precision=node.TEACHER.PRECISION,
         teacher_compile=node.TEACHER.COMPILE,

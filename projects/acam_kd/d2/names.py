@@ -23,7 +23,10 @@ KEYS = {
 }
 """The keys that are not ``DISTILL.<ARGUMENT>``."""
 
-OWN = ("channels_last", "class_map", "inherit", "levels", "log_period", "max_gradient_norm", "method", "period", "taps")
+OWN = (
+    "channels_last", "class_map", "inherit", "levels", "log_period", "max_gradient_norm", "method", "period", "share",
+    "stop_at", "taps", "warmup_iters", "weight",
+)  # fmt: skip
 
 
 def key(argument: str) -> str:

@@ -8,7 +8,7 @@ from ..core.distiller import NOTHING_KNOWN, Distiller, align_levels, check_weigh
 from ..core.features import Channels, Features
 from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
-from .parts.losses import mse
+from .parts.losses import check_features, mse, standardized
 
 __all__ = ["Mimic"]
 
@@ -22,9 +22,11 @@ class Mimic(Distiller):
     Args:
         student_channels, teacher_channels: the levels to distil.
         alpha: weight.
+        features: ``"raw"``, or ``"standardized"``: every channel of both maps over the batch, as in PKD, so that the
+            weight does not depend on the scale of the networks. A departure from the paper.
 
     Raises:
-        ConfigError: the weight is out of range.
+        ConfigError: the weight is out of range, or the kind of features is not known.
 
     Example:
         >>> import torch
@@ -34,15 +36,23 @@ class Mimic(Distiller):
         ['loss_mimic_mse']
     """
 
-    def __init__(self, student_channels: Channels, teacher_channels: Channels, *, alpha: float = 1.0) -> None:
+    def __init__(
+        self, student_channels: Channels, teacher_channels: Channels, *, alpha: float = 1.0, features: str = "raw"
+    ) -> None:
         super().__init__(student_channels, teacher_channels)
         check_weights(alpha=alpha)
-        self.alpha = alpha
+        check_features(features)
+        self.alpha, self.features = alpha, features
         self.align = align_levels(self.student_levels, self.teacher_levels)
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_mimic_mse``."""
-        errors = {level: mse(self.align[level](student[level]), teacher[level].detach()) for level in self.levels}
+        errors: dict[str, Tensor] = {}
+        for level in self.levels:
+            aligned, target = self.align[level](student[level]), teacher[level].detach()
+            if self.features == "standardized":
+                aligned, target = standardized(aligned), standardized(target)
+            errors[level] = mse(aligned, target)
         self._step = {level: error.detach() for level, error in errors.items()}
         return {"loss_mimic_mse": self.alpha * sum(errors.values())}  # type: ignore[dict-item]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -11,20 +10,10 @@ from ..core.errors import ConfigError
 from ..core.features import BACKBONE, Channels, Features
 from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
-from .parts.losses import check_shapes, full_precision
+from .parts.losses import check_shapes, full_precision, standardized
 from .recipes import RECIPES
 
 __all__ = ["PKD", "pearson_error"]
-
-EPS = 1e-6
-"""Added to every standard deviation, so that a constant channel does not divide by zero."""
-
-
-def _standardized(x: Tensor) -> Tensor:
-    """Standardise every channel to mean 0 and deviation 1 over images and positions; a single position becomes 0."""
-    several = x.numel() > x.shape[1]
-    deviation, mean = torch.std_mean(x, (0, 2, 3), correction=int(several), keepdim=True)
-    return (x - mean) / (deviation + EPS)
 
 
 @full_precision
@@ -50,7 +39,7 @@ def pearson_error(student: Tensor, teacher: Tensor) -> Tensor:
     if student.shape[2:] != teacher.shape[2:]:
         student = F.interpolate(student, size=teacher.shape[2:], mode="bilinear", align_corners=False)
     check_shapes(student, teacher)
-    return (_standardized(student) - _standardized(teacher)).square().mean() / 2
+    return (standardized(student) - standardized(teacher)).square().mean() / 2
 
 
 @DISTILLER_REGISTRY.register()

@@ -11,7 +11,7 @@ from ...core.distiller import NOTHING_KNOWN, Distiller, align_levels, check_weig
 from ...core.features import Channels, Features
 from ...core.registry import DISTILLER_REGISTRY, FUSION_REGISTRY
 from ...core.targets import Targets
-from ..parts.losses import mask_diversity_loss, masked_mse
+from ..parts.losses import check_features, mask_diversity_loss, masked_mse, standardized
 from .fusion import TeacherFusion
 from .masking import make_masks
 from .settings import check_masks, check_pooling, form_title, masking_class
@@ -66,6 +66,8 @@ class ACAMKD(Distiller):
         diversity: the form of L_div: ``"pairwise"``, or ``"ratio"``, which is about M - 1 times as large.
         standardize_fused: before the selection units, standardise every channel of the fused map over positions
             (and its mean over channels for the channel masks). A departure from the paper.
+        features: ``"raw"``, or ``"standardized"``: every channel of both maps over the batch, as in PKD, before fusion
+            and errors. The weight then does not depend on the scale of the networks. A departure from the paper.
         max_positions: the number of positions above which a level is pooled before fusion, by whole factors; 0 for
             never. A departure from the paper.
         pooling: the pooled maps. ``"keys"``: the key/value source, so that masks keep their resolution; ``"all"``:
@@ -100,6 +102,7 @@ class ACAMKD(Distiller):
         mask_gradient: str = "detached",
         diversity: str = "pairwise",
         standardize_fused: bool = False,
+        features: str = "raw",
         max_positions: int = 0,
         pooling: str = "keys",
     ) -> None:
@@ -107,10 +110,11 @@ class ACAMKD(Distiller):
         check_weights(alpha=alpha, lambda_div=lambda_div)
         check_masks(num_masks, spatial_masking, channel_masking, mask_gradient, diversity)
         check_pooling(max_positions, pooling, fusion)
+        check_features(features)
         self.alpha, self.lambda_div = alpha, lambda_div
         self.mask_gradient, self.diversity, self.query = mask_gradient, diversity, query
         self.standardize_fused, self.max_positions, self.pooling = standardize_fused, max_positions, pooling
-        self.num_masks = num_masks
+        self.num_masks, self.features = num_masks, features
         teacher = self.teacher_levels
         masks = {level: num_masks or (spec.channels if spec.logits else 6) for level, spec in teacher.items()}
         self.align = align_levels(self.student_levels, teacher)
@@ -143,6 +147,7 @@ class ACAMKD(Distiller):
             "fusion": _class_name(self.fusion),
             "query": self.query,
             "standardize_fused": self.standardize_fused,
+            "features": self.features,
             "max_positions": self.max_positions,
         }
         defaults = method_arguments(ACAMKD)
@@ -155,6 +160,8 @@ class ACAMKD(Distiller):
         self._step = {}
         for level in self.levels:
             aligned, target = self.align[level](student[level]), teacher[level].detach()
+            if self.features == "standardized":
+                aligned, target = standardized(aligned), standardized(target)
             masks = self._masks(level, aligned, target)
             weighing = masks if self.mask_gradient == "full" else {kind: m.detach() for kind, m in masks.items()}
             errors = masked_mse(aligned, target, weighing)
