@@ -247,6 +247,8 @@ def _methods(method: str | Distiller, options: dict[str, Any]) -> Any:
         if options:
             hint = f"write options={{'{names[0]}': {{...}}}}"
             raise ConfigError("options", ", ".join(options), "hyper-parameters by method", hint)
+    if wrong := [name for name, own in by_method.items() if not isinstance(own, Mapping)]:
+        raise ConfigError("options", f"{wrong[0]}: {by_method[wrong[0]]!r}", "method -> {hyper-parameter: value}")
     if wrong := [name for name in by_method if name not in names]:
         raise ConfigError("options", ", ".join(wrong), f"one of {', '.join(names)}")
     return {name: dict(by_method.get(name, {})) for name in names}

@@ -387,3 +387,10 @@ def test_what_users_give_is_checked_and_inheritance_keeps_class_layers_apart(pai
     student.distillation.remove()
     acam_kd.distill(student, teacher, method="KD", inherit="always", **LEVELS)  # by shapes, as names are unknown
     assert torch.equal(student.head.weight, teacher.head.weight)
+
+
+def test_a_mapping_is_checked_where_the_names_agree_too(pair):
+    student, _ = pair
+    same = {"student_class_names": ["a", "b", "c"], "teacher_class_names": ["a", "b", "c"]}
+    with refused("class_map", "typo"):
+        acam_kd.distill(student, Segmentor(3), method="KD", class_map={"typo": "zz"}, **LEVELS, **same)

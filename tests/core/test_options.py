@@ -52,7 +52,7 @@ def test_values_have_the_type_of_the_default():
     ):  # fmt: skip
         with refused(f"ACAMKD.{argument}", repr(value), allowed):
             read_request("ACAMKD", {argument: value})
-    with refused("Mimic.beta", "2", "one of alpha=1.0, levels=(), taps=()"):
+    with refused("Mimic.beta", "2", "one of alpha=1.0, features='raw', levels=(), taps=()"):
         read_request("Mimic", {"beta": 2})
 
 
@@ -100,7 +100,53 @@ def test_levels_of_methods_in_python():
     mimic, pkd = student.distillation.method.parts()
     assert (mimic.levels, pkd.levels) == (["a"], ["b"]) and student.distillation.levels == {"a": "a", "b": "b"}
     options["PKD"]["levels"] = ["c"]
-    with refused("levels", "c", "levels of the student: a, b"):
+    with refused("PKD.levels", "c", "levels of the student: a, b"):
         acam_kd.distill(
             make(), make(), method="Mimic+PKD", student_levels=levels, teacher_levels=levels, options=options
         )
+
+
+def test_levels_given_for_all_leave_out_those_of_other_methods(caplog):
+    """Maps for one, predictions for the other, in either direction."""
+    levels = {"a": "0", "logits": "2"}
+    make = lambda: torch.nn.Sequential(  # noqa: E731
+        torch.nn.Conv2d(3, 4, 3, 2), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 1), torch.nn.Identity()
+    )
+    for asked in (["logits"], ["a"]):
+        plan = Plan(methods={"PKD": {}, "KD": {}}, levels=asked)
+        with caplog.at_level("INFO", logger="acam_kd"):
+            built = assemble(ModuleAdapter(make(), levels), ModuleAdapter(make(), levels, role="teacher"), plan)
+        assert [part.levels for part in built.method.parts()] == [["a"], ["logits"]]
+        assert ("levels a (default)" in caplog.text) == (asked == ["logits"])
+        caplog.clear()
+
+
+def test_all_stands_alone_and_none_is_open():
+    levels = {"p3": "head"}
+    with refused("Mimic.levels", "all, p3", "'all' alone, or names of levels"):
+        acam_kd.distill(Detector(), Detector(), student_levels=levels, teacher_levels=levels, method="Mimic+PKD",
+                        options={"Mimic": {"levels": ["all", "p3"]}})  # fmt: skip
+    with refused("options", "PKD: 6.0", "method -> {hyper-parameter: value}"):
+        acam_kd.distill(Detector(), Detector(), method="Mimic+PKD", options={"PKD": 6.0})
+
+
+class Clash(Mimic):
+    def __init__(self, student_channels, teacher_channels, *, levels: int = 3) -> None:
+        super().__init__(student_channels, teacher_channels)
+
+
+def test_an_argument_that_every_method_has_is_refused(monkeypatch):
+    monkeypatch.setitem(DISTILLER_REGISTRY._obj_map, "Clash", Clash)
+    with refused("method", "Clash with an argument levels", "another name for it"):
+        all_arguments("Clash")
+
+
+class Open(Mimic):
+    def __init__(self, student_channels, teacher_channels, *, weight=None, sizes=(1.0, 2.0)) -> None:
+        super().__init__(student_channels, teacher_channels)
+
+
+def test_other_defaults_of_methods_of_ones_own(monkeypatch):
+    monkeypatch.setitem(DISTILLER_REGISTRY._obj_map, "Open", Open)
+    found = read_request("Open", {"weight": 2.0, "sizes": (3.0,)}).arguments
+    assert found == {"weight": 2.0, "sizes": (3.0,)}

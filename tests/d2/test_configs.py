@@ -121,7 +121,7 @@ def test_a_key_overrides_the_recipe():
     [
         (
             "configs/methods/pkd_rcnn.yaml",
-            "set DISTILL.METHOD: the weights of PKD for each detector are recipes now",
+            "set DISTILL.METHOD to PKD: the weights for each detector are recipes now",
         ),
         ("configs/ablations/uniform.yaml", "it is a row of configs/compare/ablations_coco.yaml now"),
     ],

@@ -19,7 +19,7 @@ from .errors import ConfigError, first_line
 from .features import CLASSES, LOGITS, TAPS, Pyramid
 from .inheritance import inherit
 from .methods import build_distiller
-from .options import Request, read_request
+from .options import CHOICES, Request, read_request
 from .pair_checks import check_annotations, check_class_heads, check_models, check_names
 from .selection import check_taps, pair_levels, taps_of
 from .targets import Targets
@@ -38,8 +38,8 @@ class Plan:
     Args:
         methods: name -> its settings: arguments of its constructor, ``levels``, ``taps``, where None leaves one open;
             or a ready ``Distiller``; empty for inheritance alone.
-        levels: the student's levels to distil by every method that has none of its own; empty for those of its recipe,
-            else for all whose stride the teacher has too.
+        levels: the student's levels to distil, for every method without its own. If empty: the recipe's levels, or all
+            levels whose stride the teacher has.
         taps: some of ``TAPS``, likewise; empty for the recipe's, else for what the method can use first.
         inherit: whether the student's neck and head start from the teacher's: ``"always"``, ``"never"``, or
             ``"auto"``, if both are detectors of one kind.
@@ -90,7 +90,7 @@ def assemble(
             _inherit(student, teacher, plan, kind.logger)
         return None
     requests = _requests(student, plan)
-    by_name = any({LOGITS, CLASSES} & {*request.levels} for request in requests)
+    by_name = any(r.levels and (student.offered[0] == LOGITS or {LOGITS, CLASSES} & {*r.levels}) for r in requests)
     every = student.levels(student.offered, student=True) if by_name else {}
     taps_by = [taps_of(request, student, every) for request in requests] or [_taps_of_ready(student, plan)]
     taps = tuple(dict.fromkeys(tap for part in taps_by for tap in part))
@@ -99,12 +99,9 @@ def assemble(
     if student.named and teacher.named:
         check_names(shapes)
     shapes, classes = common_classes(student, teacher, shapes, plan.class_map, kind.logger)
-    pairs_by = [
-        pair_levels(
-            shapes, part, kind.logger, levels=_asked(request, part, shapes["student"]), recipe=request.recipe.levels
-        )
-        for request, part in zip(requests, taps_by)
-    ] or [pair_levels(shapes, taps, kind.logger, levels=plan.levels)]
+    pairs_by = [_pairs(request, part, shapes, kind.logger) for request, part in zip(requests, taps_by)] or [
+        pair_levels(shapes, taps, kind.logger, levels=plan.levels)
+    ]
     paired = {s: t for part in pairs_by for s, t in part.items()}
     pairs = {s: paired[s] for s in shapes["student"] if s in paired}
     if teacher.named and (unused := [t for t in shapes["teacher"] if t not in pairs.values()]):
@@ -186,7 +183,7 @@ def _inherit(student: Adapter, teacher: Adapter, plan: Plan, logger: logging.Log
         foreign = foreign_class_layers(student, teacher, plan.class_map, logger)
         logger.info("%s", inherit(student.inheriting, teacher.inheriting, exclude=[student.trunk, *foreign]))
     elif how == "auto":
-        logger.info("nothing is inherited: the student is %s, the teacher %s", student.kind, teacher.kind)
+        logger.info("nothing is inherited: the student is a %s, the teacher a %s", student.name, teacher.name)
 
 
 def _requests(student: Adapter, plan: Plan) -> list[Request]:
@@ -213,6 +210,19 @@ def _asked(request: Request, taps: Sequence[str], levels: Pyramid) -> tuple[str,
     if request.origins["levels"] != "given for all":
         return request.levels
     return tuple(level for level in request.levels if level not in levels or levels[level].tap in taps)
+
+
+def _pairs(
+    request: Request, taps: Sequence[str], shapes: Mapping[str, Pyramid], logger: logging.Logger
+) -> dict[str, str]:
+    """Pair the levels of one method; an error about its own levels names them."""
+    levels = _asked(request, taps, shapes["student"])
+    try:
+        return pair_levels(shapes, taps, logger, levels=levels, recipe=request.recipe.levels)
+    except ConfigError as error:
+        if request.origins["levels"] == "given":
+            raise error.of(request.name, CHOICES) from error
+        raise
 
 
 def _shapes(student: Adapter, teacher: Adapter, taps: Sequence[str]) -> dict[str, Pyramid]:

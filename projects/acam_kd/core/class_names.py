@@ -33,6 +33,11 @@ def channel_names(model: Adapter, spec: FeatureSpec, role: str) -> list[str]:
     names, place = list(model.class_names), model.background(spec)
     if names and place is not None and BACKGROUND not in names:
         names.insert(place, BACKGROUND)
+    if BACKGROUND in names and place is not None and names.index(BACKGROUND) != place:
+        raise ConfigError(
+            f"{role}_class_names", f"{BACKGROUND} at {names.index(BACKGROUND)}", f"it at {place}, or left out",
+            f"a {model.name} predicts it there",
+        )  # fmt: skip
     if names and len(names) != spec.channels:
         with_background = ", the background among them" if place is not None else ""
         raise ConfigError(
@@ -63,7 +68,7 @@ def read_class_map(pairs: Sequence[str]) -> dict[str, str]:
     """Read ``"student's name=teacher's name"``, each.
 
     Raises:
-        ConfigError: a pair has another form, or a name has two partners.
+        ConfigError: a pair has another form, or a name is mapped to two classes.
 
     Example:
         >>> read_class_map(["pedestrian=person", "cab=car"])

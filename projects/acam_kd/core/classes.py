@@ -126,9 +126,12 @@ def common_classes(
         names = channel_names(student, specs[0], "student"), channel_names(teacher, specs[1], "teacher")
         if not _named(names, specs, partner, class_map):
             continue
-        if list(_translated(names[0], class_map)) == list(names[1]):
+        same = list(_translated(names[0], class_map)) == list(names[1])
+        if same and not class_map:
             continue
-        pairs = _pairs(*names, class_map)
+        pairs = _pairs(*names, class_map)  # checks the mapping too
+        if same:
+            continue
         _report(*names, pairs, logger)
         found = CommonClasses(*zip(*pairs), channels=(specs[0].channels, specs[1].channels))  # type: ignore[misc]
         common[level] = found

@@ -48,8 +48,8 @@ class Distillation(nn.Module):
 
     In training the student's own forward runs; then a hook gives the batch to the teacher, both models' features to the
     method, and adds its losses to what the student returned. In evaluation, under ``no_grad`` and in a nested call
-    nothing happens. ``state_dict()`` of the student has no key of this module, and loading forgives that; what the
-    method has learnt is ``student.distillation.state_dict()``.
+    nothing happens. ``state_dict()`` of the student has no key of this module, and loading does not ask for any.
+    ``student.distillation.state_dict()`` has the method's parameters.
 
     A student returns a dict of 0-d losses, a tuple that begins with one, or one 0-d loss: the losses are added. Any
     other output is left as it is, and the losses wait in ``losses`` for the training loop to add.
@@ -311,11 +311,11 @@ class Distillation(nn.Module):
         return self.iteration // self.period
 
     def last_of(self, iterations: int) -> bool:
-        """Say whether this is the last distilled one of so many iterations: the one to log."""
+        """Tell if this is the last distilled step of every ``iterations`` steps: the one to log."""
         return self.distils and self.iteration // iterations != (self.iteration + self.period) // iterations
 
     def first_of(self, iterations: int) -> bool:
-        """Say whether this is the first distilled one of so many iterations."""
+        """Tell if this is the first distilled step of every ``iterations`` steps."""
         return self.distils and self.iteration // iterations != (self.iteration - self.period) // iterations
 
     # What it measured.
@@ -337,7 +337,7 @@ class Distillation(nn.Module):
         return self.method.masks()
 
     def warnings(self, names: Names = str) -> dict[str, str]:
-        """Return what goes wrong by the last step: method and place -> a sentence with the argument to change.
+        """Return the problems of the last step: method and place -> a sentence with the argument to change.
 
         Args:
             names: how a front end calls an argument, as ``ACAMKD.num_masks``.

@@ -40,8 +40,8 @@ class Recipe:
     """The settings of a method for one kind of model; they are used where the user leaves them open.
 
     Args:
-        source: the place where they are published, or the assumption that they are.
-        arguments: hyper-parameters that differ from the constructor's defaults, or confirm them.
+        source: the place where the values are published, or a note that they are an assumption.
+        arguments: hyper-parameters; some equal the defaults of the constructor.
         levels: the backbone's levels to distil, from the finest: the first and the one after the last, as of a slice,
             since frameworks name them differently.
         taps: some of ``TAPS``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from .distiller import ALL, Distiller, Recipe, method_arguments
@@ -37,7 +38,10 @@ def all_arguments(name: str) -> dict[str, Any]:
         >>> all_arguments("CWD")
         {'alpha': 10.0, 'temperature': 1.0, 'levels': (), 'taps': ()}
     """
-    return {**method_arguments(DISTILLER_REGISTRY.get(name)), **CHOICES}
+    own = method_arguments(DISTILLER_REGISTRY.get(name))
+    if clash := [choice for choice in CHOICES if choice in own]:
+        raise ConfigError("method", f"{name} with an argument {clash[0]}", "another name for it: every method has that")
+    return {**own, **CHOICES}
 
 
 CHOICES: dict[str, Any] = {"levels": (), "taps": ()}
@@ -75,9 +79,14 @@ class Request:
     def describe(self, levels: Sequence[str], taps: Sequence[str]) -> str:
         """Return one line with all settings and their origins, after levels and taps are chosen."""
         lists = {"levels": ", ".join(levels), "taps": ", ".join(taps)}
+        origins = dict(self.origins)
+        if origins["levels"] == "given for all" and not {*levels} & {*self.levels}:  # they were for other methods
+            origins["levels"] = "default"
+        if not origins["taps"].startswith("given") and self.taps != tuple(taps):
+            origins["taps"] = "by the levels" if self.levels else "default"
         values = [*(f"{argument}={value!r}" for argument, value in self.arguments.items())]
         values += [f"{choice} {value}" for choice, value in lists.items()]
-        said = [f"{value} ({self.origins[name]})" for name, value in zip((*self.arguments, *lists), values)]
+        said = [f"{value} ({origins[name]})" for name, value in zip((*self.arguments, *lists), values)]
         source = f"; the recipe for {self.family}: {self.recipe.source}" if self.recipe.source else ""
         return f"{self.name}: {', '.join(said)}{source}"
 
@@ -89,7 +98,7 @@ def read_request(
 
     Args:
         name: of the method.
-        options: argument, ``levels`` or ``taps`` -> value; None, or nothing, leaves it open.
+        options: argument, ``levels`` or ``taps`` -> value; None or a missing key means: not given.
         family: the kind of model that learns.
         levels, taps: those for all methods that have none of their own.
 
@@ -128,9 +137,11 @@ def as_type(default: Any, argument: str, value: Any) -> Any:
     if isinstance(default, float) and isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = float(value)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(default, float) and isinstance(value, Real) and not isinstance(value, bool):
         value = float(value)
-    if isinstance(default, tuple):
+    if default is None:
+        return value
+    if default == ():
         if isinstance(value, str):
             value = [part.strip() for part in value.strip("[]() ").split(",") if part.strip()]
         if isinstance(value, Sequence) and all(isinstance(part, (str, int)) for part in value):

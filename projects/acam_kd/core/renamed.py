@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping
 from functools import lru_cache, wraps
@@ -48,8 +49,9 @@ def current_arguments(
     """
     title = method.__name__
     current = dict(arguments)
+    own = inspect.signature(method).parameters
     for old, new in method.renamed.items():  # type: ignore[attr-defined]
-        if spell(old) not in current:
+        if spell(old) not in current or old in own:
             continue
         value = current.pop(spell(old))
         given = current.get(spell(new))

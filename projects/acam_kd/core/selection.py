@@ -46,15 +46,16 @@ def taps_of(request: Request, student: Adapter, levels: Pyramid) -> tuple[str, .
         ConfigError: the method uses none of them.
     """
     reads, taps, origin = request.method.reads, request.taps, request.origins["taps"]
-    if not origin.startswith("given") and {LOGITS, CLASSES} & {*request.levels}:  # asked for by the level's name
-        taps = tuple(
-            tap for tap in TAPS if any(levels[level].tap == tap for level in request.levels if level in levels)
-        )
+    if not origin.startswith("given") and levels and request.levels:  # asked for by the levels' names
+        asked = {levels[level].tap for level in request.levels if level in levels}
+        if request.origins["levels"] == "given for all":  # the others are for other methods
+            asked &= {*reads}
+        taps = tuple(tap for tap in TAPS if tap in asked)
     usable, unused = (tuple(tap for tap in taps if (tap in reads) is used) for used in (True, False))
     if taps and (not usable or (origin == "given" and unused)):
         argument = f"{request.name}.taps" if origin == "given" else "taps"
         allowed = f"{' or '.join(reads)} with {request.name}"
-        raise ConfigError(argument, " and ".join(unused), allowed, "see {method}")
+        raise ConfigError(argument, " and ".join(unused), allowed, "or choose another {method}")
     return usable or choose_taps(request.name, student.offered, student.name)
 
 
@@ -65,7 +66,8 @@ def check_taps(taps: Sequence[str], student: Adapter, teacher: Adapter) -> None:
         if missing:
             raise ConfigError(
                 "taps", " and ".join(missing), f"{' or '.join(model.offered)} of the {role}, a {model.name}",
-                f"{LOGITS} is the map of a segmentation model, {CLASSES} the class head of a detector; see {{method}}",
+                f"{LOGITS} is the map of a segmentation model, {CLASSES} the class head of a detector; choose others, "
+                "or another {method}",
             )  # fmt: skip
 
 
@@ -83,13 +85,15 @@ def pair_levels(
         shapes: ``"student"`` and ``"teacher"`` -> all levels.
         taps: the method's.
         logger: for a warning about levels without a partner.
-        levels: the student's that were asked for, or ``("all",)``; predictions among them, alone, leave the maps out.
+        levels: the student's that were asked for, or ``("all",)``. If only predictions are named, no map is distilled.
         recipe: the maps to take, from the finest, if none was asked for.
 
     Raises:
         ConfigError: see ``match_levels``.
     """
-    if tuple(levels) == ("all",):
+    if "all" in levels and len(levels) > 1:
+        raise ConfigError("levels", ", ".join(levels), "'all' alone, or names of levels")
+    if "all" in levels:
         levels, recipe = (), ALL
     student, teacher = ({s: x for s, x in shapes[role].items() if x.tap in taps} for role in ("student", "teacher"))
     maps = [level for level in levels if not (level in (LOGITS, CLASSES) and level in student)]

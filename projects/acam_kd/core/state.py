@@ -18,7 +18,7 @@ def _name(method: Distiller) -> str:
 def state_of(method: Distiller, *, prefix: str = "", keep_vars: bool = False) -> Any:
     """Return what a method has learnt, with its name among the metadata."""
     state: Any = method.state_dict(prefix=prefix, keep_vars=keep_vars)
-    state._metadata[""]["method"] = _name(method)
+    state._metadata[prefix.removesuffix(".")]["method"] = _name(method)
     return state
 
 
@@ -50,5 +50,6 @@ def load_state(
         raise RunError(
             f"what the checkpoint's method has learnt does not fit {type(method).__name__} on "
             f"{', '.join(method.levels)}: {reason}", "resuming",
-            "resume with the same {method}, options and {levels}, or start a new run from the student's weights",
+            "resume with the same {method}, options and {levels} (of a run of 0.1: {levels} all), or start a new run "
+            "from the student's weights",
         ) from error  # fmt: skip

@@ -51,8 +51,10 @@ def _gone(path: str) -> str:
     """Return the hint for a config of 0.1 that is gone."""
     folder = os.path.basename(os.path.dirname(os.path.abspath(path)))
     if folder == "methods":
-        method = os.path.basename(path).partition("_")[0].upper()
-        return f"set DISTILL.METHOD: the weights of {method} for each detector are recipes now; see docs/migration.md"
+        stem = os.path.basename(path).partition("_")[0]
+        known = [name for name, _ in DISTILLER_REGISTRY if name.lower() == stem]
+        recipe = "the weights for each detector are recipes now; see docs/migration.md"
+        return f"set DISTILL.METHOD to {known[0]}: {recipe}" if known else ""
     if folder == "ablations":
         return "it is a row of configs/compare/ablations_coco.yaml now; see docs/migration.md"
     return ""
@@ -96,7 +98,9 @@ def merge(cfg: CfgNode, config_file: str, opts: Sequence[Any] = ()) -> None:
         if isinstance(error, ConfigError):
             raise
         found = error.args[0] if error.args else ""
-        raise ConfigError("--config-file, or KEY VALUE pairs", found, "known keys") from error
+        raise ConfigError(
+            "--config-file, or KEY VALUE pairs", found, "known keys, with values of their types"
+        ) from error
 
 
 def add_distillation_config(cfg: CfgNode) -> None:

@@ -11,7 +11,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor, build_model
 from torch import nn
 
-from ..core import ConfigError, Distillation, Plan, assemble, read_methods
+from ..core import DISTILLER_REGISTRY, ConfigError, Distillation, Plan, assemble, read_methods
 from ..core.class_names import check_class_names, read_class_map
 from ..core.options import all_arguments
 from ..core.weighting import WeightSchedule
@@ -135,7 +135,11 @@ def _arguments(cfg: CfgNode, name: str) -> dict[str, Any]:
             "import its module first: it was registered after add_distillation_config(cfg)",
         )  # fmt: skip
     node = cfg.DISTILL[name.upper()]
-    return {argument: node[argument.upper()] for argument in all_arguments(name)}
+    method = DISTILLER_REGISTRY.get(name)
+    known = {argument.upper(): argument for argument in (*all_arguments(name), *method.renamed)}
+    if unknown := [key for key in node if key not in known]:  # assigned as an attribute, which yacs does not refuse
+        raise ConfigError(f"DISTILL.{name.upper()}.{unknown[0]}", node[unknown[0]], f"one of {', '.join(known)}")
+    return {known[key]: value for key, value in node.items()}
 
 
 def _adapter(model: nn.Module, cfg: CfgNode) -> D2Adapter:

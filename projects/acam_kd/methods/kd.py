@@ -64,8 +64,8 @@ class KD(Distiller):
     """Knowledge distillation of predicted classes: of a segmentation map, or of a detector's class head.
 
     Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", NIPS workshop 2014, arXiv 1503.02531.
-    On a segmentation map it is that of CIRKD (Yang et al., "Cross-Image Relational Knowledge Distillation for
-    Semantic Segmentation", CVPR 2022): per position, and no position is left out, labelled or not.
+    On segmentation maps it follows CIRKD (Yang et al., "Cross-Image Relational Knowledge Distillation for Semantic
+    Segmentation", CVPR 2022). Every position counts, also unlabelled ones.
 
     Where a softmax predicts the classes, of a map or of a RoI head's regions, the loss is ``kd_loss``, a mean over
     positions. For dense heads, with a sigmoid for each class, no formula is official. The loss is then

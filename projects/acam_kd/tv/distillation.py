@@ -62,7 +62,8 @@ def parse_options(methods: str, pairs: Sequence[str]) -> dict[str, dict[str, Any
         if not equals or renamed.get(name, name) not in known.get(method, {}):
             raise ConfigError("options", pair, _allowed(known), "" if known else "choose a {method}")
         default = known[method][renamed.get(name, name)]
-        options[method][name] = as_type(default, f"{method}.{name}", _read(text, default))
+        value = _read(text, default)
+        options[method][name] = None if value is None else as_type(default, f"{method}.{name}", value)
     return {
         method: current_arguments(DISTILLER_REGISTRY.get(method), given, names=option)
         for method, given in options.items()
@@ -84,10 +85,10 @@ def _allowed(known: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _read(text: str, default: Any) -> Any:
     """Return the value that a text means."""
-    if isinstance(default, (str, tuple)):
+    if isinstance(default, (str, tuple)) and text not in ("null", "None"):
         return text
     try:
-        return yaml.safe_load(text)
+        return None if text == "None" else yaml.safe_load(text)
     except yaml.YAMLError:
         return text
 

@@ -45,7 +45,8 @@ class ACAMKD(Distiller):
     Two forms have names, which the log shows when the method is built:
 
     * **literal**, ``mask_gradient="full"`` and ``diversity="ratio"``: the method as the paper describes it, as far as
-      summaries of the paper tell. Its masks collapse, because a smaller mask is a smaller loss (docs/masks.md).
+      summaries of the paper tell. With the full gradient masks can collapse, because a smaller mask is a smaller
+      loss (docs/masks.md).
     * **ours**, the default, ``mask_gradient="detached"`` and ``diversity="pairwise"``: in our measurements the best of
       the forms, or level with the best. Both settings are departures from the paper.
 

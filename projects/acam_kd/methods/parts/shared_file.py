@@ -52,9 +52,10 @@ def make_once(
         now, latest = time.monotonic(), _modified(lock)
         if latest != sign:
             sign, heard = latest, now
-        if not first and now - heard > PATIENCE:
+        patience = PATIENCE if sign is not None else 10 * PATIENCE  # the first process may still look at its data
+        if not first and now - heard > patience:
             raise RunError(
-                f"the process that makes this file has given no sign of life for {PATIENCE:.0f} s",
+                f"the process that makes this file has given no sign of life for {patience:.0f} s",
                 where=str(path),
                 remedy="the log of the first process says why",
             )

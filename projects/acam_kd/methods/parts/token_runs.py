@@ -166,8 +166,7 @@ def _levels(adapter: Adapter, method: str, taps: Sequence[str]) -> Pyramid:
 def _seeded() -> Iterator[None]:
     """Run a block from fixed seeds, and leave no trace of it in random states, compiled code and peaks of memory.
 
-    Without optimised execution TorchScript does not profile; else the first losses of the training would round
-    otherwise.
+    Optimised execution is off. Otherwise TorchScript profiles here, and the first training losses round differently.
     """
     states = random.getstate(), np.random.get_state()
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
