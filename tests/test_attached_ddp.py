@@ -16,6 +16,7 @@ def free_port() -> str:
         return str(s.getsockname()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "static", "period"])
 def test_two_processes_stay_in_step(kind, root):
     port, environment = free_port(), {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root / "projects")}

@@ -411,6 +411,7 @@ def alive(pattern):
     return any(pattern.encode() in command for command in commands)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_end_it_ends_its_runs_and_goes_on_later(plan, run, tmp_path, number):
     path = plan(rows={"student alone": [], "slow": ["--wait-for", str(tmp_path / "go")]})
@@ -426,6 +427,7 @@ def test_asked_to_end_it_ends_its_runs_and_goes_on_later(plan, run, tmp_path, nu
     assert len(starts(tmp_path / "out/toy/slow_seed0")) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at /proc")
 def test_killed_it_leaves_its_run_alone_and_waits_for_it_later(plan, run, tmp_path, capsys):
     path = plan(rows={"slow": ["--wait-for", str(tmp_path / "go")], "student alone": []})

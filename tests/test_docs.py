@@ -62,6 +62,7 @@ def test_deeplab(root):
     assert student.classifier[4].weight.grad.abs().sum() > 0 and "loss_cwd_kl" in student.distillation.losses
 
 
+@pytest.mark.slow
 def test_lightning_saves_and_resumes(root, tmp_path):
     task = run(root, "A LightningModule")["Task"]
     torch.manual_seed(0)

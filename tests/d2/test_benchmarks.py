@@ -58,6 +58,7 @@ def test_real_parts_are_not_negative(storage):
     assert list(parts) == list(PARTS) and all(value > 0 for value in parts.values())
 
 
+@pytest.mark.slow
 def test_mixed_precision_is_that_of_the_forward(storage):
     step, seen = Step(named(FLOOR), setting(amp=True), SIZE), []
     step.model.backbone.bottom_up.register_forward_hook(lambda *args: seen.extend(args[2].values()))
@@ -65,6 +66,7 @@ def test_mixed_precision_is_that_of_the_forward(storage):
     assert {x.dtype for x in seen} == {torch.float16}
 
 
+@pytest.mark.slow
 def test_deep_random_networks_stay_within_half_precision(monkeypatch, storage):
     """Else a step under autocast ends with a loss that is not finite."""
     deep = ["MODEL.RESNETS.DEPTH", "101", "MODEL.RESNETS.NORM", "FrozenBN"]
@@ -87,6 +89,7 @@ def test_students_do_the_same_work(rcnn, rcnn_teacher, tmp_path, storage):
     torch.testing.assert_close(*losses, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_all_are_those_that_fit(capsys):
     assert names(methods=["all"]) == [*OWN, *OTHERS]
     assert capsys.readouterr().err == ""
@@ -209,6 +212,7 @@ def test_out_of_memory_leaves_the_others(monkeypatch):
         times([named(PLAIN)], setting(), SIZE, repeats=1)
 
 
+@pytest.mark.slow
 def test_the_record_and_its_tables(monkeypatch, tmp_path, capsys):
     def here(function, variant, *args):  # not in a process of its own: that takes seconds
         return {"failed": "out of memory"} if variant.name == "PKD" else function(variant, *args)

@@ -43,6 +43,7 @@ def test_diagnostics_come_from_distilled_iterations_only(retinanet, retinanet_te
     assert "loss_cls" in lines[7]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "opts"),
     [

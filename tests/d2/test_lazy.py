@@ -132,6 +132,7 @@ def test_without_an_event_storage_steps_are_counted(tmp_path):
     assert [len(student(labelled())) for _ in range(3)] == [2, 1, 2] and student.distillation.iteration == 2
 
 
+@pytest.mark.slow
 def test_detectron2s_own_tool_trains_resumes_and_says_what_is_lost(teacher, dataset, tmp_path):
     cfg = fcos(teacher, tmp_path)
     cfg.train.max_iter = 2
@@ -147,6 +148,7 @@ def test_detectron2s_own_tool_trains_resumes_and_says_what_is_lost(teacher, data
     assert (tmp_path / "out" / "model_0000003.pth").is_file()
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_tool_with_those_lines_resumes_exactly(teacher, dataset, tmp_path):
     """One image and no flips, so that the order of the data, which Detectron2 does not resume, cannot matter."""
     cfg = fcos(teacher, tmp_path)

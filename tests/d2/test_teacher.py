@@ -212,7 +212,10 @@ def test_weights_of_other_programs_are_understood(retinanet, retinanet_teacher, 
 def test_the_config_stays_a_config(retinanet, tmp_path):
     cfg = pickle.loads(pickle.dumps(distillation_config(retinanet, "t.yaml")))
     assert cfg.DISTILL.TEACHER.CONFIG_FILE == "t.yaml"
-    for name, text in (("base", "_BASE_: gone.yaml\n"), ("broken", "MODEL: {\n"), ("empty", "")):
+    (tmp_path / "base.yaml").write_text("_BASE_: gone.yaml\n")
+    with refused("--config-file", "base.yaml, based on ", "existing files"):
+        distillation_config(retinanet, "t.yaml").merge_from_file(str(tmp_path / "base.yaml"))
+    for name, text in (("broken", "MODEL: {\n"), ("empty", "")):
         (tmp_path / f"{name}.yaml").write_text(text)
         cfg = distillation_config(retinanet, "t.yaml")
         with refused("--config-file", f"{name}.yaml: ", "YAML"):

@@ -117,6 +117,7 @@ class Kill(HookBase):
 CHEAPER = ["DISTILL.PERIOD", 3, "DISTILL.CHANNELS_LAST", True, "DISTILL.TEACHER.PRECISION", "bfloat16"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opts", [[], CHEAPER], ids=["default", "cheaper"])
 def test_two_and_two_iterations_equal_four(arguments, tmp_path, opts):
     whole = train(arguments("OUTPUT_DIR", tmp_path / "whole", *opts))
@@ -147,6 +148,7 @@ def test_every_checkpoint_is_the_plain_student(arguments, tmp_path):
     assert not [k for part in ("model", "distiller") for k in checkpoint[part] if "teacher" in k]
 
 
+@pytest.mark.slow
 def test_train_then_evaluate_without_a_teacher(arguments, tmp_path, monkeypatch):
     out = tmp_path / "run"
     run(arguments("OUTPUT_DIR", out))
@@ -165,6 +167,7 @@ def test_train_then_evaluate_without_a_teacher(arguments, tmp_path, monkeypatch)
     assert [f for f in os.listdir(out) if f.startswith("events.out.tfevents")]
 
 
+@pytest.mark.slow
 def test_a_stock_trainer_in_somebody_elses_code(arguments, data, tmp_path):
     """The README's lines, without train_net.py."""
     config = arguments()[1]
@@ -268,7 +271,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(arguments, tmp_pat
         (["DISTILL.MAX_GRADIENT_NORM", -1.0], "DISTILL.MAX_GRADIENT_NORM: found -1.0, expected >= 0"),
         (["DISTILL.PERIOD", 0], "DISTILL.PERIOD: found 0, expected >= 1"),
         (["DISTILL.TEACHER.PRECISION", "half"], "DISTILL.TEACHER.PRECISION: found half, expected one of float32, "),
-        (["DISTILL.ACAMKD.ALPHA", 2], "DISTILL.ACAMKD.ALPHA"),
+        (["DISTILL.ACAMKD.ALPHA", "much"], "DISTILL.ACAMKD.ALPHA: found 'much', expected float, as 1.0"),
         (["DISTILL.NOPE", 1], "NOPE"),
     ],
 )
@@ -343,6 +346,7 @@ def test_help_names_the_dataset_option(capsys):
     assert "NAME JSON IMAGES" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_version_0_1_resumes(arguments, tmp_path):
     """Its entry ``distiller`` is the method's plain state, without the method's name."""
     whole = train(arguments("OUTPUT_DIR", tmp_path / "whole"))
@@ -357,6 +361,7 @@ def test_a_checkpoint_of_version_0_1_resumes(arguments, tmp_path):
     assert all(torch.equal(value, names[name]) for name, value in old.model.named_parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "what"), [("MGD", "of ACAMKD, this run of MGD"), ("", "other parameters")])
 def test_a_run_whose_method_changed_says_so_in_one_line(arguments, tmp_path, method, what):
     train(arguments("OUTPUT_DIR", tmp_path / "run"), until=2)
@@ -366,6 +371,7 @@ def test_a_run_whose_method_changed_says_so_in_one_line(arguments, tmp_path, met
     assert what in str(error.value) and "DISTILL.METHOD" in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_last_checkpoint_that_is_gone_is_one_line(arguments, tmp_path):
     train(arguments("OUTPUT_DIR", tmp_path / "run"), until=2)
     (tmp_path / "run" / "model_0000001.pth").unlink()
@@ -373,6 +379,7 @@ def test_a_last_checkpoint_that_is_gone_is_one_line(arguments, tmp_path):
         run(arguments("OUTPUT_DIR", tmp_path / "run", flags=["--resume"]))
 
 
+@pytest.mark.slow
 def test_a_coco_teacher_of_a_student_of_own_classes(arguments, tmp_path, capsys):
     """The names of an own dataset are known before its json is loaded."""
     of_coco = ["MODEL.RETINANET.NUM_CLASSES", 80, "DATASETS.TRAIN", ("coco_2017_train",)]
@@ -394,6 +401,7 @@ def known_teacher(arguments, tmp_path):
     return save_weights(cfg, tmp_path / "teacher.pth")
 
 
+@pytest.mark.slow
 def test_the_teacher_is_measured_before_the_first_iteration(arguments, known_teacher, tmp_path):
     def said(run, *opts, flags=()):
         before = (tmp_path / run / "log.txt").read_text() if (tmp_path / run / "log.txt").is_file() else ""

@@ -132,6 +132,7 @@ def zigzag():
     return [[0, 0, 160, 120] * 100_000]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "value",
     [

@@ -31,6 +31,7 @@ def cheaper(settings, finished):
     return replace(settings, teacher=str(finished), method="ACAMKD", student=STUDENT, **how)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_distils_the_same_steps(cheaper, tmp_path, monkeypatch):
     monkeypatch.setattr(reports, "LOG_PERIOD", 2)
     train(cheaper, tmp_path / "whole")
@@ -81,6 +82,7 @@ def test_the_command_takes_them(data, finished, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_what_fails_in_a_step_is_said_in_the_commands_words(cheaper, tmp_path, monkeypatch):
     def backend(graph, inputs):
         raise RuntimeError("no compiler")

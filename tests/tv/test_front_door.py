@@ -174,6 +174,7 @@ def test_checkpoints_are_exchanged_with_plain_models(kind, method, tmp_path):
         student.load_state_dict(broken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
 @pytest.mark.parametrize(("kind", "method"), CASES)
 def test_copies_after_a_step_and_after_one_that_raised(kind, method, duplicate):
@@ -198,6 +199,7 @@ def test_copies_after_a_step_and_after_one_that_raised(kind, method, duplicate):
         assert "distillation" in dict(student.named_children())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "method"), CASES)
 def test_remove_restores_every_module_exactly(kind, method):
     student = plain(kind)

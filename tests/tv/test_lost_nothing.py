@@ -181,6 +181,7 @@ def stop_in_build():
     training.build_models = lambda *_, **__: (os.kill(os.getpid(), signal.SIGINT), time.sleep(60))
 
 
+@pytest.mark.slow
 def test_what_an_interrupted_run_says_in_python(settings, tmp_path):
     """Between two checkpoints, too; and a run that is resumed and stopped at once keeps what it had."""
     settings = replace(settings, iterations=8, eval_period=3, checkpoint_period=100)

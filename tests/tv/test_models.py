@@ -40,6 +40,7 @@ def targets(kind):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "strides"), DETECTORS)
 def test_a_detector_gives_losses_and_detections(name, strides):
     model = build_model(name, num_classes=4, size=64)

@@ -153,6 +153,7 @@ def test_a_teacher_that_finds_nothing_is_a_warning(data, caplog, semantic):
     assert semantic or "do its weights, its classes and its pixels' order belong to this data?" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_measures_its_teacher_before_the_first_step(settings, finished, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     own = replace(settings, teacher=str(finished), method="Mimic", iterations=1)

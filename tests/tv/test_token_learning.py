@@ -57,6 +57,7 @@ def levels_of(path):
     return torch.load(path, weights_only=True)["levels"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["MasKD", "FreeKD"])
 def test_a_run_learns_its_tokens_and_leaves_everything_else_as_it_is(method, learning, calls, finished, tmp_path):
     before = (finished / "student.pth").read_bytes()
@@ -74,6 +75,7 @@ def test_a_run_learns_its_tokens_and_leaves_everything_else_as_it_is(method, lea
     assert not list(tmp_path.rglob("*.lock"))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_reads_them_again(learning, calls, tmp_path):
     settings = learning(iterations=4)
 
@@ -88,6 +90,7 @@ def test_a_resumed_run_reads_them_again(learning, calls, tmp_path):
     assert len(calls) == 2 and same(student_of(tmp_path / "cut"), student_of(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_runs_of_several_seeds_share_a_file(learning, calls, tmp_path):
     shared = tmp_path / "new" / "tokens.pth"
     for seed in (3, 4):
@@ -117,6 +120,7 @@ def test_tokens_move_and_their_losses_are_the_teachers(learning, finished, tmp_p
     assert [entry["stride"] for entry in start.values()] == [8, 16, 32, 64, 128]
 
 
+@pytest.mark.slow
 def test_a_segmentation_teacher_learns_on_its_logits(learning, data, tmp_path):
     folder = tmp_path / "teacher"
     student = {"student": "lraspp_mobilenet_v3_large", "eval_period": 1}

@@ -71,6 +71,7 @@ def test_a_run_leaves_a_plain_student_and_says_what_it_was(settings, finished):
     assert {p["image_id"] for p in json.loads((finished / "predictions.json").read_text())} <= {1, 2, 3}
 
 
+@pytest.mark.slow
 def test_the_seed_decides_everything(settings, finished, tmp_path):
     torch.rand(5)
     train(settings, tmp_path / "again")
@@ -79,6 +80,7 @@ def test_the_seed_decides_everything(settings, finished, tmp_path):
     assert not same(student_of(tmp_path / "other"), student_of(finished))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["retinanet", "fasterrcnn"])
 def test_an_interrupted_run_goes_on_bit_for_bit(distilling, tmp_path, kind):
     """Faster R-CNN draws random numbers in training: its samples of proposals."""
@@ -103,6 +105,7 @@ def of_version_0_1(path):
     torch.save(checkpoint, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", ["retinanet_resnet18_fpn32", "lraspp_mobilenet_v3_large"])
 def test_a_run_of_version_0_1_resumes_bit_for_bit(distilling, tmp_path, student):
     settings = replace(distilling, student=student)
@@ -203,6 +206,7 @@ def test_what_is_complete_is_not_run_again(settings, finished):
         RunFolder(finished).check(replace(settings, seed=1), resume=True)
 
 
+@pytest.mark.slow
 def test_every_method_starts_from_the_same_student(distilling, tmp_path):
     """What teacher and distiller draw for their own start moves neither the student's nor the data."""
     starts = {}
@@ -274,6 +278,7 @@ def test_a_teacher_without_weights_is_refused(settings, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_bfloat16_trains(distilling, tmp_path):
     """Not a RetinaNet: torch 2.12's CPU gives wrong weight gradients of 3x3 convolutions on 1x1 maps, as its P7 here."""
     settings = replace(distilling, student="fasterrcnn_resnet18_fpn32", precision="bf16-mixed", iterations=2)
@@ -282,12 +287,14 @@ def test_bfloat16_trains(distilling, tmp_path):
     assert all(tensor.dtype != torch.bfloat16 for tensor in student_of(tmp_path / "run").values())
 
 
+@pytest.mark.slow
 def test_masks_of_instances_are_learnt_and_evaluated(settings, tmp_path):
     result = train(replace(settings, student="maskrcnn_resnet18_fpn32", iterations=1), tmp_path / "run")
     assert {"AP", "segm/AP"} <= result["metrics"].keys()
     assert evaluate(str(tmp_path / "run"), "", settings.val_split, workers=0).keys() == result["metrics"].keys()
 
 
+@pytest.mark.slow
 def test_a_folder_as_student_goes_on_from_its_student(settings, finished, tmp_path):
     settings = replace(settings, student=str(finished), size=None, iterations=1, learning_rate=1e-9)
     train(settings, tmp_path / "run")

@@ -51,6 +51,7 @@ def opened(path, width, folder) -> dict:
     return json.loads(match[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [400, 1280])
 def test_the_page_fits(content, tmp_path, width):
     content["title"] = "A_title_without_any_space_in_it_" * 3

@@ -95,6 +95,7 @@ def test_pictures_decode_and_say_what_they_are(page):
         assert len(attributes["alt"]) > 10
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched(page, tmp_path):
     made = page()
     text = (tmp_path / "index.html").read_text()
@@ -164,6 +165,7 @@ def test_masks_of_one_level_at_all_moments_in_the_order_of_steps(content):
     assert levels[0][1][0].height > 2 * one[0][1][0].height and levels[0][1][0].width == one[0][1][0].width
 
 
+@pytest.mark.slow
 def test_the_file_appears_whole_or_not_at_all(content, tmp_path, monkeypatch):
     path = tmp_path / "new" / "index.html"
     write_report(path, **content)

@@ -55,7 +55,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            records.append({**record, "metrics": numbers(record["metrics"])})
+            metrics = {"metrics": numbers(record["metrics"])} if "metrics" in record else {}
+            records.append({**record, **metrics})
         except json.JSONDecodeError:
             if number < len(lines):
                 raise RunError(

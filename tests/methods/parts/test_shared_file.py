@@ -67,6 +67,7 @@ def test_a_file_is_made_if_it_is_not_there(tmp_path, quick):
     assert os.listdir(path.parent) == ["file"] and path.read_text() == "one"
 
 
+@pytest.mark.slow
 def test_one_process_makes_it_and_the_others_wait(tmp_path, start, quick):
     path, gate, calls = tmp_path / "folder" / "file", tmp_path / "gate", []
     maker, line = start(path, gate, "first")
