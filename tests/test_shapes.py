@@ -54,7 +54,7 @@ def test_what_is_there_is_left_alone(small, tmp_path):
 
 
 def test_an_interrupted_run_leaves_nothing_under_the_final_name(small, tmp_path, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

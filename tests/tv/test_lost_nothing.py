@@ -17,8 +17,8 @@ import torch
 
 from acam_kd.core.errors import ConfigError, RunError
 from acam_kd.tv.build import evaluate
+from acam_kd.tv.card import read_card
 from acam_kd.tv.names import option
-from acam_kd.tv.run import read_card
 from acam_kd.tv.training import train
 
 from .conftest import STUDENT
