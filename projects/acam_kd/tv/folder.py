@@ -85,7 +85,7 @@ class RunFolder:
             ConfigError: the folder has a run that is not to be resumed, or that has other settings.
         """
         path = self.path / "settings.json"
-        if not self.first or not path.is_file():
+        if not path.is_file() or not (self.first or resume):
             return settings
         if not resume:
             raise ConfigError(
@@ -100,6 +100,8 @@ class RunFolder:
             learning_rate=settings.learning_rate or before.get("learning_rate", 0.0),
             iterations=settings.iterations or (0 if settings.epochs else before.get("iterations", 0)),
         )
+        if not self.first:
+            return settings
         now = settings.asdict()
         defaults = {setting.name: setting.default for setting in dataclasses.fields(Settings)}
         for name, value in now.items():
