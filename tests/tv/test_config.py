@@ -123,7 +123,14 @@ def test_every_setting_is_repeated(settings, tmp_path):
         **{"options": ("alpha=2",), "inherit": "always", "taps": ("logits",), "levels": ("0", "1")},
         **{"distill_period": 2, "teacher_precision": "float16", "teacher_compile": True, "no_teacher_check": True},
         **{"channels_last": True, "size": 96, "iterations": 5, "batch_size": 3, "optimizer": "adamw", "seed": 4},
-        **{"learning_rate": 0.1, "schedule": "poly", "warmup": 0, "crop": (32, 64), "eval_period": 6, "devices": "auto"},
+        **{
+            "learning_rate": 0.1,
+            "schedule": "poly",
+            "warmup": 0,
+            "crop": (32, 64),
+            "eval_period": 6,
+            "devices": "auto",
+        },
         **{"checkpoint_period": 7, "num_nodes": 2, "accelerator": "gpu", "precision": "16-mixed", "workers": 5},
     }
     fields = {field.name: field.default for field in dataclasses.fields(Settings)}
@@ -183,7 +190,10 @@ def test_epochs_are_counted_printed_and_resumed(data, tmp_path, refused, capsys)
         run(*start, "--resume", *more)
     assert (tmp_path / "run/result.json").is_file()
     line = refused("train", *start[1:], "--output", tmp_path / "out", "--epochs", 1, "--iterations", 2)
-    assert line == "acam-kd: --epochs: found 1.0, expected none beside --iterations; choose one of --epochs and --iterations"
+    assert (
+        line
+        == "acam-kd: --epochs: found 1.0, expected none beside --iterations; choose one of --epochs and --iterations"
+    )
 
 
 def test_settings_of_python_are_filled_in_too(settings, tmp_path):

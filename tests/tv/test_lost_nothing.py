@@ -160,6 +160,7 @@ def test_a_signal_saves_the_step_and_says_which(data, tmp_path, start, number, s
         "last.ckpt",
         "metrics.jsonl",
         "settings.json",
+        "settings.yaml",
         "tensorboard",
     ]
 

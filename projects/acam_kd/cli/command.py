@@ -83,7 +83,8 @@ class Command:
         missing = [flag for name, flag in required(*self.options).items() if name not in values]
         if self.either and all(values[name] for name in self.either):
             one, other = self.either
-            raise ConfigError(one, values[one], f"none beside {self.names(other)}", f"choose one of {{{one}}} and {{{other}}}")
+            hint = f"choose one of {{{one}}} and {{{other}}}"
+            raise ConfigError(one, values[one], f"none beside {self.names(other)}", hint)
         if missing:
             parser.error(f"the following arguments are required: {', '.join(missing)}")
         return values
