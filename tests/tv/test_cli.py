@@ -228,7 +228,7 @@ def test_pyramids_without_a_common_level(data, tmp_path, refused):
 
 def test_the_console_script_is_this(tmp_path):
     done = subprocess.run([sys.executable, "-m", "acam_kd.cli", "--help"], capture_output=True, text=True, check=True)
-    assert "train | eval | check | compare | demo | shapes" in done.stdout
+    assert "train | eval | check | compare | demo | shapes | masks" in done.stdout
     done = subprocess.run(
         [sys.executable, "-m", "acam_kd.cli", "eval", "--data", "gone", "--student", STUDENT],
         capture_output=True,

@@ -205,7 +205,7 @@ def test_settings_of_python_are_filled_in_too(settings, tmp_path):
 # The help.
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "check", "compare", "demo", "shapes"])
+@pytest.mark.parametrize("command", ["train", "eval", "check", "compare", "demo", "shapes", "masks"])
 def test_the_help_begins_with_a_command_to_copy(command, capsys):
     with pytest.raises(SystemExit):
         run(command, "--help")

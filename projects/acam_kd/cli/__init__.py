@@ -20,13 +20,13 @@ from collections.abc import Sequence
 import acam_kd
 
 from ..core.errors import ConfigError, one_line_errors
-from . import check, compare, demo, evaluate, shapes, train
+from . import check, compare, demo, evaluate, masks, shapes, train
 from .command import Parser
 from .train import train_settings
 
 __all__ = ["main", "train_settings"]
 
-COMMANDS = (train.COMMAND, evaluate.COMMAND, check.COMMAND, compare.COMMAND, demo.COMMAND, shapes.COMMAND)
+COMMANDS = tuple(module.COMMAND for module in (train, evaluate, check, compare, demo, shapes, masks))
 TOKENS_COMMAND = ConfigError(
     "command", "tokens", "train --method MasKD or FreeKD, which learns the tokens itself",
     "--set tokens=FILE keeps them in a file for other runs; see docs/migration.md",
