@@ -108,7 +108,7 @@ def main() -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plan", type=Path, required=True, help="YAML; see configs/compare")
-    parser.add_argument("--output", type=Path, required=True, help="of tools/compare.py with that plan")
+    parser.add_argument("--output", type=Path, required=True, help="of acam-kd compare with that plan")
     parser.add_argument("--warmup", type=int, default=30, help="steps that train the method alone")
     parser.add_argument("--steps", type=int, default=8, help="steps to average over")
     parser.add_argument("--ratio", type=float, default=10.0, help="of the distillation's loss to the task's")

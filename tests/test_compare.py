@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -17,17 +16,13 @@ import numpy as np
 import pytest
 import yaml
 
-from acam_kd import compare
+from acam_kd import cli, compare
 from acam_kd.core.errors import ConfigError, RunError
 from acam_kd.lock import Lock
 from acam_kd.vis.comparison import Panel, check_equal, differences, half_width, plot, section, t_quantile
 
 STUB = [sys.executable, str(Path(__file__).parent / "compare_stub.py")]
 ROOT = Path(__file__).resolve().parent.parent
-
-spec = importlib.util.spec_from_file_location("compare_tool", ROOT / "tools/compare.py")
-tool = sys.modules["compare_tool"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
 
 
 def record(row, seed, ap, **more):
@@ -194,8 +189,8 @@ def test_the_plans_of_this_repository(path):
 )
 def test_bad_plans_are_one_line(plan, tmp_path, change, message):
     with pytest.raises(SystemExit) as error:
-        tool.main(["--plan", str(plan(**change)), "--output", str(tmp_path / "out")])
-    assert str(error.value.code).startswith(f"compare.py: {message}") and "\n" not in str(error.value.code)
+        cli.main(["compare", "--plan", str(plan(**change)), "--output", str(tmp_path / "out")])
+    assert str(error.value.code).startswith(f"acam-kd: {message}") and "\n" not in str(error.value.code)
 
 
 def test_a_file_that_is_no_plan(tmp_path):
@@ -216,9 +211,9 @@ def test_a_plan_that_cannot_be_read_is_one_line(tmp_path, content):
     if content:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(SystemExit) as error:
-        tool.main(["--plan", str(path), "--output", str(tmp_path / "out")])
+        cli.main(["compare", "--plan", str(path), "--output", str(tmp_path / "out")])
     message = str(error.value.code)
-    assert message.startswith(f"compare.py: --plan: found {path}, which cannot be read (") and "\n" not in message
+    assert message.startswith(f"acam-kd: --plan: found {path}, which cannot be read (") and "\n" not in message
 
 
 # The tool.
@@ -250,13 +245,12 @@ def run(tmp_path):
 
     def call(plan, *more):
         before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+        status = 0
         try:
-            tool.main(["--plan", str(plan), "--output", str(tmp_path / "out"), *map(str, more)])
+            cli.main(["compare", "--plan", str(plan), "--output", str(tmp_path / "out"), *map(str, more)])
         except SystemExit as stop:
             status = stop.code
-        finally:
-            for number, handler in zip((signal.SIGTERM, signal.SIGINT), before):
-                signal.signal(number, handler)
+        assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
         path = tmp_path / "out/results.jsonl"
         return status, [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
@@ -301,7 +295,7 @@ def test_other_arguments_are_refused(plan, run):
     run(plan(), "--seeds", 0)
     status, _ = run(plan(rows={"student alone": ["--ap", 12]}), "--seeds", 0)
     assert status == (
-        "compare.py: --output: found a run of toy: student alone, seed 0 with --iterations 100, expected "
+        "acam-kd: --output: found a run of toy: student alone, seed 0 with --iterations 100, expected "
         "--iterations 100 --ap 12, as in the plan; choose another --output"
     )
 
@@ -325,9 +319,9 @@ def test_unequal_iterations_are_refused(plan, run, tmp_path, capsys):
     assert status == 1 and len(records) == 2
     different = "different iterations in toy: 100 (student alone, seed 0), 200 (longer, seed 0)"
     line = f"records: found {different}, expected the same for all runs that are compared"
-    assert capsys.readouterr().err.strip() == f"compare.py: {line}"
+    assert capsys.readouterr().err.strip() == f"acam-kd: {line}"
     assert "|" not in (tmp_path / "out/table.md").read_text()
-    assert run(plan(rows=rows), "--seeds", 0, 1)[0] == f"compare.py: {line}"  # at once
+    assert run(plan(rows=rows), "--seeds", 0, 1)[0] == f"acam-kd: {line}"  # at once
 
 
 def test_a_failed_run_stops_no_other_and_is_tried_again(plan, run, tmp_path, capsys):
@@ -374,7 +368,7 @@ def test_two_at_once_are_refused(plan, run, tmp_path):
     with Lock(tmp_path / "out"):
         status, _ = run(plan())
     place, owner = tmp_path / "out", f"process {os.getpid()}"
-    assert status.startswith(f"compare.py: --output: found {place}, in which another run is at work (")
+    assert status.startswith(f"acam-kd: --output: found {place}, in which another run is at work (")
     assert owner in status and status.endswith("; wait for that run, end it, or choose another --output")
 
 
@@ -383,12 +377,13 @@ def started(plan, tmp_path, *more):
     driver = tmp_path / "driver.py"
     driver.write_text(
         f"import runpy\nfrom acam_kd import compare\ncompare.COMMANDS['torchvision'] = {STUB!r}\n"
-        f"runpy.run_path({str(ROOT / 'tools/compare.py')!r}, run_name='__main__')\n"
+        "runpy.run_module('acam_kd.cli', run_name='__main__')\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "projects"), str(ROOT)])}
     command = [
         sys.executable,
         str(driver),
+        "compare",
         "--plan",
         str(plan),
         "--output",
@@ -418,7 +413,7 @@ def test_asked_to_end_it_ends_its_runs_and_goes_on_later(plan, run, tmp_path, nu
     process = started(path, tmp_path)
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 1 and err.strip() == "compare.py: interrupted; the same command resumes it"
+    assert process.returncode == 1 and err.strip() == "acam-kd: interrupted; the same command resumes it"
     assert not alive(str(tmp_path / "go"))
     (tmp_path / "go").touch()
     status, records = run(path, "--seeds", 0)

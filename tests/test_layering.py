@@ -111,16 +111,16 @@ sys.exit(", ".join(name for name in ("torchvision", "detectron2", "lightning") i
 BELOW = {
     "core": set(),
     "lock": {"core"},
+    "fields": set(),
     "methods": {"core"},
     "data": {"core"},
     "vis": {"core"},
     "report": {"core"},
     "compare": {"core", "methods", "vis", "report", "data", "lock"},
-    "tv": {"core", "methods", "data", "vis", "lock"},
+    "tv": {"core", "methods", "data", "vis", "lock", "fields"},
     "d2": {"core", "methods", "data", "vis", "report"},
     "demo": {"core", "methods", "data", "vis", "report", "lock"},
-    "cli": {"core", "methods", "data", "tv", "demo", "cli_check"},
-    "cli_check": {"core", "data"},
+    "cli": {"core", "methods", "data", "tv", "demo", "compare", "lock", "fields"},
     "__init__": {"core", "methods"},
 }
 """Part of the package -> the parts that it may import: cli, d2, tv, compare, report -> methods -> core -> nothing."""
@@ -164,7 +164,7 @@ def test_no_part_is_below_itself():
         free = [part for part in BELOW if part not in order and BELOW[part] <= {*order}]
         assert free, "a circle"
         order += free
-    assert order[0] == "core" and {"d2", "tv"}.isdisjoint(set().union(*(BELOW[x] for x in BELOW if x != "cli")))
+    assert "core" in order[:2] and {"d2", "tv"}.isdisjoint(set().union(*(BELOW[x] for x in BELOW if x != "cli")))
 
 
 def test_core_names_no_method():

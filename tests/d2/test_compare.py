@@ -36,7 +36,7 @@ def test_two_rows(tmp_path, monkeypatch):
         "rows": {"student alone": ["DISTILL.METHOD", ""], "mimicking": ["DISTILL.METHOD", "Mimic"]},
     }
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump({"settings": {"toy": content}}, sort_keys=False))
-    command = [sys.executable, "tools/compare.py", "--plan", str(tmp_path / "plan.yaml"), "--seeds", "1"]
+    command = [sys.executable, "-m", "acam_kd.cli", "compare", "--plan", str(tmp_path / "plan.yaml"), "--seeds", "1"]
     command += ["--output", str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "projects")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -49,7 +49,7 @@ def test_two_rows(tmp_path, monkeypatch):
     config = yaml.safe_load((tmp_path / "out/toy/mimicking_seed1/config.yaml").read_text())
     assert config["SEED"] == 1 and config["DISTILL"]["METHOD"] == "Mimic"
 
-    # compare.py was killed before the run's evaluation: it goes on there, and trains nothing again.
+    # The comparison was killed before the run's evaluation: it goes on there, and trains nothing again.
     path.write_text("")
     folder = tmp_path / "out/toy/mimicking_seed1"
     known = json.loads((folder / "compare.json").read_text())

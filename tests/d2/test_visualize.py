@@ -20,8 +20,6 @@ from acam_kd.vis.panels import GAP, LINE, MARGIN, TILE
 
 from .conftest import ROOT, broken, distillation_config, inputs, refused, save_config
 
-TOOL = str(ROOT / "tools" / "visualize_masks.py")
-
 
 @pytest.fixture
 def cfg(retinanet, retinanet_teacher):
@@ -230,7 +228,12 @@ def test_image_files(tmp_path):
 
 def command(*arguments):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "projects"), str(ROOT)])}
-    return subprocess.run([sys.executable, TOOL, *map(str, arguments)], env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "acam_kd.cli", "masks", *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.mark.slow
@@ -252,7 +255,7 @@ def test_the_tool(cfg, tmp_path):
     )
     assert cv2.imread(str(out / "cells_channel.png")) is not None
     done = command(*arguments, "--output", out, "NO.SUCH.KEY", "1")
-    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("visualize_masks.py: ")
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("acam-kd: ")
     assert "Traceback" not in done.stderr
 
 

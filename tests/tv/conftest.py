@@ -55,6 +55,7 @@ def tiny(data):
         size=64,
         iterations=4,
         batch_size=2,
+        learning_rate=0.01,
         eval_period=2,
         checkpoint_period=1,
         workers=0,

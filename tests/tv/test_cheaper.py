@@ -45,6 +45,20 @@ def test_an_interrupted_run_distils_the_same_steps(cheaper, tmp_path, monkeypatc
     build_model(STUDENT, num_classes=7).load_state_dict(student_of(tmp_path / "whole"))
 
 
+@pytest.mark.slow
+def test_an_interrupted_run_keeps_the_weight_of_its_share(settings, finished, tmp_path):
+    """A run of four steps; the first is measured."""
+    shared = replace(settings, teacher=str(finished), method="Mimic", student=STUDENT, weight="share", warmup_iters=3)
+    train(shared, tmp_path / "whole")
+    interrupted(shared, tmp_path / "cut")
+    train(shared, tmp_path / "cut", resume=True)
+    assert same(student_of(tmp_path / "whole"), student_of(tmp_path / "cut"))
+    train(replace(shared, weight="fixed"), tmp_path / "fixed")
+    assert not same(student_of(tmp_path / "whole"), student_of(tmp_path / "fixed"))
+    with refuses("weight", "fixed", "'share', as in the run in ", "{output}"):
+        RunFolder(tmp_path / "cut").check(replace(shared, weight="fixed"), resume=True)
+
+
 def test_a_period_changes_the_student_and_is_kept(cheaper, tmp_path):
     train(replace(cheaper, iterations=2), tmp_path / "run")
     train(replace(cheaper, iterations=2, distill_period=1), tmp_path / "every")

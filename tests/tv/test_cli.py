@@ -31,6 +31,8 @@ def run(*arguments):
 
 def quick(data, output, *more):
     return ["train", "--data", data, "--student", STUDENT, "--size", 64, "--iterations", 1, "--batch-size", 2] + [
+        "--lr",
+        0.01,
         "--workers",
         0,
         "--accelerator",
@@ -226,7 +228,7 @@ def test_pyramids_without_a_common_level(data, tmp_path, refused):
 
 def test_the_console_script_is_this(tmp_path):
     done = subprocess.run([sys.executable, "-m", "acam_kd.cli", "--help"], capture_output=True, text=True, check=True)
-    assert "train | eval | check | demo" in done.stdout
+    assert "train | eval | check | compare | demo | shapes | masks" in done.stdout
     done = subprocess.run(
         [sys.executable, "-m", "acam_kd.cli", "eval", "--data", "gone", "--student", STUDENT],
         capture_output=True,
@@ -250,7 +252,10 @@ def test_no_option_of_any_command_drops_what_was_asked_for():
     for name, parser in commands.choices.items():
         for action in parser._actions:
             if action.nargs in ("+", "*"):
-                assert isinstance(action, argparse._ExtendAction) and not action.default, (name, action.dest)
+                assert isinstance(action, argparse._ExtendAction) and action.default == argparse.SUPPRESS, (
+                    name,
+                    action.dest,
+                )
 
 
 def test_hyper_parameters_without_a_method_are_refused(data, tmp_path, refused):
@@ -272,7 +277,7 @@ WORDS = {
 NOT_OURS = {
     "teacher_channels",
     *("example_inputs", "path"),  # of calls in Python only
-    *("plan", "settings", "rows", "metrics", "key", "records"),  # keys of a plan: tools/compare.py names them
+    *("plan", "settings", "rows", "metrics", "key", "records"),  # keys of a plan: acam-kd compare names them
     "teacher_backbone_weights",  # of the function that loads both models; a teacher is given none
 }
 ROLES = {"role": ("student", "teacher"), "split": ("train", "val"), "kind": ("spatial", "channel")}

@@ -26,7 +26,7 @@ def test_two_rows_and_their_teacher(data, root, tmp_path):
         "rows": {"student alone": ["--method", "none", "--inherit", "never"], "mimicking": ["--method", "Mimic"]},
     }
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump({"settings": {"toy": content}}, sort_keys=False))
-    command = [sys.executable, "tools/compare.py", "--plan", str(tmp_path / "plan.yaml"), "--seeds", "1"]
+    command = [sys.executable, "-m", "acam_kd.cli", "compare", "--plan", str(tmp_path / "plan.yaml"), "--seeds", "1"]
     command += ["--output", str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": str(root / "projects")}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)

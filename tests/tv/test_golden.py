@@ -49,7 +49,7 @@ def test_two_steps(kind, method):
 def test_acam_kd_train(method, data, finished, tmp_path):
     cli.main([
         "train", "--data", str(data), "--student", STUDENT["fcos"], "--teacher", str(finished), "--method", method,
-        "--size", "64", "--iterations", "4", "--batch-size", "2", "--eval-period", "4", "--workers", "0",
+        "--size", "64", "--iterations", "4", "--batch-size", "2", "--lr", "0.01", "--eval-period", "4", "--workers", "0",
         "--accelerator", "cpu", "--output", str(tmp_path / "run"),
         *(["--set", "PKD.levels=all"] if "PKD" in method else []),
     ])  # fmt: skip

@@ -17,8 +17,8 @@ import torch
 
 from acam_kd.core.errors import ConfigError, RunError
 from acam_kd.tv.build import evaluate
+from acam_kd.tv.card import read_card
 from acam_kd.tv.names import option
-from acam_kd.tv.run import read_card
 from acam_kd.tv.training import train
 
 from .conftest import STUDENT
@@ -160,6 +160,7 @@ def test_a_signal_saves_the_step_and_says_which(data, tmp_path, start, number, s
         "last.ckpt",
         "metrics.jsonl",
         "settings.json",
+        "settings.yaml",
         "tensorboard",
     ]
 

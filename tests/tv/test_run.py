@@ -11,8 +11,8 @@ import torch
 
 from acam_kd.core.errors import ConfigError, RunError
 from acam_kd.lock import Lock
+from acam_kd.tv.card import Card, read_card
 from acam_kd.tv.folder import RunFolder
-from acam_kd.tv.run import Card, read_card
 
 
 @pytest.fixture

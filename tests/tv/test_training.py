@@ -18,11 +18,11 @@ from acam_kd.core.errors import RunError
 from acam_kd.files import numbers
 from acam_kd.methods import PKD, Mimic
 from acam_kd.tv.build import evaluate
+from acam_kd.tv.card import read_card
 from acam_kd.tv.folder import RunFolder
 from acam_kd.tv.models import build_model
 from acam_kd.tv.names import option
 from acam_kd.tv.optimizer import learning_rate_curve
-from acam_kd.tv.run import read_card
 from acam_kd.tv.training import train
 
 from .conftest import STUDENT, refuses

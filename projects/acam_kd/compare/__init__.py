@@ -1,4 +1,4 @@
-"""Comparisons: several rows and seeds of several settings, run by ``tools/compare.py``."""
+"""Comparisons: several rows and seeds of several settings, run by ``acam-kd compare``."""
 
 from .plan import COMMANDS, Run, Setting, read_plan, runs_of
 from .records import read_records, read_run

@@ -19,7 +19,7 @@ __all__ = ["COMMANDS", "ROOT", "Run", "Setting", "read_plan", "runs_of"]
 ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = {
     "torchvision": [sys.executable, "-m", "acam_kd.cli", "train"],
-    "detectron2": [sys.executable, str(ROOT / "train_net.py")],
+    "detectron2": [sys.executable, "-m", "acam_kd.d2.train"],
 }
 FINAL = {"torchvision": "result.json", "detectron2": "model_final.pth"}
 """Engine -> the file that a run's folder gets when training is complete."""

@@ -85,7 +85,7 @@ class Comparison:
         print((self.output / "table.md").read_text())
         problems += [f"{run} failed: {reason}" for run, reason in self.failed.items()]
         for problem in problems:
-            print(f"compare.py: {problem}", file=sys.stderr)
+            print(f"acam-kd: {problem}", file=sys.stderr)
         return 1 if problems else 0
 
     def _record(self, run: Run) -> dict[str, Any] | None:
@@ -123,7 +123,7 @@ class Comparison:
             if known:
                 _check_arguments(run, known["arguments"])
             if not known.get("complete"):
-                trained = bool(known) and run.trained  # it ended after compare.py was killed
+                trained = bool(known) and run.trained  # it ended after the comparison was killed
                 if not trained:
                     known = {"arguments": run.arguments, **about(threads_of(self.environment))}
                     write_atomically(path, to_json(known))
@@ -134,7 +134,7 @@ class Comparison:
 
     @contextlib.contextmanager
     def _locked(self, path: Path) -> Iterator[IO[str]]:
-        """Lock a run's folder. Its process inherits the lock, because it may outlive a compare.py that was killed."""
+        """Lock a run's folder. Its process inherits the lock, because it may outlive a comparison that was killed."""
         with open(path, "a") as file:
             waiting = False
             while True:

@@ -414,6 +414,8 @@ class Distillation(nn.Module):
             return destination if destination is not None else args[0]
         state = state_of(self.method, prefix=prefix, keep_vars=keep_vars)
         if self.weighting.schedule.shared:
+            if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+                self.weighting.update()  # else a resumed run would not know of the last measurement
             state[prefix + SCALE] = torch.tensor(self.weighting.scale, dtype=torch.float64)
         return state
 

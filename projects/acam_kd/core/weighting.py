@@ -110,7 +110,7 @@ class Weighting:
             features: level -> map, with gradients.
             iteration: the step, from 0.
         """
-        self._update()
+        self.update()
         self._counting = False
         tracked = {level: x for level, x in features.items() if x.requires_grad}
         if not self.schedule.shared or iteration % self.schedule.every or not tracked:
@@ -141,8 +141,8 @@ class Weighting:
         view.register_hook(own)  # type: ignore[no-untyped-call]
         whole.register_hook(total)  # type: ignore[no-untyped-call]
 
-    def _update(self) -> None:
-        """Take the last measurement into the estimate."""
+    def update(self) -> None:
+        """Take the last measurement into the estimate; all processes have to call it alike."""
         if not self._squares:
             return
         squares = torch.stack([self._squares["own"], self._squares["task"]])

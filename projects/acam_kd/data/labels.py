@@ -45,14 +45,16 @@ def read_names(text: str, argument: str) -> list[str]:
     """Read names of classes as they are.
 
     Args:
-        text: names with commas between them, or a text file with one name per line.
+        text: names with commas between them, or lines of one name each, or a text file with such lines.
         argument: the name of the argument, for messages.
 
     Raises:
         ConfigError: there is no such file.
     """
     path = os.path.expanduser(text)
-    if os.path.isfile(path):
+    if "\n" in text:
+        names = text.strip().splitlines()
+    elif os.path.isfile(path):
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             names = file.read().strip().splitlines()
     elif os.sep in text or text.endswith(".txt"):

@@ -13,14 +13,16 @@ from torch import nn
 
 from ..core import ConfigError, Plan
 from ..core.class_names import read_class_map
+from ..core.weighting import WeightSchedule
 from ..data.splits import Split
+from .card import Card, read_card
 from .class_names import names_of_labels, names_of_weights, with_background
 from .data import Images, evaluation_loader
 from .distillation import build_distillation, load_weights, parse_options
 from .evaluation import build_evaluator
 from .labels import load_data
 from .models import build_model, is_model
-from .run import Card, Settings, read_card
+from .run import Settings
 from .segmentation import Segmentor
 
 __all__ = ["Models", "build", "build_models", "evaluate", "load_model", "load_teacher"]
@@ -125,6 +127,9 @@ def build_models(settings: Settings, data: Images, *, world: int = 1) -> Models:
         levels=settings.levels,
         taps=settings.taps,
         inherit=settings.inherit,
+        schedule=WeightSchedule(
+            settings.weight, settings.share, warmup=settings.warmup_iters, stop_at=settings.stop_at
+        ),
         period=settings.distill_period,
         teacher_precision=settings.teacher_precision,
         teacher_compile=settings.teacher_compile,

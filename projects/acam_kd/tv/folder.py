@@ -15,6 +15,7 @@ from typing import Any
 import lightning
 import torch
 import torchvision
+import yaml
 from torch import nn
 
 from ..core.errors import ConfigError, RunError
@@ -22,7 +23,8 @@ from ..data.fingerprint import Fingerprint
 from ..data.images import AUTO
 from ..files import numbers, to_json, write_atomically
 from ..lock import Lock
-from .run import ANYTIME, Card, Settings
+from .card import Card
+from .run import ANYTIME, SCALED, Settings
 
 __all__ = ["RunFolder"]
 
@@ -31,7 +33,7 @@ This folder is a run of acam-kd: {run}.
 The student is student.pth, the state dict of a plain torchvision model; student.json has its name, classes and size.
 Its results: result.json (there when the run is complete), metrics.jsonl (losses, evaluations), predictions.json, \
 pictures/, tensorboard/.
-What was asked for: settings.json. The fingerprints of its data: data.json.
+What was asked for: settings.json; settings.yaml repeats it (train --config). Fingerprints of the data: data.json.
 To resume: the same command with --resume, from last.ckpt. While a run is at work here, run.lock names its process.
 """
 
@@ -43,6 +45,7 @@ class RunFolder:
     |---|---|
     | ``README.txt`` | what lies here, for people |
     | ``settings.json``, ``data.json`` | the settings, the data's fingerprints; there from the start |
+    | ``settings.yaml`` | the settings as options, for ``--config`` |
     | ``metrics.jsonl`` | a line for every logged step and every evaluation |
     | ``last.ckpt`` | the checkpoint to resume from |
     | ``predictions.json`` | the detections of the last evaluation, in COCO's results format |
@@ -72,15 +75,18 @@ class RunFolder:
 
     # Before a run starts.
 
-    def check(self, settings: Settings, *, resume: bool) -> None:
+    def check(self, settings: Settings, *, resume: bool) -> Settings:
         """Check that a run may start here, or resume.
+
+        Returns:
+            The settings, where what follows from the data is that of the run to resume, unless it was given.
 
         Raises:
             ConfigError: the folder has a run that is not to be resumed, or that has other settings.
         """
         path = self.path / "settings.json"
-        if not self.first or not path.is_file():
-            return
+        if not path.is_file() or not (self.first or resume):
+            return settings
         if not resume:
             raise ConfigError(
                 "output",
@@ -88,16 +94,25 @@ class RunFolder:
                 allowed="a folder without a run",
                 hint="give {resume} to resume that run, or choose another {output}",
             )
-        before, now = json.loads(path.read_text()), settings.asdict()
+        before = json.loads(path.read_text())
+        settings = dataclasses.replace(
+            settings,
+            learning_rate=settings.learning_rate or before.get("learning_rate", 0.0),
+            iterations=settings.iterations or (0 if settings.epochs else before.get("iterations", 0)),
+        )
+        if not self.first:
+            return settings
+        now = settings.asdict()
         defaults = {setting.name: setting.default for setting in dataclasses.fields(Settings)}
         for name, value in now.items():
             was = before.get(name, defaults[name])  # the setting may be newer than the run
             was = list(was) if isinstance(was, tuple) else was
             if isinstance(was, dict):  # of a split's files
                 was = {"image_range": AUTO, **was}
-            if name not in ANYTIME and was != value:
+            if name not in ANYTIME and was != value and (value or name not in SCALED):
                 hint = "choose another {output}"
                 raise ConfigError(name, value, allowed=f"{was!r}, as in the run in {self.path}", hint=hint)
+        return settings
 
     def start(self, settings: Settings, data: Mapping[str, Fingerprint]) -> None:
         """Write the settings and the data's fingerprints, or compare with those of the run that is resumed.
@@ -124,6 +139,7 @@ class RunFolder:
                 )
         teacher = f", distilled from {settings.teacher} by {settings.method}" if settings.method else ""
         self.write("settings.json", to_json(settings.asdict(), indent=1))
+        self.write("settings.yaml", yaml.safe_dump(settings.as_options(), sort_keys=False, allow_unicode=True))
         self.write("data.json", to_json({name: found.asdict() for name, found in data.items()}, indent=1))
         self.write("README.txt", README.format(run=f"{settings.student}{teacher}"))
 

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..core import Distillation, RunError, clip_gradients
 from ..core.outputs import non_finite
 from ..core.teacher import evaluating
+from .card import Card
 from .checkpoint import Parts, restore_random
 from .data import Images, Stream, evaluation_loader, training_loader
 from .evaluation import build_evaluator
@@ -31,7 +32,7 @@ from .names import option
 from .optimizer import build_optimizer, learning_rate_curve
 from .pictures import draw
 from .reports import Reports
-from .run import Card, Settings
+from .run import Settings
 
 __all__ = ["Moment", "Training"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 __all__ = ["option"]
 
 SAME = (
-    "accelerator", "batch_size", "channels_last", "checkpoint_period", "class_map", "classes", "crop", "data",
-    "devices", "distill_period", "engine", "eval_period", "fix", "group_by", "image_range", "inherit", "iterations",
-    "levels", "method", "no_teacher_check", "num_nodes", "optimizer", "output", "precision", "resume", "schedule",
-    "seed", "size", "split_seed", "student", "student_backbone_weights", "student_weights", "taps", "teacher",
-    "teacher_class_names", "teacher_classes", "teacher_compile", "teacher_precision", "teacher_weights",
-    "val_fraction", "warmup", "workers",
+    "accelerator", "batch_size", "channels_last", "checkpoint_period", "class_map", "classes", "config", "crop",
+    "data", "devices", "distill_period", "engine", "epochs", "eval_period", "fix", "group_by", "image_range",
+    "inherit", "iterations", "levels", "method", "no_teacher_check", "num_nodes", "optimizer", "output", "precision",
+    "resume", "schedule", "seed", "share", "size", "split_seed", "student", "student_backbone_weights",
+    "student_weights", "taps", "teacher", "teacher_class_names", "teacher_classes", "teacher_compile",
+    "teacher_precision", "teacher_weights", "val_fraction", "warmup", "weight", "workers",
 )  # fmt: skip
 """The settings that are options of the same name."""
 
@@ -24,12 +24,14 @@ OPTIONS = {
     "name": "--student",
     "options": "--set",
     "period": "--distill-period",
+    "stop_at": "--distill-stop",
     "student_class_names": "the data",
     "student_levels": "--levels",
     "targets": "the data",
     "teacher_levels": "--levels",
     "train_split": "--train",
     "val_split": "--val",
+    "warmup_iters": "--distill-warmup",
     "weights": "--student-weights",
 }
 """The options with another name, and the settings without one."""

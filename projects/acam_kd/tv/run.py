@@ -1,18 +1,24 @@
-"""The settings of a run, and the card of its student."""
+"""The settings of a run, which are the options of ``acam-kd train``."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core import DISTILLER_REGISTRY, TAPS, read_methods
 from ..core.errors import ConfigError
-from ..data.splits import Split
-from .data import Images
+from ..core.teacher import PRECISIONS
+from ..core.weighting import WEIGHTS
+from ..data.splits import LabelSplit, Split
+from ..fields import flag, natural, option, positive, rate
+from .card import read_card
+from .names import option as name_of
 
-__all__ = ["ANYTIME", "Card", "Settings", "read_card"]
+__all__ = ["ANYTIME", "SCALED", "Settings"]
 
 ANYTIME = (
     "devices",
@@ -24,89 +30,173 @@ ANYTIME = (
     "channels_last",
     "teacher_compile",
     "no_teacher_check",
+    "epochs",  # iterations are compared
 )
 """The settings that a resumed run may change."""
+SCALED = ("iterations", "learning_rate")
+"""The settings that follow from data and batch, and from the run that is resumed, where they are left out."""
+METHODS = [name for name, _ in DISTILLER_REGISTRY]
+BATCH = 16
+COCO_STEPS, COCO_IMAGES = 90000, 118287
+COCO_EPOCHS = COCO_STEPS * BATCH / COCO_IMAGES
+MIN_STEPS = 3000
+SGD_RATE, ADAMW_RATE = 0.01, 0.0002
+
+
+def _method(text: str) -> str:
+    try:
+        read_methods("" if text == "none" else text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(error.render(name_of).removeprefix("--method: ")) from None
+    return text
+
+
+def _devices(text: str) -> int | str:
+    return text if text == "auto" else positive(text)
 
 
 @dataclass(frozen=True)
 class Settings:
     """The settings that decide a run.
 
+    Each field has its meaning in ``help``, as the command shows it. Empty and 0 stand for what is left out.
+
     Args:
         train_split, val_split: the files to train on and to evaluate on.
-        student: a model's name, or the folder of a finished run to start from its student.
-        student_weights: a file, or a name of torchvision's weights; empty for a random start.
-        student_backbone_weights: a name of torchvision's weights for the backbone, as ``DEFAULT``.
-        teacher: a model's name, or the folder of a finished run; empty for no teacher.
-        teacher_weights: as ``student_weights``.
-        teacher_classes: the number of classes of the teacher's file, with the background; 0 for those of
-            ``teacher_class_names``, else of the data.
-        teacher_class_names: the names of these classes, which a finished run and torchvision's weights know; the
-            background may be left out.
-        class_map: ``student's name=teacher's name`` each, of the classes that the teacher calls otherwise.
-        method: a registered distiller; empty for none.
-        options: the method's hyper-parameters, ``name=value`` each.
-        inherit: ``auto``, ``always`` or ``never``.
-        levels: the student's levels to distil; empty for all that can be.
-        taps: ``backbone``, ``logits`` or both; empty for logits in segmentation, the backbone in detection.
-        distill_period: one of so many iterations is distilled.
-        teacher_precision: ``float32``, ``float16`` or ``bfloat16``; empty for the student's.
-        teacher_compile: the teacher's backbone is compiled by torch.compile.
-        no_teacher_check: leave out the teacher's evaluation on a few validation images before the first step.
-        channels_last: the memory format of student, teacher and method.
-        size: the shorter side that images are resized to; None for the model's own.
-        crop: height and width of the parts that segmentation models are trained on, cut out at a random scale. None
-            means whole images.
-        iterations: the number of optimizer steps.
-        batch_size: images a step, of all devices together.
-        optimizer: ``sgd`` or ``adamw``.
-        learning_rate: its value after the warm-up.
-        schedule: the curve on which it then falls to zero, ``cosine`` or ``poly``.
-        warmup: the number of its steps, at most a quarter of the run.
-        seed: decides the student's start, the order of images and their augmentation.
-        precision: Lightning's name, as ``32-true``, ``bf16-mixed``, ``16-mixed``.
-        accelerator, devices, num_nodes: the same arguments of Lightning's Fabric. ``devices`` is a number or ``auto``,
-            per node.
-        workers: the number of processes that read images, per device.
-        eval_period, checkpoint_period: iterations between two evaluations, and between two checkpoints.
     """
 
     train_split: Split
     val_split: Split
-    student: str
-    student_weights: str = ""
-    student_backbone_weights: str = ""
-    teacher: str = ""
-    teacher_weights: str = ""
-    teacher_classes: int = 0
-    teacher_class_names: tuple[str, ...] = ()
-    class_map: tuple[str, ...] = ()
-    method: str = ""
-    options: tuple[str, ...] = ()
-    inherit: str = "auto"
-    levels: tuple[str, ...] = ()
-    taps: tuple[str, ...] = ()
-    distill_period: int = 1
-    teacher_precision: str = ""
-    teacher_compile: bool = False
-    no_teacher_check: bool = False
-    channels_last: bool = False
-    size: int | None = None
-    crop: tuple[int, int] | None = None
-    iterations: int = 90000
-    batch_size: int = 16
-    optimizer: str = "sgd"
-    learning_rate: float = 0.01
-    schedule: str = "cosine"
-    warmup: int = 1000
-    seed: int = 0
-    precision: str = "32-true"
-    accelerator: str = "auto"
-    devices: int | str = 1
-    num_nodes: int = 1
-    workers: int = 2
-    eval_period: int = 5000
-    checkpoint_period: int = 1000
+    student: str = option(
+        section="the student",
+        metavar="NAME|FOLDER",
+        help="a torchvision model, as fcos_resnet50_fpn, fasterrcnn_resnet18_fpn, ssdlite320_mobilenet_v3_large, "
+        "deeplabv3_resnet50; or the folder of a finished run",
+    )
+    student_weights: str = option("", metavar="FILE|NAME", help="a state dict, or torchvision's, as DEFAULT")
+    student_backbone_weights: str = option("", metavar="NAME", help="torchvision's, as DEFAULT")
+    size: int | None = option(
+        None,
+        type=positive,
+        metavar="PIXELS",
+        help="shorter side of the images; else the model's own; SSD's is fixed",
+    )
+
+    teacher: str = option(
+        "",
+        section="the teacher and the method",
+        metavar="NAME|FOLDER",
+        help="as --student; without it nothing is distilled",
+    )
+    teacher_weights: str = option("", metavar="FILE|NAME", help="as --student-weights")
+    teacher_classes: int = option(
+        0, type=natural, metavar="N", help="of a teacher's file, with the background, if not the data's"
+    )
+    teacher_class_names: tuple[str, ...] = option(
+        (),
+        action="store",
+        nargs=None,
+        metavar="NAMES|FILE",
+        help="of a teacher's file, with commas between them or one per line, if not the data's; predictions are "
+        "compared on the classes that both know",
+    )
+    class_map: tuple[str, ...] = option(
+        (), metavar="NAME=NAME", help="classes that the teacher calls otherwise: the student's name and the teacher's"
+    )
+    method: str = option(
+        "",
+        type=_method,
+        metavar="METHOD[+METHOD...]",
+        help=f"{', '.join(METHODS)}; none; or several at once, as PKD+KD. Default: ACAMKD with a teacher, none without",
+    )
+    options: tuple[str, ...] = option(
+        (),
+        flag="--set",
+        metavar="NAME=VALUE",
+        help="the method's hyper-parameters, as alpha=2; of several methods as PKD.alpha=2",
+    )
+    inherit: str = option(
+        "auto",
+        choices=("auto", "always", "never"),
+        help="start from the teacher's neck and head; auto: if both are detectors of one kind",
+    )
+    taps: tuple[str, ...] = option(
+        (),
+        choices=TAPS,
+        help="what to distil: the backbone's features; the map of logits that a segmentation model predicts, before "
+        "upsampling; the predicted classes of a detector. Default: what the method uses, and where it can use several "
+        "the logits in segmentation, the backbone in detection",
+    )
+    levels: tuple[str, ...] = option((), help="the student's levels to distil; else the recipe's, or all that can be")
+    weight: str = option(
+        "fixed",
+        choices=WEIGHTS,
+        help="share: scale the method's losses so that their gradient has a share of the task's; not in any paper",
+    )
+    share: float = option(0.5, type=rate, metavar="S", help="with --weight share: that share")
+    warmup_iters: int = option(
+        0,
+        flag="--distill-warmup",
+        type=natural,
+        metavar="STEPS",
+        help="the method's losses rise so long",
+    )
+    stop_at: int = option(
+        0, flag="--distill-stop", type=natural, metavar="STEP", help="nothing is distilled from there on; 0 for never"
+    )
+
+    distill_period: int = option(
+        1,
+        section="what makes distilling cheaper; the first two depart from the paper",
+        type=positive,
+        metavar="K",
+        help="distil every K-th step only, the others are the student's alone; it pulls 1/K as hard",
+    )
+    teacher_precision: str = option("", choices=PRECISIONS[1:], help="of its forward pass; else the student's")
+    teacher_compile: bool = option(False, help="its backbone by torch.compile: minutes at the start")
+    no_teacher_check: bool = option(
+        False, help="leave out the teacher's evaluation on 32 validation images before the first step"
+    )
+    channels_last: bool = option(False, help="the memory format of student, teacher and method")
+
+    epochs: float = option(
+        0.0,
+        section="the run",
+        type=rate,
+        metavar="N",
+        help=f"how often each image is seen. Default: {COCO_EPOCHS:.1f}, which are {COCO_STEPS} steps of {BATCH} on "
+        f"COCO, but at least {MIN_STEPS} steps of {BATCH}",
+    )
+    iterations: int = option(0, type=positive, metavar="N", help="optimizer steps, instead of --epochs")
+    batch_size: int = option(BATCH, type=positive, metavar="N", help="images a step, of all devices together")
+    optimizer: str = option("sgd", choices=("sgd", "adamw"), help="of the student and of the method")
+    learning_rate: float = option(
+        0.0,
+        flag="--lr",
+        type=rate,
+        help=f"after the warm-up. Default: for {BATCH} images a step {SGD_RATE} with sgd, in proportion to them, and "
+        f"{ADAMW_RATE} with adamw, in proportion to their square root",
+    )
+    schedule: str = option("cosine", choices=("cosine", "poly"), help="of --lr, down to zero")
+    warmup: int = option(1000, type=natural, metavar="STEPS", help="at most a quarter of the run")
+    crop: tuple[int, int] | None = option(
+        None,
+        nargs=2,
+        type=positive,
+        metavar=("H", "W"),
+        help="segmentation: train on parts of this size, cut out of the images at 0.5 to 2 times their size; else "
+        "whole images",
+    )
+    seed: int = option(0, type=natural, metavar="N", help="decides the start and the order of images; 0 if left out")
+    eval_period: int = option(5000, type=positive, metavar="STEPS", help="between two evaluations")
+    checkpoint_period: int = option(1000, type=positive, metavar="STEPS", help="between two checkpoints")
+    devices: int | str = option(
+        1, type=_devices, metavar="N|auto", help="GPUs, or processes on a CPU, per node; or auto"
+    )
+    num_nodes: int = option(1, type=positive, metavar="N", help="machines; torchrun or SLURM starts the command")
+    accelerator: str = option("auto", help="Lightning's: auto, gpu, cpu, ...")
+    precision: str = option("32-true", choices=("32-true", "bf16-mixed", "16-mixed"), help="Lightning's name")
+    workers: int = option(2, type=natural, metavar="N", help="processes that read images, per device")
 
     @property
     def student_name(self) -> str:
@@ -121,44 +211,40 @@ class Settings:
             return dataclasses.replace(self, size=read_card(self.student, argument="student")[0].size)
         return self
 
+    def scaled(self, images: int) -> Settings:
+        """Return the settings with the iterations and the learning rate that were left out.
+
+        Iterations follow from ``epochs``. Without these, there are as many epochs as ``COCO_STEPS`` steps are on COCO,
+        or ``MIN_STEPS`` steps if these are more. Both are steps of ``BATCH`` images.
+
+        Args:
+            images: the number of images to train on.
+        """
+        seen = self.epochs * images or max(COCO_EPOCHS * images, MIN_STEPS * BATCH)
+        share = self.batch_size / BATCH
+        rate = SGD_RATE * share if self.optimizer == "sgd" else ADAMW_RATE * share**0.5
+        return dataclasses.replace(
+            self,
+            epochs=0.0,
+            iterations=self.iterations or max(1, round(seen / self.batch_size)),
+            learning_rate=self.learning_rate or rate,
+        )
+
     def asdict(self) -> dict[str, Any]:
         """Return the settings as a dict of json's types only."""
         return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
 
-
-@dataclass(frozen=True)
-class Card:
-    """The facts needed to load a student; they lie beside ``student.pth`` as ``student.json``."""
-
-    name: str
-    num_classes: int
-    size: int | None
-    categories: dict[int, str] = field(default_factory=dict)
-    """Label -> name."""
-
-    @classmethod
-    def of(cls, settings: Settings, data: Images) -> Card:
-        """Make the card of a run's student."""
-        return cls(settings.student_name, data.num_classes, settings.size, data.categories)
-
-
-def read_card(folder: str | Path, *, argument: str = "folder") -> tuple[Card, Path]:
-    """Find the card and the weights in the folder of a finished run.
-
-    Args:
-        folder: the folder of the run.
-        argument: the name of the argument that the folder was given as, for messages.
-
-    Raises:
-        ConfigError: there is no finished run.
-    """
-    path = Path(folder) / "student.json"
-    if not path.is_file() or not path.with_suffix(".pth").is_file():
-        raise ConfigError(
-            argument,
-            f"no finished run in {Path(folder).absolute()}",
-            allowed="a folder with student.json and student.pth",
-        )
-    content = json.loads(path.read_text())
-    content["categories"] = {int(label): name for label, name in content["categories"].items()}
-    return Card(**content), path.with_suffix(".pth")
+    def as_options(self) -> dict[str, Any]:
+        """Return the command's options that give these settings: name without dashes -> value."""
+        found: dict[str, Any] = {}
+        for name, split in (("train", self.train_split), ("val", self.val_split)):
+            second = split.label_root if isinstance(split, LabelSplit) else split.image_root
+            found[name] = [split.image_root if isinstance(split, LabelSplit) else split.json_file, second]
+            found["image-range"] = split.image_range
+            if isinstance(split, LabelSplit):
+                found["classes"] = list(split.classes)
+        values = self.asdict() | {"method": self.method or "none"}
+        for field in dataclasses.fields(self)[2:]:
+            if values[field.name] or field.default:
+                found[flag(field).lstrip("-")] = values[field.name]
+        return found

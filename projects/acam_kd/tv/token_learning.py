@@ -18,10 +18,11 @@ from ..files import sha256
 from ..methods.parts.token_runs import TokenFile, ensure_tokens, learn_to_file
 from .adapter import adapt
 from .build import load_teacher
+from .card import read_card
 from .data import Stream, training_loader
 from .distillation import parse_options
 from .labels import load_data
-from .run import Settings, read_card
+from .run import Settings
 
 __all__ = ["ensure", "learn"]
 

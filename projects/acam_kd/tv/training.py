@@ -51,7 +51,7 @@ def train(settings: Settings, output: str | Path, *, resume: bool = False, obser
     fabric = build_fabric(settings)
     folder = RunFolder(output, first=is_first(fabric))
     with folder.locked(), Signals() as signals:
-        folder.check(settings, resume=resume)
+        settings = folder.check(settings, resume=resume)
         if resume and (result := folder.result()) is not None:
             logger.info("%s is complete already", folder.path)
             return result
@@ -67,8 +67,9 @@ def _train(
     resume: bool,
     observers: Sequence[Moment],
 ) -> Any:
+    training, validation = _load(asked.resolved())
+    asked = folder.check(_scaled(asked, len(training)), resume=resume)
     settings = asked.resolved()
-    training, validation = _load(settings)
     stream = Stream(
         len(training),
         batch_size=settings.batch_size,
@@ -101,6 +102,18 @@ def _train(
         with run.saving_what_is_done():
             run.run(state)
             return folder.finish(plain(models.student), asked, metrics=run.metrics, seconds=run.time)
+
+
+def _scaled(asked: Settings, images: int) -> Settings:
+    """Return the settings without gaps, and print what was filled in."""
+    settings = asked.scaled(images)
+    if settings != asked:
+        epochs = settings.iterations * settings.batch_size / images
+        logger.info(
+            "%d iterations of %d images: %.1f epochs of %d; learning rate %.3g",
+            *(settings.iterations, settings.batch_size, epochs, images, settings.learning_rate),
+        )
+    return settings
 
 
 def _load(settings: Settings) -> tuple[Images, Images]:

@@ -1,0 +1,78 @@
+"""``acam-kd train``: a model alone, or from a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data.labels import read_names
+from ..fields import instance, option
+from ..files import to_json
+from ..tv.run import Settings
+from .command import Command, Parser, Values
+from .data import Data
+
+__all__ = ["COMMAND", "print_metrics", "train_settings"]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The options of the run's folder."""
+
+    output: Path = option(section="the run", type=Path, metavar="FOLDER", help="folder of the run")
+    resume: bool = option(False, help="resume the run in --output, if there is one")
+
+
+def run(values: Values) -> None:
+    """Train, and print the metrics.
+
+    Raises:
+        ConfigError: an option cannot be used.
+        RunError: the run cannot go on.
+    """
+    from ..tv.training import train
+
+    folder = instance(Folder, values)
+    result = train(_settings(values), folder.output, resume=folder.resume)
+    if result is not None:  # else another process of this run has it
+        print_metrics(result["metrics"])
+        print(f"the student: {folder.output / 'student.pth'}")
+
+
+def print_metrics(metrics: dict[str, Any]) -> None:
+    """Print metrics as a line of json."""
+    print(to_json({name: value if value is None else round(value, 2) for name, value in metrics.items()}))
+
+
+def train_settings(arguments: Sequence[str]) -> Settings:
+    """Return the settings of ``acam-kd train`` with these arguments."""
+    parser = Parser("acam-kd")
+    COMMAND.add_to(parser.add_subparsers())
+    return _settings(COMMAND.values(parser.parse_args([COMMAND.name, *arguments])))
+
+
+def _settings(values: Values) -> Settings:
+    splits = instance(Data, values).splits("train", "val", folder=values["output"])
+    method = values["method"] or ("ACAMKD" if values["teacher"] else "none")
+    names = values["teacher_class_names"]
+    return instance(
+        Settings,
+        values,
+        train_split=splits["train"],
+        val_split=splits["val"],
+        method="" if method == "none" else method,
+        teacher_class_names=tuple(read_names(names, "teacher_class_names")) if names else (),
+    )
+
+
+COMMAND = Command(
+    "train",
+    "train a model, alone or from a teacher",
+    run,
+    (Data, Settings, Folder),
+    "acam-kd train --data FOLDER --student fcos_resnet50_fpn --student-backbone-weights DEFAULT --output output/run",
+    again="the same command with --resume",
+    either=("epochs", "iterations"),
+)

@@ -1,0 +1,54 @@
+"""The card of a run's student, which lies beside its weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from .data import Images
+    from .run import Settings
+
+__all__ = ["Card", "read_card"]
+
+
+@dataclass(frozen=True)
+class Card:
+    """The facts needed to load a student; they lie beside ``student.pth`` as ``student.json``."""
+
+    name: str
+    num_classes: int
+    size: int | None
+    categories: dict[int, str] = field(default_factory=dict)
+    """Label -> name."""
+
+    @classmethod
+    def of(cls, settings: Settings, data: Images) -> Card:
+        """Make the card of a run's student."""
+        return cls(settings.student_name, data.num_classes, settings.size, data.categories)
+
+
+def read_card(folder: str | Path, *, argument: str = "folder") -> tuple[Card, Path]:
+    """Find the card and the weights in the folder of a finished run.
+
+    Args:
+        folder: the folder of the run.
+        argument: the name of the argument that the folder was given as, for messages.
+
+    Raises:
+        ConfigError: there is no finished run.
+    """
+    path = Path(folder) / "student.json"
+    if not path.is_file() or not path.with_suffix(".pth").is_file():
+        raise ConfigError(
+            argument,
+            f"no finished run in {Path(folder).absolute()}",
+            allowed="a folder with student.json and student.pth",
+        )
+    content = json.loads(path.read_text())
+    content["categories"] = {int(label): name for label, name in content["categories"].items()}
+    return Card(**content), path.with_suffix(".pth")
