@@ -309,7 +309,7 @@ def test_features_and_classes_together(kind, tmp_path, storage):
     assert "distill/KD/classes/agreement" in storage.latest() and "distill/PKD/p4/pearson" in storage.latest()
     chosen = build(tmp_path, config(kind), None, "PKD+KD", "DISTILL.LEVELS", "['p4']")
     assert chosen.distillation.levels == {"p4": "p4", "classes": "classes"}
-    with refused("taps", "backbone", "logits or classes with KD", "see {method}"):
+    with refused("taps", "backbone", "logits or classes with KD", "or choose another {method}"):
         build(tmp_path, config(kind), None, "PKD+KD", "DISTILL.TAPS", "['backbone']")
     with refused("PKD.taps", "classes", "backbone with PKD"):
         build(tmp_path, config(kind), None, "PKD+KD", "DISTILL.PKD.TAPS", "['backbone', 'classes']")

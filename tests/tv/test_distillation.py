@@ -212,7 +212,7 @@ def test_former_names_and_values_of_options_are_read(caplog):
         (
             "Mimic+ACAMKD",
             "alpha=2",
-            "NAME=VALUE with Mimic.alpha=1.0, Mimic.levels=(), Mimic.taps=(), ACAMKD.alpha=1.0",
+            "NAME=VALUE with Mimic.alpha=1.0, Mimic.features='raw', Mimic.levels=(), Mimic.taps=(), ACAMKD.alpha=1.0",
         ),
         ("", "alpha=2", "nothing without a method"),
     ],

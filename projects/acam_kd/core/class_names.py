@@ -33,16 +33,16 @@ def channel_names(model: Adapter, spec: FeatureSpec, role: str) -> list[str]:
     names, place = list(model.class_names), model.background(spec)
     if names and place is not None and BACKGROUND not in names:
         names.insert(place, BACKGROUND)
-    if BACKGROUND in names and place is not None and names.index(BACKGROUND) != place:
-        raise ConfigError(
-            f"{role}_class_names", f"{BACKGROUND} at {names.index(BACKGROUND)}", f"it at {place}, or left out",
-            f"a {model.name} predicts it there",
-        )  # fmt: skip
     if names and len(names) != spec.channels:
         with_background = ", the background among them" if place is not None else ""
         raise ConfigError(
             f"{role}_class_names", f"{len(names)} names{with_background}",
             f"{spec.channels}, one for each class that the {role} predicts",
+        )  # fmt: skip
+    if BACKGROUND in names and place is not None and names.index(BACKGROUND) != place:
+        raise ConfigError(
+            f"{role}_class_names", f"{BACKGROUND} at {names.index(BACKGROUND)}", f"it at {place}, or left out",
+            f"a {model.name} predicts it there",
         )  # fmt: skip
     return names
 
