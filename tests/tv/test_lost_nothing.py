@@ -35,6 +35,7 @@ def command(data, output, *more):
 
 def run(log, arguments, prepare=None, *more):
     """The command, as a process runs it, with its words in a file."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would this
     from acam_kd import cli
 
     torch.set_num_threads(1)

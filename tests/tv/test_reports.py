@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 def test_a_folder_explains_itself(finished, settings, tmp_path):
     lines = (finished / "README.txt").read_text().splitlines()
     assert len(lines) == 5 and settings.student in lines[0]
-    named = set(re.findall(r"[\w]+\.(?:jsonl|json|pth|ckpt|txt)|\w+/", " ".join(lines)))
+    named = set(re.findall(r"[\w]+\.(?:jsonl|json|pth|ckpt|txt|yaml)|\w+/", " ".join(lines)))
     there = {f"{path.name}/" if path.is_dir() else path.name for path in finished.iterdir()} - {"README.txt"}
     assert named - {"run.lock"} == there
     train(replace(settings, teacher=str(finished), method="Mimic", iterations=1), tmp_path / "run")
