@@ -10,11 +10,12 @@ import math
 import os
 import secrets
 import stat
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cache_folder", "numbers", "sha256", "to_json", "write_atomically"]
+__all__ = ["cache_folder", "heartbeat", "numbers", "sha256", "to_json", "write_atomically"]
 
 
 def cache_folder() -> Path:
@@ -22,6 +23,25 @@ def cache_folder() -> Path:
     if own := os.environ.get("ACAM_KD_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "acam-kd"
+
+
+@contextlib.contextmanager
+def heartbeat(path: str | Path, seconds: float) -> Iterator[None]:
+    """Touch a file every so many seconds while the context lasts: a sign of life for other processes."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(seconds):
+            with contextlib.suppress(OSError):
+                os.utime(path)
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:

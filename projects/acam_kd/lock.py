@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import socket
-import threading
 import time
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from .core.errors import ConfigError
+from .files import heartbeat
 
 __all__ = ["Lock", "Owner"]
 
@@ -73,7 +73,7 @@ class Lock:
         self.path = self.folder / NAME
         self._made: list[Path] = []
         self._certain = True
-        self._ended = threading.Event()
+        self._heart = contextlib.ExitStack()
 
     def __enter__(self) -> Lock:
         try:
@@ -87,13 +87,11 @@ class Lock:
             value = f"{self.folder}, which cannot be written ({error.strerror or error})"
             raise ConfigError("output", value, "a folder to write into") from error
         _held.add(self._name)
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._thread.start()
+        self._heart.enter_context(heartbeat(self.path, HEARTBEAT))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
+        self._heart.close()
         with contextlib.suppress(OSError):
             if self._is_ours(self._file):
                 self.path.unlink()
@@ -162,11 +160,6 @@ class Lock:
             "a folder of no other run",
             "wait for that run, end it, or choose another {output}",
         )
-
-    def _beat(self) -> None:
-        while not self._ended.wait(HEARTBEAT):
-            with contextlib.suppress(OSError):
-                os.utime(self.path)
 
     def _make_folder(self) -> None:
         self._made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]

@@ -233,7 +233,7 @@ class Distillation(nn.Module):
         """Run teacher and method on a recorded step."""
         read = self._read_targets if self.method.needs else None
         targets = partial(read, *args, **kwargs) if read is not None else Targets
-        if self._recomputed is None:
+        if self.weighting.schedule.shared and self._recomputed is None:
             step = dataclasses.replace(step, features=self.weighting.split(step.features, self._distilled))
         compared = self._comparison.run(self.teacher, self.method, step, targets)
         self._finite = compared.finite

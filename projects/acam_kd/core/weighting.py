@@ -19,7 +19,7 @@ WEIGHTS = ("fixed", "share")
 START = 1e-3
 """The factor of the steps before the first measurement: the method's own scale is not known yet."""
 MOMENTUM = 0.9
-"""Of the running estimate, in logarithms: a factor is a ratio."""
+"""The momentum of the running estimate, in logarithms: a factor is a ratio."""
 
 
 @dataclass(frozen=True)

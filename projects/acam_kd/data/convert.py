@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..core.errors import ConfigError, RunError, first_line
+from ..core.errors import ConfigError, RunError
 from ..files import cache_folder, write_atomically
 from .coco import CocoSplit
 from .images import image_size
@@ -215,8 +215,6 @@ def _read(reader: Reader, image: Path, label: Path) -> tuple[int, int, list[Thin
         height, width = image_size(str(image))
     except ConfigError as error:
         return error
-    except Exception as error:  # whatever Pillow makes of a damaged header, or of one of too many pixels
-        return ConfigError("dataset", f"{image}, which cannot be read ({first_line(error)})", "a whole image file")
     try:
         return width, height, reader.read(label, width, height) if label.is_file() else []
     except ConfigError as error:

@@ -67,7 +67,7 @@ class Findings:
     counts: dict[str, int] = field(default_factory=dict)
     """Sort -> how many there are."""
     mended: dict[str, int] = field(default_factory=dict)
-    """What was mended -> how often."""
+    """Sort of mending -> how often."""
     notices: list[str] = field(default_factory=list)
     """Things that are odd, and no trouble."""
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
-import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from ...core.errors import RunError
+from ...files import heartbeat
 
 __all__ = ["make_once"]
 
@@ -41,7 +39,7 @@ def make_once(
 
     Raises:
         RunError: the folder cannot be written; or this process may not make the file, and no other one has given a
-            sign of life for ``PATIENCE`` seconds.
+            sign of life for ``PATIENCE`` seconds, or a first one for ten times as long.
     """
     path = Path(path)
     lock = path.with_name(f"{path.name}.lock")
@@ -84,30 +82,11 @@ def _make_locked(path: Path, lock: Path, make: Callable[[], object]) -> bool:
                 raise
         try:
             if not path.exists():
-                with _heartbeat(lock):
+                with heartbeat(lock, HEARTBEAT):
                     make()
         finally:
             lock.unlink(missing_ok=True)
     return True
-
-
-@contextlib.contextmanager
-def _heartbeat(path: Path) -> Iterator[None]:
-    """Touch a file every ``HEARTBEAT`` seconds."""
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(HEARTBEAT):
-            with contextlib.suppress(OSError):
-                os.utime(path)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _modified(path: Path) -> int | None:
