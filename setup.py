@@ -15,7 +15,7 @@ setup(
     license="Apache-2.0",
     package_dir={"": "projects"},
     packages=find_packages("projects"),
-    package_data={"acam_kd": ["py.typed", "vis/*.html"]},
+    package_data={"acam_kd": ["py.typed", "report/*.html"]},
     entry_points={"console_scripts": ["acam-kd = acam_kd.cli:main"]},
     python_requires=">=3.10",
     install_requires=[

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from acam_kd.vis.curves import PALETTE, STYLE
+from acam_kd.report.curves import PALETTE, STYLE
 
 __all__ = ["FIT_FROM", "exponent", "plot", "series_of", "table"]
 

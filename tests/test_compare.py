@@ -19,7 +19,7 @@ import yaml
 from acam_kd import cli, compare
 from acam_kd.core.errors import ConfigError, RunError
 from acam_kd.lock import Lock
-from acam_kd.vis.comparison import Panel, check_equal, differences, half_width, plot, section, t_quantile
+from acam_kd.report.comparison import Panel, check_equal, differences, half_width, plot, section, t_quantile
 
 STUB = [sys.executable, str(Path(__file__).parent / "compare_stub.py")]
 ROOT = Path(__file__).resolve().parent.parent

@@ -24,7 +24,7 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("folder", ["core", "data", "methods", "vis"])
+@pytest.mark.parametrize("folder", ["core", "data", "methods", "report"])
 def test_core_data_and_pictures_know_no_framework(folder):
     files = list((PACKAGE / folder).rglob("*.py"))
     assert files
@@ -47,7 +47,9 @@ def test_the_command_runs_without_detectron2():
 
 
 def test_core_imports_without_detectron2():
-    code = "import sys; sys.modules['detectron2'] = None; import acam_kd.core, acam_kd.data.shapes, acam_kd.vis.report"
+    code = (
+        "import sys; sys.modules['detectron2'] = None; import acam_kd.core, acam_kd.data.shapes, acam_kd.report.report"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -114,12 +116,11 @@ BELOW = {
     "fields": set(),
     "methods": {"core"},
     "data": {"core"},
-    "vis": {"core"},
     "report": {"core"},
-    "compare": {"core", "methods", "vis", "report", "data", "lock"},
-    "tv": {"core", "methods", "data", "vis", "lock", "fields"},
-    "d2": {"core", "methods", "data", "vis", "report"},
-    "demo": {"core", "methods", "data", "vis", "report", "lock"},
+    "compare": {"core", "methods", "report", "data", "lock"},
+    "tv": {"core", "methods", "data", "report", "lock", "fields"},
+    "d2": {"core", "methods", "data", "report"},
+    "demo": {"core", "methods", "data", "report", "lock"},
     "cli": {"core", "methods", "data", "tv", "demo", "compare", "lock", "fields"},
     "__init__": {"core", "methods"},
 }
@@ -176,5 +177,5 @@ def test_core_names_no_method():
 
 
 def test_pictures_need_no_torch():
-    code = "import sys; sys.modules['torch'] = None; from acam_kd.vis import comparison, report"
+    code = "import sys; sys.modules['torch'] = None; from acam_kd.report import comparison, report"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -25,8 +25,8 @@ from .data.coco import find_split
 from .data.shapes import make_shapes
 from .files import numbers, write_atomically
 from .lock import Lock
-from .vis.report import write_report
-from .vis.results import Detections, Example, Row, Snapshot
+from .report.report import write_report
+from .report.results import Detections, Example, Row, Snapshot
 
 __all__ = ["ENGINES", "PLANS", "Engine", "Plan", "demo", "keep_masks"]
 
@@ -45,7 +45,7 @@ class Plan:
 
     Args:
         key: the name of its folder.
-        name, note, role: see ``vis.results.Row``.
+        name, note, role: see ``report.results.Row``.
         method: the distiller; empty for none.
         weight: the distiller's alpha, in multiples of the engine's alpha.
         inherit: the student's neck and head start from the teacher's.

@@ -16,7 +16,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 
 from acam_kd.d2.visualize import image_files, load_for_masks, load_moment, masks_of, read_rgb, strides_of
-from acam_kd.vis.panels import GAP, LINE, MARGIN, TILE
+from acam_kd.report.panels import GAP, LINE, MARGIN, TILE
 
 from .conftest import ROOT, broken, distillation_config, inputs, refused, save_config
 

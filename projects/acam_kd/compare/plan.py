@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ..core.errors import ConfigError
-from ..vis.comparison import TEACHER
+from ..report.comparison import TEACHER
 
 __all__ = ["COMMANDS", "ROOT", "Run", "Setting", "read_plan", "runs_of"]
 

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from ..core.errors import ConfigError, RunError
 from ..files import to_json, write_atomically
-from ..vis.comparison import TEACHER, Panel, check_equal, plot, section
+from ..report.comparison import TEACHER, Panel, check_equal, plot, section
 from .plan import Run, Setting, runs_of
 from .records import about, read_records, read_run, threads_of
 

@@ -13,7 +13,7 @@ import cv2
 from detectron2.config import CfgNode, get_cfg
 
 from ..core.errors import RunError, one_line_errors
-from ..vis.panels import Array, channel_panel, mask_panel
+from ..report.panels import Array, channel_panel, mask_panel
 from .config import add_distillation_config, merge
 from .names import key
 from .visualize import image_files, load_for_masks, load_moment, masks_of, read_rgb, strides_of

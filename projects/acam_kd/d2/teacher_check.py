@@ -17,7 +17,7 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, buil
 from torch import nn
 
 from ..core.teacher import evaluating
-from ..vis.samples import spread
+from ..report.samples import spread
 from .config import META_ARCHITECTURE
 from .datasets import NUM_CLASSES
 from .evaluation import build_evaluator

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from ..core import CLASSES, ConfigError, RunError
-from ..vis.panels import Array, mask_panel
+from ..report.panels import Array, mask_panel
 from .config import META_ARCHITECTURE
 
 if TYPE_CHECKING:

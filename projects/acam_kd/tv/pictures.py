@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core.teacher import evaluating
-from ..vis.panels import Array
-from ..vis.results import Detections
-from ..vis.samples import Sample, sheet, spread
+from ..report.panels import Array
+from ..report.results import Detections
+from ..report.samples import Sample, sheet, spread
 from .data import Images
 
 __all__ = ["draw", "to_jpeg"]

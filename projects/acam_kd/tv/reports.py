@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ..core import Distillation
-from ..vis.panels import Array
+from ..report.panels import Array
 from .folder import RunFolder
 from .names import option
 from .pictures import to_jpeg

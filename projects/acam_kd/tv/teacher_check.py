@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..core.teacher import evaluating
-from ..vis.samples import spread
+from ..report.samples import spread
 from .data import Images
 from .evaluation import CocoEvaluator, SegmentationEvaluator
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from acam_kd.vis.results import Detections, Row, hits, metric_names, sentences
+from acam_kd.report.results import Detections, Row, hits, metric_names, sentences
 
 
 def row(name, value, role="student"):

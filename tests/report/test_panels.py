@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from acam_kd.vis.panels import (
+from acam_kd.report.panels import (
     GAP,
     LINE,
     MARGIN,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from acam_kd.data.shapes import CLASSES, draw
-from acam_kd.vis.results import Detections, Example, Row, Snapshot
+from acam_kd.report.results import Detections, Example, Row, Snapshot
 
 STRIDES = {"p3": 8, "p4": 16, "p5": 32, "p6": 64}
 

@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 import pytest
 
-from acam_kd.vis import report
-from acam_kd.vis.curves import loss_names, series
-from acam_kd.vis.report import write_report
-from acam_kd.vis.results import Detections, Example, Row, Snapshot
+from acam_kd.report import report
+from acam_kd.report.curves import loss_names, series
+from acam_kd.report.report import write_report
+from acam_kd.report.results import Detections, Example, Row, Snapshot
 
 VOID = {"meta", "link", "img", "br"}
 

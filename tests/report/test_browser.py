@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from acam_kd.vis.report import write_report
+from acam_kd.report.report import write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OPTIONS = [
