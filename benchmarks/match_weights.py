@@ -6,8 +6,8 @@
 The published weights belong to other models, images and losses: a sum over a map of 100 x 168 positions is another
 thing at 20 x 20. Two rules tell how far off they are: the distillation's gradient at the student's backbone features
 beside that of the plan's ``mimicking`` row; and its loss beside the task's, above the floor that it has where the
-student predicts what the teacher does. Both are measured on the student of the finished run of ``inheritance_alone``,
-or of ``student_alone``, with seed 0; what the method itself has to learn is trained first, the student kept as it is.
+student predicts what the teacher does. Both are measured on the student of the finished run of "inheritance alone",
+or of "student alone", with seed 0; what the method itself has to learn is trained first, the student kept as it is.
 For the torchvision engine.
 """
 
@@ -25,6 +25,7 @@ from acam_kd.cli import train_settings
 from acam_kd.compare import Run, Setting, read_plan
 from acam_kd.core import ConfigError, Distillation
 from acam_kd.core.errors import one_line_errors
+from acam_kd.report.comparison import INHERITANCE_ALONE, STUDENT_ALONE
 from acam_kd.tv.build import build
 from acam_kd.tv.data import Stream, training_loader
 from acam_kd.tv.distillation import load_weights
@@ -86,7 +87,7 @@ def measure(setting: Setting, row: str, output: Path, warmup: int, steps: int) -
     model = build(settings, data).train()
     if not hasattr(model, "distillation"):
         return []
-    base = setting.inheritance_alone if setting.inheritance_alone in setting.rows else setting.student_alone
+    base = INHERITANCE_ALONE if INHERITANCE_ALONE in setting.rows else STUDENT_ALONE
     load_weights(model, str(Run(setting, base, SEED, output).folder / "student.pth"), role="student")
     attached: Any = model.distillation
     learnt = [p for p in attached.method.parameters() if p.requires_grad]

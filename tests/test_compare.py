@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,9 @@ import yaml
 from acam_kd import cli, compare
 from acam_kd.core.errors import ConfigError, RunError
 from acam_kd.lock import Lock
-from acam_kd.report.comparison import Panel, check_equal, differences, half_width, plot, section, t_quantile
+from acam_kd.report.comparison import Panel, check_equal, differences, plot, section
+from acam_kd.report.interval import half_width, t_quantile, verdict
+from acam_kd.report.tuning import best
 
 STUB = [sys.executable, str(Path(__file__).parent / "compare_stub.py")]
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,9 +41,8 @@ def panel(**more):
         "ACAM-KD": (42.50, 35.83, 44.02),
     }
     records = [record(row, seed, ap) for row, own in values.items() for seed, ap in enumerate(own)]
-    columns = {"student alone": "student alone", "inheritance alone": "inheritance alone"}
     content = {"name": "shapes", "records": records, "rows": list(values), "metrics": ["AP", "AP50"]}
-    return Panel(**{**content, "baselines": columns, "mimicking": "mimicking", **more})
+    return Panel(**{**content, "control": "student alone", "mimicking": "mimicking", **more})
 
 
 def test_a_run_without_a_value_stays_in_the_table():
@@ -90,6 +92,46 @@ def test_interval_by_hand():
     assert half_width([5.0]) is None and half_width([]) is None
 
 
+@pytest.mark.parametrize(
+    ("values", "threshold", "expected"),
+    [  # the half width of 1, 2, 3 is 2.4842, that of three equal values 0
+        ((3.0, 4.0, 5.0), 1.0, "GO"),
+        ((3.0, 4.0, 5.0), 4.0, "GO"),  # the mean is exactly the threshold
+        ((3.0, 4.0, 5.0), 4.1, "INCONCLUSIVE"),  # surely a gain, but perhaps a smaller one
+        ((3.0, 4.0, 5.0), 6.5, "NO-GO"),  # surely a gain, surely a smaller one: up to 6.484
+        ((1.0, 2.0, 3.0), 1.0, "INCONCLUSIVE"),  # the lower bound is below 0
+        ((-3.0, -2.0, -1.0), 1.0, "NO-GO"),  # the upper bound is 0.484
+        ((-3.0, -2.0, -1.0), 0.4, "INCONCLUSIVE"),
+        ((0.0, 0.0), 0.0, "INCONCLUSIVE"),  # the lower bound is exactly 0, and so is the upper one
+        ((0.0, 0.0), 0.5, "NO-GO"),
+        ((1.0, 1.0), 1.0, "GO"),  # no width, both bounds are exactly the threshold
+        ((1.0, 1.0), 1.5, "NO-GO"),
+        ((9.0,), 1.0, "INCONCLUSIVE"),
+        ((), 1.0, "INCONCLUSIVE"),
+        ((9.0, 9.0, math.nan), 1.0, "INCONCLUSIVE"),
+    ],
+)
+def test_verdicts_by_hand(values, threshold, expected):
+    assert verdict(values, threshold) == expected
+
+
+def test_the_lower_bound_must_be_above_zero():
+    """The half width of d, 0, -d around their mean m is 2.4842 d, so at m = 2.4842 d the lower bound is 0."""
+    half = half_width([1.0, 0.0, -1.0])
+    for mean, expected in ((half * (1 - 1e-9), "INCONCLUSIVE"), (half * (1 + 1e-9), "GO")):
+        assert verdict([mean + 1, mean, mean - 1], 1.0) == expected
+
+
+def test_the_best_candidate():
+    def tried(*values):
+        return [{"metrics": {"AP": v}, "tuning": {"candidate": k, "arguments": []}} for k, v in enumerate(values)]
+
+    assert best(tried(1.0, 3.0, 2.0), "AP") == 1
+    assert best(tried(1.0, 3.0, 3.0)[::-1], "AP") == 1
+    assert best(tried(math.nan, -1.0, math.inf), "AP") == 1
+    assert best(tried(math.nan, math.nan)[::-1], "AP") == 0
+
+
 def test_differences_are_paired_by_common_seeds():
     records = [record("a", 2, 5.0), record("a", 0, 1.0), record("b", 2, 3.0), record("b", 1, 100.0)]
     assert differences(panel(records=records, rows=["a", "b"]), "a", "b") == [2.0]
@@ -120,6 +162,23 @@ def test_what_beats_mimicking_is_said():
     records = [*panel().records, *(record("new", s, ap) for s, ap in enumerate((45.88, 36.77, 43.05)))]
     text = section(panel(records=records, rows=[*panel().rows, "new"]))
     assert "Better than mimicking (the 95% interval is above 0): new +1.03 [+0.89, +1.18]." in text
+
+
+def test_verdicts_in_the_table():
+    records = [*panel().records, *(record("sure", s, ap) for s, ap in enumerate((41.5, 37.0, 40.6)))]
+    records += [record("sure", 7, 1.0), record("once", 0, 80.0), record("teacher", 0, 57.4)]
+    text = section(panel(records=records, rows=[*panel().rows, "sure", "once"], threshold=2.0))
+    cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in text.splitlines()}
+    assert cells["row"][4:7] == ["minus student alone, 95%", "n", "verdict"]
+    assert cells["ACAM-KD"][4:7] == ["+3.11 [-2.52, +8.74]", "3", "INCONCLUSIVE"]
+    assert cells["sure"][4:7] == ["+2.03 [+1.93, +2.12]", "3", "GO"]
+    assert cells["once"][4:7] == ["+40.50", "1", "INCONCLUSIVE"]
+    assert cells["student alone"][4:7] == cells["teacher"][4:7] == ["", "", ""]
+    assert "GO: the interval is above 0 and the mean at least 2 more than student alone. NO-GO: " in text
+    text = section(panel(records=records, rows=[*panel().rows, "sure"], threshold=6.0, control="mimicking"))
+    cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in text.splitlines()}
+    assert cells["row"][4:8] == ["minus mimicking, 95%", "n", "verdict", "minus student alone, 95%"]
+    assert cells["ACAM-KD"][4:7] == ["-0.08 [-5.51, +5.35]", "3", "NO-GO"]
 
 
 def test_one_seed_has_no_interval():
@@ -158,14 +217,16 @@ def test_plot_is_a_picture_also_of_nothing():
 
 # Plans.
 
+TUNING = {"seed": 100, "run": ["--val", "other"], "rows": {"better": [["--ap", 30], ["--ap", 50], ["--ap", 50.0]]}}
+
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/compare").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_plans_of_this_repository(path):
     settings = compare.read_plan(path)
     assert path.read_text().startswith("# ")
-    teachers, students = compare.runs_of(settings, [0], Path("out"))
-    assert len({run.folder for run in (*teachers, *students)}) == len(teachers) + len(students)
-    for run in (*teachers, *students):
+    runs = [run for setting in settings for phase in compare.runs_of(setting, Path("out")) for run in phase]
+    assert len({run.folder for run in runs}) == len(runs)
+    for run in runs:
         command = run.command()
         assert not [argument for argument in command if "{" in argument]
         for file in re.findall(r"configs/\S+?\.yaml", " ".join(command)):
@@ -185,6 +246,26 @@ def test_the_plans_of_this_repository(path):
         ({"rows": {"a b": [], "A-b": []}}, "rows: found teacher, a b, A-b in toy, expected names that give each row"),
         ({"rows": {"Teacher": []}}, "rows: found teacher, Teacher in toy, expected names that give each row its own"),
         ({"mimicking": "m"}, "mimicking: found m in toy, expected one of the rows student alone, better"),
+        ({"control": "c"}, "control: found c in toy, expected one of the rows student alone, better"),
+        (
+            {"rows": {"a": []}, "threshold": 1},
+            "control: found nothing in toy, expected the row that a threshold refers to",
+        ),
+        ({"threshold": -1}, "threshold: found -1 in toy, expected a number >= 0, in points of the first metric"),
+        ({"threshold": "1"}, "threshold: found 1 in toy, expected a number >= 0"),
+        ({"threshold": math.nan}, "threshold: found nan in toy, expected a number >= 0"),
+        ({"seeds": [0, -1]}, "seeds: found [0, -1] in toy, expected a list of whole numbers >= 0"),
+        ({"seeds": []}, "seeds: found [] in toy, expected a list of whole numbers >= 0"),
+        ({"rows": ["a"]}, "rows: found ['a'] in toy, expected keys with values"),
+        ({"rows": {"a": "--ap 1"}}, "rows: found --ap 1 in toy, expected a list of arguments"),
+        ({"tuning": {**TUNING, "seeds": 1}}, "tuning: found seeds in toy, expected seed, run and rows"),
+        ({"tuning": {**TUNING, "run": []}}, "tuning: found no run in toy, expected seed, run and rows"),
+        ({"tuning": {**TUNING, "rows": {"x": [[], []]}}}, "tuning: found x in toy, expected one of the rows student"),
+        (
+            {"tuning": {**TUNING, "rows": {"better": [[]]}}},
+            "tuning: found [[]] for better in toy, expected two or more",
+        ),
+        ({"tuning": {**TUNING, "seed": 2}}, "seed: found 2 for tuning and for results in toy, expected a seed that no"),
     ],
 )
 def test_bad_plans_are_one_line(plan, tmp_path, change, message):
@@ -203,6 +284,10 @@ def test_a_file_that_is_no_plan(tmp_path):
     with pytest.raises(ConfigError) as error:
         compare.read_plan(path)
     assert (error.value.argument, error.value.value) == ("settings", f"a b, a-b in {path}")
+    path.write_text("seed: [0]\nsettings: {}")
+    with pytest.raises(ConfigError) as error:
+        compare.read_plan(path)
+    assert (error.value.argument, error.value.value) == ("plan", f"seed in {path}")
 
 
 @pytest.mark.parametrize("content", [None, "settings: [", b"\xff"])
@@ -298,6 +383,90 @@ def test_other_arguments_are_refused(plan, run):
         "acam-kd: --output: found a run of toy: student alone, seed 0 with --iterations 100, expected "
         "--iterations 100 --ap 12, as in the plan; choose another --output"
     )
+
+
+def test_seeds_of_command_setting_and_plan(plan, tmp_path):
+    path = plan(seeds=[5, 3, 5])
+    (setting,) = compare.read_plan(path)
+    assert setting.seeds == (5, 3) and setting.control == "student alone"
+    assert compare.read_plan(path, [7, 0])[0].seeds == (7, 0)
+    assert compare.read_plan(plan())[0].seeds == (0, 1, 2)
+    content = yaml.safe_load(path.read_text())
+    content["settings"]["more"] = {**content["settings"]["toy"], "seeds": [9]}
+    path.write_text(yaml.safe_dump({"seeds": [4], **content}, sort_keys=False))
+    assert [setting.seeds for setting in compare.read_plan(path)] == [(4,), (9,)]
+
+
+def test_settings_come_one_after_the_other(plan, run):
+    path = plan(teacher=[])
+    toy = yaml.safe_load(path.read_text())["settings"]["toy"]
+    more = {**toy, "teacher": ["--ap", 50], "rows": {"alone": []}}
+    path.write_text(yaml.safe_dump({"seeds": [1, 0], "settings": {"toy": toy, "more": more}}, sort_keys=False))
+    _, records = run(path)
+    assert [(r["setting"], r["row"], r["seed"]) for r in records] == [
+        *(("toy", "student alone", 1), ("toy", "better", 1), ("toy", "student alone", 0), ("toy", "better", 0)),
+        *(("more", "teacher", 0), ("more", "alone", 1), ("more", "alone", 0)),
+    ]
+
+
+def test_tables_from_records_alone(plan, run, tmp_path):
+    path = plan(tuning=TUNING, teacher=["--ap", 60], threshold=1)
+    _, before = run(path, "--seeds", 0, 1)
+    tables = (tmp_path / "out/table.md").read_text()
+    for each in (tmp_path / "out").iterdir():
+        if each.name != "results.jsonl":
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
+    assert run(path, "--seeds", 0, 1) == (0, before)
+    assert (tmp_path / "out/table.md").read_text() == tables and not (tmp_path / "out/toy").exists()
+
+
+# Tuning.
+
+
+def test_a_row_runs_with_its_best_candidate(plan, run, tmp_path, capsys):
+    status, records = run(plan(tuning=TUNING, threshold=1), "--seeds", 0, 1)
+    assert status == 0
+    assert [(r["row"], r["seed"]) for r in records[:3]] == [("better", 100)] * 3
+    assert [r["tuning"] for r in records[:3]] == [
+        {"candidate": k, "arguments": ["--ap", ap]} for k, ap in enumerate(("30", "50", "50.0"))
+    ]
+    common = ["--iterations", "100", "--ap", "20", "--ratio", "4"]
+    assert records[0]["arguments"] == [*common, "--ap", "30", "--val", "other"]
+    assert (tmp_path / "out/toy/better_tune2/starts").is_file()
+    results = [r for r in records[3:] if r["row"] == "better"]
+    assert [r["arguments"] for r in results] == [[*common, "--ap", "50"]] * 2
+    assert results[0]["tuned"] == {"candidate": 1, "arguments": ["--ap", "50"], "AP": [130.0, 150.0, 150.0]}
+    assert not any("tuned" in r or "tuning" in r for r in records[3:] if r["row"] == "student alone")
+    table = (tmp_path / "out/table.md").read_text()
+    assert "| better | 50.50 (0.71) | 50.00, 51.00 | +40.00 [+40.00, +40.00] | 2 | GO | 4 |" in table
+    assert "| better | `--ap 30` | 130.00 |  |" in table and "| better | `--ap 50` | 150.00 | yes |" in table
+    assert "with seed 100, on data of their own" in table
+    assert run(plan(tuning=TUNING, threshold=1), "--seeds", 0, 1)[1] == records
+    assert starts(tmp_path / "out/toy/better_tune0") == ["True"]
+
+
+def test_an_unfinished_tuning_is_resumed(plan, run, tmp_path, capsys):
+    flag = tmp_path / "fail"
+    flag.touch()
+    rows = {"better": [["--ap", 30], ["--ap", 50, "--fail-if", str(flag)]]}
+    path = plan(tuning={**TUNING, "rows": rows})
+    status, records = run(path, "--seeds", 0)
+    assert status == 1 and [(r["row"], "tuning" in r) for r in records] == [("better", True), ("student alone", False)]
+    err = capsys.readouterr().err
+    assert "toy: better, tuning 1 failed: stub: something went wrong" in err
+    assert "toy: better, seed 0 failed: its tuning failed" in err
+    flag.unlink()
+    status, records = run(path, "--seeds", 0)
+    assert status == 0 and records[-1]["tuned"]["candidate"] == 1
+    assert len(starts(tmp_path / "out/toy/better_tune0")) == 1 and len(starts(tmp_path / "out/toy/better_tune1")) == 2
+
+
+def test_other_candidates_are_refused(plan, run):
+    run(plan(tuning=TUNING), "--seeds", 0)
+    other = {"better": [*TUNING["rows"]["better"], ["--ap", 90]]}
+    status, records = run(plan(tuning={**TUNING, "rows": other}), "--seeds", 0)
+    assert "found a run of toy: better, seed 0 with --iterations 100 --ap 20 --ratio 4 --ap 50, expected" in status
+    assert len(records) == 6  # a fourth candidate was tried, and is better than the one that the results have
 
 
 def test_half_a_line_is_made_again_out_of_the_folder(plan, run, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from acam_kd.compare.plan import read_plan
+from acam_kd.compare import read_plan
 from acam_kd.core import DISTILLER_REGISTRY
 from acam_kd.d2 import add_distillation_config
 from acam_kd.methods import ACAMKD

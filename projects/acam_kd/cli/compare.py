@@ -31,7 +31,9 @@ class Comparing:
 
     plan: Path = option(type=Path, metavar="FILE", help="YAML with settings and rows; see docs/comparison.md")
     output: Path = option(type=Path, metavar="FOLDER", help="folder of all runs; a comparison found there is resumed")
-    seeds: tuple[int, ...] = option((), type=natural, metavar="N", help="of the students; 0 1 2 if left out")
+    seeds: tuple[int, ...] = option(
+        (), type=natural, metavar="N", help="of the students; if left out, the plan's, else 0 1 2"
+    )
     jobs: int = option(1, type=positive, metavar="N", help="number of runs at once")
 
 
@@ -52,8 +54,7 @@ def run(values: Values) -> None:
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with Lock(asked.output):
-            seeds = sorted({*(asked.seeds or (0, 1, 2))})
-            status = Comparison(read_plan(asked.plan), asked.output, seeds, asked.jobs).run()
+            status = Comparison(read_plan(asked.plan, asked.seeds), asked.output, asked.jobs).run()
     except KeyboardInterrupt:
         sys.exit("acam-kd: interrupted; the same command resumes it")
     finally:

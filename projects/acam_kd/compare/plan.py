@@ -1,20 +1,16 @@
-"""The plan of a comparison, and the command of each of its runs."""
+"""The settings of a comparison, and the command of each of its runs."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from ..core.errors import ConfigError
 from ..report.comparison import TEACHER
 
-__all__ = ["COMMANDS", "ROOT", "Run", "Setting", "read_plan", "runs_of"]
+__all__ = ["COMMANDS", "ROOT", "Run", "Setting", "Tuning", "runs_of", "slug"]
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = {
@@ -33,6 +29,21 @@ def slug(name: str) -> str:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """The choice of some rows' arguments, by runs that are no results.
+
+    Args:
+        seed: the seed of these runs, which no result has.
+        run: arguments added to these runs, which evaluate them on data that no result is evaluated on.
+        rows: row -> its candidates, each a list of arguments. The best one is added to the row's own.
+    """
+
+    seed: int
+    run: tuple[str, ...]
+    rows: Mapping[str, tuple[tuple[str, ...], ...]]
+
+
+@dataclass(frozen=True)
 class Setting:
     """Engine, pair and data of a comparison, and its rows.
 
@@ -42,9 +53,12 @@ class Setting:
         run: arguments of every student's run; ``{teacher}`` stands for the folder of the teacher's run.
         metrics: names as in the engine's results; the first is compared.
         rows: the name of a row -> its additional arguments.
+        seeds: the seeds of the students.
         teacher: arguments of the teacher's run, which comes first; empty for no teacher.
-        student_alone, inheritance_alone: the rows that the others are compared with.
+        control: the row that the others are compared with; empty for no such row.
+        threshold: the gain over the control, in points of the first metric, that a verdict asks for; None for none.
         mimicking: the row that every method should beat; empty for no such row.
+        tuning: the choice of some rows' arguments, before the others run.
     """
 
     name: str
@@ -52,83 +66,46 @@ class Setting:
     run: tuple[str, ...]
     metrics: tuple[str, ...]
     rows: Mapping[str, tuple[str, ...]]
+    seeds: tuple[int, ...]
     teacher: tuple[str, ...] = ()
-    student_alone: str = "student alone"
-    inheritance_alone: str = "inheritance alone"
+    control: str = ""
+    threshold: float | None = None
     mimicking: str = ""
+    tuning: Tuning | None = None
 
-    @classmethod
-    def of(cls, name: str, content: Mapping[str, Any]) -> Setting:
-        """Read a setting of a plan.
-
-        Raises:
-            ConfigError: a key is unknown or missing, or its value cannot be used.
-        """
-        known, needed = list(cls.__dataclass_fields__)[1:], ("engine", "run", "metrics", "rows")
-        unknown = [key for key in content if key not in known]
-        if unknown:
-            raise ConfigError("settings", f"{unknown[0]} in {name}", allowed=f"one of the keys {', '.join(known)}")
-        for key in needed:
-            if not content.get(key):
-                raise ConfigError(key, f"nothing in {name}", allowed=f"a value for each of {', '.join(needed)}")
-        values = dict(content)
-        for key in ("run", "metrics", "teacher"):
-            values[key] = tuple(map(str, content.get(key) or ()))
-        values["rows"] = {row: tuple(map(str, more or ())) for row, more in content["rows"].items()}
-        if values["engine"] not in COMMANDS:
-            raise ConfigError("engine", f"{values['engine']} in {name}", allowed=f"one of {', '.join(COMMANDS)}")
-        _check_rows(name, values)
-        return cls(name, **values)
-
-
-def _check_rows(name: str, values: Mapping[str, Any]) -> None:
-    rows = values["rows"]
-    if len({slug(row) for row in (*rows, TEACHER)}) < len(rows) + 1:
-        listed = ", ".join((TEACHER, *rows))
-        raise ConfigError("rows", f"{listed} in {name}", allowed="names that give each row its own folder")
-    for key in ("student_alone", "inheritance_alone", "mimicking"):
-        if values.get(key) and values[key] not in rows:
-            raise ConfigError(key, f"{values[key]} in {name}", allowed=f"one of the rows {', '.join(rows)}")
-
-
-def read_plan(path: str | Path) -> list[Setting]:
-    """Read the settings of a plan, a YAML file.
-
-    Raises:
-        ConfigError: the file cannot be read, or is not a plan.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError("plan", f"{path}, which cannot be read ({reason})", allowed="a YAML file") from error
-    settings = content.get("settings") if isinstance(content, dict) else None
-    if not isinstance(settings, dict) or not all(isinstance(entry, dict) for entry in settings.values()):
-        raise ConfigError("plan", f"{path} without settings", allowed="'settings:' with a name and keys for each")
-    if len({slug(name) for name in settings}) < len(settings):
-        listed = ", ".join(settings)
-        raise ConfigError("settings", f"{listed} in {path}", allowed="names that give each setting its own folder")
-    return [Setting.of(name, entry) for name, entry in settings.items()]
+    def candidates(self, row: str) -> tuple[tuple[str, ...], ...]:
+        """Return the candidates of a row; none if it is not tuned."""
+        return self.tuning.rows.get(row, ()) if self.tuning else ()
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One run: a setting, a row, a seed, and its folder."""
+    """One run: a setting, a row, a seed, and its folder.
+
+    Args:
+        setting, row, seed: the place in the plan.
+        output: the folder of all runs.
+        candidate: the number of the candidate that is added to the row's arguments, in a row that is tuned.
+        tuning: the run tries the candidate, and is no result.
+    """
 
     setting: Setting
     row: str
     seed: int
     output: Path
+    candidate: int | None = None
+    tuning: bool = False
     folder: Path = field(init=False)
 
     def __post_init__(self) -> None:
-        part = TEACHER if self.row == TEACHER else f"{slug(self.row)}_seed{self.seed}"
+        part = f"{slug(self.row)}_tune{self.candidate}" if self.tuning else f"{slug(self.row)}_seed{self.seed}"
+        part = TEACHER if self.row == TEACHER else part
         object.__setattr__(self, "folder", self.output / slug(self.setting.name) / part)
 
     @property
-    def key(self) -> tuple[str, str, int]:
-        """The setting, row and seed that a record is found by."""
-        return self.setting.name, self.row, self.seed
+    def key(self) -> tuple[str, str, int, int | None]:
+        """The setting, row, seed, and candidate of a tuning run, that a record is found by."""
+        return self.setting.name, self.row, self.seed, self.candidate if self.tuning else None
 
     @property
     def trained(self) -> bool:
@@ -136,10 +113,18 @@ class Run:
         return (self.folder / FINAL[self.setting.engine]).is_file()
 
     @property
+    def tried(self) -> tuple[str, ...]:
+        """The arguments of its candidate; empty in a row that is not tuned."""
+        return () if self.candidate is None else self.setting.candidates(self.row)[self.candidate]
+
+    @property
     def arguments(self) -> list[str]:
         """The arguments as in the plan, without paths of one machine, so that a record can be read elsewhere."""
         setting = self.setting
-        return list(setting.teacher if self.row == TEACHER else (*setting.run, *setting.rows[self.row]))
+        if self.row == TEACHER:
+            return list(setting.teacher)
+        split = setting.tuning.run if setting.tuning and self.tuning else ()
+        return [*setting.run, *setting.rows[self.row], *self.tried, *split]
 
     def options(self) -> list[str]:
         """Return the arguments of its process, after the program's name."""
@@ -154,11 +139,19 @@ class Run:
         return [*COMMANDS[self.setting.engine], *self.options()]
 
     def __str__(self) -> str:
-        return f"{self.setting.name}: {self.row}, seed {self.seed}"
+        return f"{self.setting.name}: {self.row}, " + (
+            f"tuning {self.candidate}" if self.tuning else f"seed {self.seed}"
+        )
 
 
-def runs_of(settings: Sequence[Setting], seeds: Sequence[int], output: Path) -> tuple[list[Run], list[Run]]:
-    """List the teachers' runs, and the students' runs seed after seed."""
-    teachers = [Run(setting, TEACHER, FIRST_SEED, output) for setting in settings if setting.teacher]
-    students = [Run(s, row, seed, output) for seed in seeds for s in settings for row in s.rows]
-    return teachers, students
+def runs_of(setting: Setting, output: Path) -> tuple[list[Run], list[Run], list[Run]]:
+    """List the runs of a setting: the teacher's, those of tuning, and the students' seed after seed.
+
+    The students' runs of a tuned row have no candidate yet.
+    """
+    teacher = [Run(setting, TEACHER, FIRST_SEED, output)] if setting.teacher else []
+    tuning = []
+    if setting.tuning:
+        for row, candidates in setting.tuning.rows.items():
+            tuning += [Run(setting, row, setting.tuning.seed, output, k, True) for k in range(len(candidates))]
+    return teacher, tuning, [Run(setting, row, seed, output) for seed in setting.seeds for row in setting.rows]

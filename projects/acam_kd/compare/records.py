@@ -20,7 +20,7 @@ from ..core.errors import ConfigError, RunError
 from ..files import numbers
 from .plan import ROOT, Run
 
-__all__ = ["about", "read_records", "read_run", "threads_of"]
+__all__ = ["about", "key_of", "read_records", "read_run", "threads_of"]
 
 RATIO = "distill/distillation_to_task"
 NO_METRICS = ("step", "iteration", "seconds", "eta_seconds")
@@ -42,6 +42,11 @@ def about(threads: int) -> dict[str, Any]:
         versions["commit"] = None
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return {"date": date, "versions": versions, "threads": threads}
+
+
+def key_of(record: Mapping[str, Any]) -> tuple[str, str, int, int | None]:
+    """Return the key of the run that a record is of; see ``Run.key``."""
+    return record["setting"], record["row"], record["seed"], record.get("tuning", {}).get("candidate")
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -93,6 +98,7 @@ def read_run(run: Run, known: Mapping[str, Any]) -> dict[str, Any]:
         "row": run.row,
         "seed": run.seed,
         "arguments": run.arguments,
+        **({"tuning": {"candidate": run.candidate, "arguments": list(run.tried)}} if run.tuning else {}),
         **record,
         "distillation_to_task": statistics.mean(ratios.values()) if ratios else None,
         **{key: known.get(key) for key in ("peak_rss_gib", "date", "versions", "threads")},

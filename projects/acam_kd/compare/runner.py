@@ -13,14 +13,16 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 from ..core.errors import ConfigError, RunError
 from ..files import to_json, write_atomically
 from ..report.comparison import TEACHER, Panel, check_equal, plot, section
+from ..report.tuning import best
 from .plan import Run, Setting, runs_of
-from .records import about, read_records, read_run, threads_of
+from .records import about, key_of, read_records, read_run, threads_of
 
 __all__ = ["Comparison"]
 
@@ -38,7 +40,6 @@ class Comparison:
     Args:
         settings: the settings of the plan.
         output: the folder of all runs.
-        seeds: the seeds of the students.
         jobs: the number of runs at once.
 
     Raises:
@@ -46,9 +47,8 @@ class Comparison:
         RunError: a line of its records is broken.
     """
 
-    def __init__(self, settings: Sequence[Setting], output: Path, seeds: Sequence[int], jobs: int) -> None:
+    def __init__(self, settings: Sequence[Setting], output: Path, jobs: int) -> None:
         self.settings, self.output, self.jobs = settings, output, jobs
-        self.teachers, self.students = runs_of(settings, seeds, output)
         self.path = output / "results.jsonl"
         self.records = read_records(self.path)
         if self.path.is_file():  # rewritten without half a line at its end
@@ -64,23 +64,16 @@ class Comparison:
         self._check_records()
 
     def _check_records(self) -> None:
-        plan = {run.key: run for run in (*self.teachers, *self.students)}
-        for record in self.records:
-            run = plan.get((record["setting"], record["row"], record["seed"]))
-            if run:
-                _check_arguments(run, record["arguments"])
         for setting in self.settings:
+            teacher, tuning, students = runs_of(setting, self.output)
+            self._missing([*teacher, *tuning, *self._chosen(students)])
             check_equal(self.panel(setting))
 
     def run(self) -> int:
-        """Make the missing runs, the teachers first, and return the exit status."""
+        """Make the missing runs, one setting after the other, and return the exit status."""
         self.report()
-        self._run_all(self.teachers)
-        without = {run.setting.name for run in self.failed}
-        self._run_all([run for run in self.students if run.setting.name not in without])
-        for run in [run for run in self.students if run.setting.name in without]:
-            if not self._record(run):
-                self.failed[run] = "its teacher failed"
+        for setting in self.settings:
+            self._run_setting(setting)
         problems = self.report()
         print((self.output / "table.md").read_text())
         problems += [f"{run} failed: {reason}" for run, reason in self.failed.items()]
@@ -88,11 +81,51 @@ class Comparison:
             print(f"acam-kd: {problem}", file=sys.stderr)
         return 1 if problems else 0
 
-    def _record(self, run: Run) -> dict[str, Any] | None:
-        return next((r for r in self.records if (r["setting"], r["row"], r["seed"]) == run.key), None)
+    def _run_setting(self, setting: Setting) -> None:
+        """Make a setting's runs: its teacher's, those of tuning, and the students', each in the order of the plan."""
+        teacher, tuning, students = runs_of(setting, self.output)
+        self._run_all(teacher)
+        if any(run in self.failed for run in teacher):
+            self._leave_out([*tuning, *students], "its teacher failed")
+            return
+        self._run_all(tuning)
+        chosen = self._chosen(students)
+        self._run_all(chosen)
+        rows = {run.row for run in chosen}
+        self._leave_out([run for run in students if run.row not in rows], "its tuning failed")
 
-    def _run_all(self, runs: list[Run]) -> None:
-        todo = [run for run in runs if not self._record(run)]
+    def _leave_out(self, runs: Sequence[Run], reason: str) -> None:
+        self.failed |= {run: reason for run in runs if not self._record(run)}
+
+    def _record(self, run: Run) -> dict[str, Any] | None:
+        return next((record for record in self.records if key_of(record) == run.key), None)
+
+    def _missing(self, runs: Sequence[Run]) -> list[Run]:
+        """Return the runs without a record, and check that the others have the arguments of the plan."""
+        for run in runs:
+            record = self._record(run)
+            if record:
+                _check_arguments(run, record["arguments"])
+        return [run for run in runs if not self._record(run)]
+
+    def _tried(self, setting: Setting, row: str) -> list[dict[str, Any]]:
+        """Return the records of a row's tuning runs, in the order of the candidates, once all are there."""
+        tuning = [run for run in runs_of(setting, self.output)[1] if run.row == row]
+        records = [self._record(run) for run in tuning]
+        return [record for record in records if record] if all(records) else []
+
+    def _chosen(self, students: Sequence[Run]) -> list[Run]:
+        """Return the students' runs, tuned rows with the best candidate; without rows whose tuning is not complete."""
+        chosen = []
+        for run in students:
+            if not run.setting.candidates(run.row):
+                chosen.append(run)
+            elif tried := self._tried(run.setting, run.row):
+                chosen.append(replace(run, candidate=best(tried, run.setting.metrics[0])))
+        return chosen
+
+    def _run_all(self, runs: Sequence[Run]) -> None:
+        todo = self._missing(runs)
         with ThreadPoolExecutor(self.jobs) as pool:
             futures = {pool.submit(self._make, run): run for run in todo}
             try:
@@ -130,7 +163,15 @@ class Comparison:
                 peak = self._call(run, lock)
                 known |= {"peak_rss_gib": None if trained else peak, "complete": True}
                 write_atomically(path, to_json(known))
-            self._append(read_run(run, known))
+            self._append({**read_run(run, known), **self._choice(run)})
+
+    def _choice(self, run: Run) -> dict[str, Any]:
+        """Return the entry of a result of a tuned row: the chosen candidate, and the metric of every one."""
+        if run.tuning or run.candidate is None:
+            return {}
+        metric = run.setting.metrics[0]
+        values = [record["metrics"][metric] for record in self._tried(run.setting, run.row)]
+        return {"tuned": {"candidate": run.candidate, "arguments": list(run.tried), metric: values}}
 
     @contextlib.contextmanager
     def _locked(self, path: Path) -> Iterator[IO[str]]:
@@ -207,16 +248,19 @@ class Comparison:
         """Collect a setting's records for the table."""
         failed: dict[str, list[int]] = {}
         for run in self.failed:
-            if run.setting is setting:
+            if run.setting is setting and not run.tuning:
                 failed.setdefault(run.row, []).append(run.seed)
+        own = [r for r in self.records if r["setting"] == setting.name and r["row"] in (TEACHER, *setting.rows)]
         return Panel(
             name=setting.name,
-            records=[r for r in self.records if r["setting"] == setting.name and r["row"] in (TEACHER, *setting.rows)],
+            records=[record for record in own if "tuning" not in record],
             rows=list(setting.rows),
             metrics=setting.metrics,
-            baselines={"student alone": setting.student_alone, "inheritance alone": setting.inheritance_alone},
+            control=setting.control,
+            threshold=setting.threshold,
             mimicking=setting.mimicking,
             failed=failed,
+            tried=[record for record in own if "tuning" in record],
         )
 
     def report(self) -> list[str]:

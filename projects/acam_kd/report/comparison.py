@@ -17,21 +17,17 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from . import tuning
 from .curves import GREY, PALETTE, STYLE
+from .interval import half_width, verdict
 
-__all__ = ["TEACHER", "Panel", "check_equal", "differences", "half_width", "plot", "section", "t_quantile"]
+__all__ = ["INHERITANCE_ALONE", "STUDENT_ALONE", "TEACHER", "Panel", "check_equal", "differences", "plot", "section"]
 
 Record = Mapping[str, Any]
 TEACHER = "teacher"
 """The row of a setting's teacher, which is shown and compared with nothing."""
-
-# 97.5% quantiles of Student's t for 1 to 30 degrees of freedom, from the usual tables.
-T_QUANTILES = (
-    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
-    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
-    *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
-)
-NORMAL_QUANTILE = 1.9600
+STUDENT_ALONE, INHERITANCE_ALONE = "student alone", "inheritance alone"
+"""The rows that the others are compared with wherever a setting has them; the first is the usual control."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +39,28 @@ class Panel:
         records: the records of its runs, in any order. Records of rows that are not in ``rows`` are left out.
         rows: the rows in the order of the table.
         metrics: names of metrics; the first is compared.
-        baselines: the name of a column -> the row that it compares with.
+        control: the row that a verdict refers to; empty for no such row.
+        threshold: the gain over the control that a verdict asks for; None for no verdicts.
         mimicking: the row that every method should beat; empty for no such row.
         failed: row -> seeds whose run failed.
+        tried: the records of tuning runs, which are no results.
     """
 
     name: str
     records: Sequence[Record]
     rows: Sequence[str]
     metrics: Sequence[str]
-    baselines: Mapping[str, str] = field(default_factory=dict)
+    control: str = ""
+    threshold: float | None = None
     mimicking: str = ""
     failed: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    tried: Sequence[Record] = ()
+
+    @property
+    def baselines(self) -> list[str]:
+        """The rows that get a column of differences."""
+        names = dict.fromkeys((self.control, STUDENT_ALONE, INHERITANCE_ALONE))
+        return [name for name in names if name in self.rows]
 
     def of(self, row: str) -> list[Record]:
         """List the records of a row by seed."""
@@ -63,23 +69,6 @@ class Panel:
     def values(self, row: str, metric: str) -> dict[int, float]:
         """Map the seeds of a row to a metric."""
         return {r["seed"]: float(r["metrics"].get(metric, math.nan)) for r in self.of(row)}
-
-
-def t_quantile(degrees: int) -> float:
-    """Return the 97.5% quantile of Student's t; beyond 30 degrees of freedom that of the normal distribution."""
-    if degrees < 1:
-        raise ValueError(f"there is no t distribution of {degrees} degrees of freedom")
-    return T_QUANTILES[degrees - 1] if degrees <= len(T_QUANTILES) else NORMAL_QUANTILE
-
-
-def half_width(values: Sequence[float]) -> float | None:
-    """Return half of the 95% interval of the mean, t s / sqrt(n).
-
-    It is None for fewer than two values, and if a value is not finite.
-    """
-    if len(values) < 2 or not all(map(math.isfinite, values)):
-        return None
-    return t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def differences(panel: Panel, row: str, other: str) -> list[float]:
@@ -113,24 +102,23 @@ def check_equal(panel: Panel) -> None:
 
 
 def section(panel: Panel) -> str:
-    """Write the Markdown of one setting: heading, table, and notes.
+    """Write the Markdown of one setting: heading, table, notes, and the table of its tuning.
 
     Raises:
         ConfigError: see ``check_equal``.
     """
     check_equal(panel)
     notes = _notes(panel)
-    return "\n".join([f"## {panel.name}", "", *_table(panel), *(["", *notes] if notes else []), ""])
-
-
-def _baselines(panel: Panel) -> dict[str, str]:
-    return {column: row for column, row in panel.baselines.items() if row in panel.rows}
+    parts = [_table(panel), notes, tuning.table(panel.tried, panel.metrics)]
+    return "\n".join([f"## {panel.name}", "", *(line for part in parts if part for line in (*part, ""))])
 
 
 def _table(panel: Panel) -> list[str]:
     first, *others = panel.metrics
     heads = ["row", f"{first}, mean (std)", *others, f"{first} per seed"]
-    heads += [f"minus {column}, 95%" for column in _baselines(panel)]
+    for other in panel.baselines:
+        judged = panel.threshold is not None and other == panel.control
+        heads += [f"minus {other}, 95%", *(["n", "verdict"] if judged else [])]
     heads += ["distillation/task", "s/step", "peak GiB of the GPU" if _on_gpu(panel) else "peak GiB of the process"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in (TEACHER, *panel.rows):
@@ -140,10 +128,8 @@ def _table(panel: Panel) -> list[str]:
         seeds = [f"{value:.2f}" for value in panel.values(row, first).values()]
         seeds += [f"**failed** (seed {seed})" for seed in sorted(failed)]
         cells = [row, _spread(panel, row, first), *(_spread(panel, row, m) for m in others), ", ".join(seeds)]
-        cells += [
-            "" if row in (TEACHER, other) else _difference(differences(panel, row, other))
-            for other in _baselines(panel).values()
-        ]
+        for other in panel.baselines:
+            cells += _compared(panel, row, other)
         cells += [
             _mean(records, "distillation_to_task"),
             _mean(records, "seconds_per_step"),
@@ -151,6 +137,15 @@ def _table(panel: Panel) -> list[str]:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _compared(panel: Panel, row: str, other: str) -> list[str]:
+    """Fill the columns of one baseline: the difference, and for the control its n and the verdict."""
+    found = [] if row in (TEACHER, other) else differences(panel, row, other)
+    cells = [_difference(found)]
+    if panel.threshold is not None and other == panel.control:
+        cells += [str(len(found)), verdict(found, panel.threshold)] if found else ["", ""]
+    return cells
 
 
 def _on_gpu(panel: Panel) -> bool:
@@ -190,20 +185,25 @@ def _notes(panel: Panel) -> list[str]:
         notes.append("Differences are paired by seed; the 95% interval is Student's t.")
     if any(r.get("seconds_per_step_is") == "total" for r in students):
         notes.append("s/step: where too few steps are logged, all seconds of the run, evaluations too, by iterations.")
-    for column, row in panel.baselines.items():
-        if row not in panel.rows:
-            notes.append(f"There is no row for {column} ({row!r}), so there is no difference against it.")
-    notes.extend(_verdict(panel))
+    if panel.threshold is not None:
+        notes.append(
+            f"GO: the interval is above 0 and the mean at least {panel.threshold:g} more than {panel.control}. "
+            f"NO-GO: the interval is below {panel.threshold:g}. INCONCLUSIVE: neither, or too few seeds."
+        )
+    else:
+        missing = [row for row in (STUDENT_ALONE, INHERITANCE_ALONE) if row not in panel.rows]
+        notes += [f"There is no row for {row}, so there is no difference against it." for row in missing]
+    notes.extend(_beyond_mimicking(panel))
     return notes
 
 
-def _verdict(panel: Panel) -> list[str]:
+def _beyond_mimicking(panel: Panel) -> list[str]:
     """List the rows that beat plain mimicking, that is whose interval of the difference is above 0, and the others."""
     if not panel.mimicking or not panel.of(panel.mimicking):
         return []
     better, others, unknown = [], [], []
     for row in panel.rows:
-        if row == panel.mimicking or row in panel.baselines.values() or not panel.of(row):
+        if row == panel.mimicking or row in panel.baselines or not panel.of(row):
             continue
         found = differences(panel, row, panel.mimicking)
         half = half_width(found)
