@@ -18,11 +18,11 @@ import pytest
 import yaml
 
 from acam_kd import cli, compare
+from acam_kd.compare.records import best
 from acam_kd.core.errors import ConfigError, RunError
 from acam_kd.lock import Lock
 from acam_kd.report.comparison import Panel, check_equal, differences, plot, section
 from acam_kd.report.interval import half_width, t_quantile, verdict
-from acam_kd.report.tuning import best
 
 STUB = [sys.executable, str(Path(__file__).parent / "compare_stub.py")]
 ROOT = Path(__file__).resolve().parent.parent
@@ -452,6 +452,8 @@ def test_an_unfinished_tuning_is_resumed(plan, run, tmp_path, capsys):
     path = plan(tuning={**TUNING, "rows": rows})
     status, records = run(path, "--seeds", 0)
     assert status == 1 and [(r["row"], "tuning" in r) for r in records] == [("better", True), ("student alone", False)]
+    table = (tmp_path / "out/table.md").read_text()
+    assert "| better | `--ap 30` | 130.00 |  |" in table and "| better |  | **failed** (seed 0) |" in table
     err = capsys.readouterr().err
     assert "toy: better, tuning 1 failed: stub: something went wrong" in err
     assert "toy: better, seed 0 failed: its tuning failed" in err
