@@ -18,11 +18,11 @@ import pytest
 import yaml
 
 from acam_kd import cli, compare
+from acam_kd.compare.records import best
 from acam_kd.core.errors import ConfigError, RunError
 from acam_kd.lock import Lock
 from acam_kd.report.comparison import Panel, check_equal, differences, plot, section
 from acam_kd.report.interval import half_width, t_quantile, verdict
-from acam_kd.report.tuning import best
 
 STUB = [sys.executable, str(Path(__file__).parent / "compare_stub.py")]
 ROOT = Path(__file__).resolve().parent.parent
@@ -220,6 +220,13 @@ def test_plot_is_a_picture_also_of_nothing():
 TUNING = {"seed": 100, "run": ["--val", "other"], "rows": {"better": [["--ap", 30], ["--ap", 50], ["--ap", 50.0]]}}
 
 
+def parsed(run):
+    """Let the parser of ``acam-kd train`` read a run's arguments, and return them."""
+    from acam_kd.cli import _parser
+
+    return _parser().parse_args(run.command()[3:])
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/compare").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_plans_of_this_repository(path):
     settings = compare.read_plan(path)
@@ -232,9 +239,19 @@ def test_the_plans_of_this_repository(path):
         for file in re.findall(r"configs/\S+?\.yaml", " ".join(command)):
             assert (ROOT / file).is_file(), file
         if run.setting.engine == "torchvision":
-            from acam_kd.cli import _parser
+            parsed(run)
 
-            _parser().parse_args(command[3:])
+
+def test_the_plan_of_the_documentation(tmp_path):
+    (tmp_path / "plan.yaml").write_text(
+        re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/comparison.md").read_text(), re.S)[0]
+    )
+    (setting,) = compare.read_plan(tmp_path / "plan.yaml")
+    (_,), tuning, students = compare.runs_of(setting, Path("out"))
+    assert len(tuning) == 5 and len(students) == 18 and setting.threshold == 1
+    found = parsed(tuning[3])
+    assert found.val == ["mydata/val.json", "mydata/val"] and found.seed == 100
+    assert parsed(students[0]).val == ["mydata/test.json", "mydata/test"]
 
 
 @pytest.mark.parametrize(
@@ -420,6 +437,14 @@ def test_tables_from_records_alone(plan, run, tmp_path):
     assert (tmp_path / "out/table.md").read_text() == tables and not (tmp_path / "out/toy").exists()
 
 
+def test_a_later_plan_adds_rows(plan, run, tmp_path):
+    run(plan(), "--seeds", 0, 1)
+    status, records = run(plan(rows={"student alone": [], "other": ["--ap", 15]}), "--seeds", 0)
+    assert status == 0 and [r["row"] for r in records][4:] == ["other"]
+    table = (tmp_path / "out/table.md").read_text()
+    assert "| student alone | 10.50 (0.71) |" in table and "| other | 15.00 |" in table and "better" not in table
+
+
 # Tuning.
 
 
@@ -452,6 +477,8 @@ def test_an_unfinished_tuning_is_resumed(plan, run, tmp_path, capsys):
     path = plan(tuning={**TUNING, "rows": rows})
     status, records = run(path, "--seeds", 0)
     assert status == 1 and [(r["row"], "tuning" in r) for r in records] == [("better", True), ("student alone", False)]
+    table = (tmp_path / "out/table.md").read_text()
+    assert "| better | `--ap 30` | 130.00 |  |" in table and "| better |  | **failed** (seed 0) |" in table
     err = capsys.readouterr().err
     assert "toy: better, tuning 1 failed: stub: something went wrong" in err
     assert "toy: better, seed 0 failed: its tuning failed" in err

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
 import statistics
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ..core.errors import ConfigError, RunError
 from ..files import numbers
 from .plan import ROOT, Run
 
-__all__ = ["about", "key_of", "read_records", "read_run", "threads_of"]
+__all__ = ["about", "best", "key_of", "read_records", "read_run", "threads_of"]
 
 RATIO = "distill/distillation_to_task"
 NO_METRICS = ("step", "iteration", "seconds", "eta_seconds")
@@ -70,6 +71,24 @@ def read_records(path: Path) -> list[dict[str, Any]]:
                     remedy="remove the line; the record is made again",
                 ) from None
     return records
+
+
+def best(records: Sequence[Mapping[str, Any]], metric: str) -> int:
+    """Return the number of the candidate with the highest metric; of equal ones the first.
+
+    A value that is not finite ranks below every other.
+
+    Args:
+        records: those of all candidates of one row, in any order.
+        metric: the name of the metric.
+    """
+
+    def rank(record: Mapping[str, Any]) -> tuple[float, int]:
+        value = float(record["metrics"].get(metric, math.nan))
+        return (value if math.isfinite(value) else -math.inf), -record["tuning"]["candidate"]
+
+    number: int = max(records, key=rank)["tuning"]["candidate"]
+    return number
 
 
 def read_run(run: Run, known: Mapping[str, Any]) -> dict[str, Any]:

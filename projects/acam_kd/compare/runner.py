@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
-import signal
-import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from ..core.errors import ConfigError, RunError
+from ..core.errors import ConfigError
 from ..files import to_json, write_atomically
 from ..report.comparison import TEACHER, Panel, check_equal, plot, section
-from ..report.tuning import best
 from .plan import Run, Setting, runs_of
-from .records import about, key_of, read_records, read_run, threads_of
+from .processes import Processes
+from .records import about, best, key_of, read_records, read_run, threads_of
 
 __all__ = ["Comparison"]
-
-PATIENCE = 10.0
-"""Seconds between asking a run to end and killing it."""
-
-
-class Interrupted(Exception):
-    """The end of a run because the whole comparison ends."""
 
 
 class Comparison:
@@ -54,13 +42,8 @@ class Comparison:
         if self.path.is_file():  # rewritten without half a line at its end
             write_atomically(self.path, "".join(to_json(record) + "\n" for record in self.records))
         self.failed: dict[Run, str] = {}
-        self.stopping = threading.Event()
-        self.children: set[int] = set()
+        self.processes = Processes(jobs)
         self.lock = threading.Lock()
-        self.environment = dict(os.environ)
-        if jobs > 1:
-            self.environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-            self.environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self._check_records()
 
     def _check_records(self) -> None:
@@ -132,7 +115,7 @@ class Comparison:
                 for number, future in enumerate(as_completed(futures), 1):
                     self._finished(futures[future], future.exception(), f"{number} of {len(todo)}")
             except BaseException:
-                self.stop()
+                self.processes.stop()
                 pool.shutdown(cancel_futures=True)
                 raise
 
@@ -151,16 +134,16 @@ class Comparison:
         """Make a run, unless its folder is complete, and append its record."""
         run.folder.mkdir(parents=True, exist_ok=True)
         path = run.folder / "compare.json"
-        with self._locked(run.folder / "lock") as lock:
+        with self.processes.locked(run.folder / "lock") as lock:
             known = json.loads(path.read_text()) if path.is_file() else {}
             if known:
                 _check_arguments(run, known["arguments"])
             if not known.get("complete"):
                 trained = bool(known) and run.trained  # it ended after the comparison was killed
                 if not trained:
-                    known = {"arguments": run.arguments, **about(threads_of(self.environment))}
+                    known = {"arguments": run.arguments, **about(threads_of(self.processes.environment))}
                     write_atomically(path, to_json(known))
-                peak = self._call(run, lock)
+                peak = self.processes.call(run.command(), run.folder / "stdout.txt", lock)
                 known |= {"peak_rss_gib": None if trained else peak, "complete": True}
                 write_atomically(path, to_json(known))
             self._append({**read_run(run, known), **self._choice(run)})
@@ -173,50 +156,6 @@ class Comparison:
         values = [record["metrics"][metric] for record in self._tried(run.setting, run.row)]
         return {"tuned": {"candidate": run.candidate, "arguments": list(run.tried), metric: values}}
 
-    @contextlib.contextmanager
-    def _locked(self, path: Path) -> Iterator[IO[str]]:
-        """Lock a run's folder. Its process inherits the lock, because it may outlive a comparison that was killed."""
-        with open(path, "a") as file:
-            waiting = False
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if not waiting:
-                        print(f"waiting for the process that still works in {path.parent}", flush=True)
-                    waiting = True
-                    if self.stopping.wait(1.0):
-                        raise Interrupted from None
-            yield file
-
-    def _call(self, run: Run, lock: IO[str]) -> float:
-        """Run its process, and return the peak of its memory in GiB."""
-        log = run.folder / "stdout.txt"
-        with open(log, "a") as file:
-            with self.lock:
-                if self.stopping.is_set():
-                    raise Interrupted
-                process = subprocess.Popen(
-                    run.command(),
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    env=self.environment,
-                    pass_fds=(lock.fileno(),),
-                    start_new_session=True,
-                )
-                self.children.add(process.pid)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            with self.lock:
-                self.children.discard(process.pid)
-        if self.stopping.is_set() and status:
-            raise Interrupted
-        if status:
-            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            raise RunError(lines[-1].strip() if lines else f"exit status {process.returncode}")
-        return usage.ru_maxrss / 2**20
-
     def _append(self, record: dict[str, Any]) -> None:
         with self.lock:
             handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -227,21 +166,6 @@ class Comparison:
                 os.close(handle)
             self.records.append(record)
 
-    def stop(self) -> None:
-        """End all runs. They can be resumed from their last checkpoints."""
-        self.stopping.set()
-        self._signal(signal.SIGTERM)
-        until = time.monotonic() + PATIENCE
-        while self.children and time.monotonic() < until:
-            time.sleep(0.1)
-        self._signal(signal.SIGKILL)
-
-    def _signal(self, number: signal.Signals) -> None:
-        with self.lock:
-            for pid in self.children:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, number)
-
     # The records so far.
 
     def panel(self, setting: Setting) -> Panel:
@@ -250,6 +174,7 @@ class Comparison:
         for run in self.failed:
             if run.setting is setting and not run.tuning:
                 failed.setdefault(run.row, []).append(run.seed)
+        students = self._chosen(runs_of(setting, self.output)[2])
         own = [r for r in self.records if r["setting"] == setting.name and r["row"] in (TEACHER, *setting.rows)]
         return Panel(
             name=setting.name,
@@ -261,6 +186,7 @@ class Comparison:
             mimicking=setting.mimicking,
             failed=failed,
             tried=[record for record in own if "tuning" in record],
+            chosen={run.row: run.candidate for run in students if run.candidate is not None},
         )
 
     def report(self) -> list[str]:

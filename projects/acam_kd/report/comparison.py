@@ -44,6 +44,7 @@ class Panel:
         mimicking: the row that every method should beat; empty for no such row.
         failed: row -> seeds whose run failed.
         tried: the records of tuning runs, which are no results.
+        chosen: tuned row -> the number of its best candidate, once all were tried.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Panel:
     mimicking: str = ""
     failed: Mapping[str, Sequence[int]] = field(default_factory=dict)
     tried: Sequence[Record] = ()
+    chosen: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def baselines(self) -> list[str]:
@@ -109,7 +111,7 @@ def section(panel: Panel) -> str:
     """
     check_equal(panel)
     notes = _notes(panel)
-    parts = [_table(panel), notes, tuning.table(panel.tried, panel.metrics)]
+    parts = [_table(panel), notes, tuning.table(panel.tried, panel.metrics, panel.chosen)]
     return "\n".join([f"## {panel.name}", "", *(line for part in parts if part for line in (*part, ""))])
 
 

@@ -247,6 +247,8 @@ class RunFolder:
         """
         if not self.first:
             return None
+        device = next(student.parameters()).device  # a machine with a GPU may have trained on its CPU
+        on_gpu = device.type == "cuda"
         result = {
             "metrics": dict(metrics),
             "seconds": seconds,
@@ -254,8 +256,8 @@ class RunFolder:
             "settings": settings.asdict(),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "versions": {m.__name__: m.__version__ for m in (torch, torchvision, lightning)},
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-            "peak_gpu_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
+            "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
+            "peak_gpu_gib": torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else None,
         }
         self.write("result.json", to_json(result, indent=1))
         return self.result()
