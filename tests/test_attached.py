@@ -123,7 +123,7 @@ def test_a_copy_distils_on_its_own(student, x, duplicate):
     assert twin.distillation._student is twin
     if duplicate is copy.deepcopy:
         assert twin.distillation.teacher is student.distillation.teacher
-    assert not twin.distillation._losses and twin.distillation._ratio is None
+    assert not twin.distillation.returned.losses and twin.distillation.returned.ratio is None
     assert all(method._step == {} for method in twin.distillation.method.parts())
     torch.manual_seed(1)
     here = twin(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
@@ -41,7 +42,50 @@ def test_a_file_with_former_keys_is_read(tmp_path):
         cfg = merged(path=tmp_path / f"{name}.yaml")
         node = cfg.DISTILL.ACAMKD
         assert (node.STANDARDIZE_FUSED, node.MASK_GRADIENT) == (True, "full")
-        assert "STANDARDIZE" not in node and former_keys(cfg) == LINES
+        assert "STANDARDIZE" not in node and former_keys(cfg, ["ACAMKD"]) == LINES
+
+
+def test_a_file_overrides_the_files_that_it_is_based_on_under_either_name(tmp_path):
+    (tmp_path / "old.yaml").write_text(OLD)
+    (tmp_path / "new.yaml").write_text("DISTILL:\n  ACAMKD:\n    STANDARDIZE_FUSED: True\n    MASK_GRADIENT: full\n")
+    for base in ("old", "new"):
+        for name, gradient in (("STANDARDIZE", "paper"), ("STANDARDIZE_FUSED", "frozen")):
+            leaf = f"_BASE_: {base}.yaml\nDISTILL:\n  ACAMKD:\n    {name}: False\n    MASK_GRADIENT: {gradient}\n"
+            (tmp_path / "leaf.yaml").write_text(leaf)
+            node = merged(path=tmp_path / "leaf.yaml").DISTILL.ACAMKD
+            assert (False, gradient.replace("paper", "full")) == (node.STANDARDIZE_FUSED, node.MASK_GRADIENT)
+
+
+def test_a_config_that_was_written_out_is_read(tmp_path):
+    """It has the keys that were left open, too; they need no line."""
+    whole = merged("DISTILL.ACAMKD.MASK_GRADIENT", "full")
+    old = whole.dump().replace("STANDARDIZE_FUSED: null", "STANDARDIZE: null")
+    assert "STANDARDIZE: null" in old
+    (tmp_path / "config.yaml").write_text(old)
+    cfg = merged(path=tmp_path / "config.yaml")
+    assert cfg.DISTILL.ACAMKD.STANDARDIZE_FUSED is None and former_keys(cfg, ["ACAMKD"]) == []
+    (tmp_path / "config.yaml").write_text(old.replace("STANDARDIZE: null", "STANDARDIZE: true"))
+    cfg = merged(path=tmp_path / "config.yaml")
+    assert cfg.DISTILL.ACAMKD.STANDARDIZE_FUSED is True and former_keys(cfg, ["ACAMKD"]) == LINES[:1]
+
+
+@pytest.mark.parametrize("duplicate", [CfgNode.clone, lambda cfg: pickle.loads(pickle.dumps(cfg))])
+def test_copies_and_pickles_read_former_keys_too(tmp_path, duplicate):
+    (tmp_path / "old.yaml").write_text(OLD)
+    cfg = duplicate(merged("DISTILL.ACAMKD.MASK_GRADIENT", "paper"))
+    assert former_keys(cfg, ["ACAMKD"]) == LINES[1:]
+    cfg.merge_from_list(["DISTILL.ACAMKD.STANDARDIZE", "True"])
+    assert cfg.DISTILL.ACAMKD.STANDARDIZE_FUSED is True and former_keys(cfg, ["ACAMKD"]) == LINES[::-1]
+    cfg = duplicate(merged())
+    cfg.merge_from_file(str(tmp_path / "old.yaml"))
+    assert cfg.DISTILL.ACAMKD.STANDARDIZE_FUSED is True
+
+
+def test_a_method_that_does_not_run_needs_no_line(retinanet, retinanet_teacher, caplog):
+    opts = ["DISTILL.ACAMKD.STANDARDIZE", "True", "DISTILL.METHOD", "Mimic"]
+    with caplog.at_level(logging.INFO, logger="detectron2.acam_kd"):
+        build_model(distillation_config(retinanet, retinanet_teacher, *opts))
+    assert caplog.messages and not [line for line in caplog.messages if "former" in line]
 
 
 def test_the_config_that_was_merged_is_left_as_it_is():
@@ -57,7 +101,7 @@ def test_pairs_with_former_keys_are_read_and_the_last_merge_counts(tmp_path):
         cfg = merged(*opts, path=tmp_path / "old.yaml")
         assert cfg.DISTILL.ACAMKD.STANDARDIZE_FUSED is False
         assert (cfg.DISTILL.ACAMKD.ALPHA, cfg.SOLVER.MAX_ITER) == (2.0, 7)
-    assert former_keys(merged("DISTILL.ACAMKD.ALPHA", 2.0, "DISTILL.METHOD", "PKD")) == []
+    assert former_keys(merged("DISTILL.ACAMKD.ALPHA", 2.0, "DISTILL.METHOD", "PKD"), ["ACAMKD", "PKD"]) == []
 
 
 def test_both_names_with_different_values_are_refused(tmp_path):
@@ -94,7 +138,9 @@ def test_wrong_keys_are_refused_as_before(opts, found, tmp_path):
 
 def test_a_students_config_knows_nothing_of_it():
     student = student_config(merged("DISTILL.ACAMKD.STANDARDIZE", "True"))
-    assert former_keys(student) == [] and not [name for name in student.__dict__ if "merge" in name or "former" in name]
+    assert former_keys(student, ["ACAMKD"]) == [] and not [
+        name for name in student.__dict__ if "merge" in name or "former" in name
+    ]
 
 
 def test_the_log_says_it_when_the_model_is_built_and_which_form_runs(retinanet, retinanet_teacher, caplog):

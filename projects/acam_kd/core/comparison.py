@@ -85,6 +85,25 @@ class Comparison:
                 raise ConfigError("method", f"{name}: {shape}", "losses that are 0-d floating-point tensors")
         return Compared(losses, frozen, finite)
 
+    def masks(
+        self, teacher: FrozenTeacher, method: Distiller, student: Features, batch: Tensor
+    ) -> dict[str, dict[str, Tensor]]:
+        """Return a method's masks for a batch, as ``Distiller.masks``; empty if none can be had without annotations.
+
+        Args:
+            teacher, method: called once each.
+            student: the student's maps, which may lack levels.
+            batch: (N, C, H, W).
+        """
+        levels = {s: t for s, t in self.levels.items() if s in student}
+        student, of_teacher = paired(student, teacher(batch), levels, self.classes, cast=True)
+        for part in method.parts():
+            if not part.needs and all(level in student for level in part.levels):
+                part(student, of_teacher)
+                if masks := part.masks():
+                    return masks
+        return {}
+
     def _losses(self, method: Distiller, student: Features, teacher: Features, targets: Targets) -> dict[str, Tensor]:
         """Call the method; the first time, check that each part of it trains the student."""
         parts = [] if self._gradients_checked else method.parts()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -12,18 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .calls import Calls
+from .attachment import Attachment
 from .checks import OptimizerWatch
 from .classes import CommonClasses
 from .comparison import Comparison
 from .distiller import Distiller, method_arguments
-from .errors import ConfigError, Names, RunError, names_of, rendered
+from .errors import ConfigError, Names, names_of, rendered
 from .features import Pyramid
-from .outputs import losses_of, non_finite, with_losses, with_unused
-from .pairing import paired
 from .reader import Reader, Step
+from .returned import HIGH, LONG, Returned
 from .state import load_state, state_of
-from .taps import leave_to_python
 from .targets import Targets
 from .teacher import Extract, FrozenTeacher, evaluating
 from .weighting import Weighting, WeightSchedule
@@ -32,9 +29,6 @@ __all__ = ["NAME", "Distillation"]
 
 NAME = "distillation"
 """The student's attribute."""
-
-HIGH, LONG = 10, 100
-"""The ratio of the distillation's losses to the task's, and the number of steps above it, that are reported."""
 
 SCALE = "weighting.scale"
 """The entry of a shared weight in ``state_dict``."""
@@ -77,13 +71,6 @@ class Distillation(nn.Module):
 
     _student: nn.Module
     _side: tuple[nn.Module, Extract]
-    _losses: dict[str, Tensor]
-    _finite: dict[str, Tensor]
-    _ratio: Tensor | None
-    _high: Tensor | None
-    _waiting: bool
-    _active_before: bool
-    _recomputed: tuple[dict[str, Tensor], bool] | None
 
     def __init__(
         self,
@@ -112,18 +99,13 @@ class Distillation(nn.Module):
         self.weighting = Weighting(schedule or WeightSchedule())
         self._comparison = Comparison(self.levels, self.shapes, self.classes)
         self._watch: OptimizerWatch | None = None
-        self._forget_step()
-        self._attach(student)
-
-    # Attaching.
-
-    def _attach(self, student: nn.Module) -> None:
-        self._handles = [
-            student.register_forward_pre_hook(self._before, with_kwargs=True),
-            student.register_forward_hook(self._after, with_kwargs=True, always_call=True),
-        ]
+        self.returned = Returned()
+        self._attachment = Attachment(self, student, reader)
         student.add_module(NAME, self)
         self.train(student.training)
+        self._log_forms()
+
+    def _log_forms(self) -> None:
         for part in self.method.parts():
             if part.title() != type(part).__name__:  # it has several forms
                 self.logger.info("%s", part.title())
@@ -133,9 +115,7 @@ class Distillation(nn.Module):
 
         Weights that were trained or inherited stay.
         """
-        self._reader.remove()
-        for handle in self._handles:
-            handle.remove()
+        self._attachment.remove()
         if self._watch is not None:
             self._watch.remove()
         if self._student._modules.get(NAME) is self:
@@ -145,72 +125,7 @@ class Distillation(nn.Module):
         """Return the input: a student that calls its children one after the other calls this one too."""
         return x
 
-    # One training forward of the student: _before, the taps, _after.
-
-    @leave_to_python
-    def _before(self, student: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if student is not self._student:
-            raise ConfigError(
-                "student",
-                "a copy of it that shares its hooks",
-                "DistributedDataParallel or deepcopy",
-                "nn.DataParallel and copy.copy do not carry a distillation",
-            )
-        if not self._calls.begin():
-            self._reader.pause(True)
-            return
-        self._reader.disarm()
-        recomputed = torch._C._current_graph_task_id() != -1  # type: ignore[attr-defined]  # a checkpoint, in backward
-        if recomputed and not self._active_before:
-            raise ConfigError(
-                "student", "a checkpoint with use_reentrant=True around it", "use_reentrant=False",
-                "the first forward had no gradient, so it was not distilled",
-            )  # fmt: skip
-        self._active = self._active_before = student.training and torch.is_grad_enabled()
-        if not self._active:
-            return
-        if not recomputed:
-            self._check_read()
-            self._check_hooks(student)
-            self._begin()
-        self._recomputed = (self._losses, self._waiting) if recomputed else None
-        self._losses, self._finite, self._ratio = {}, {}, None
-        if self.distils:
-            self._reader.arm()
-
-    @leave_to_python
-    def _after(self, student: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if not self._calls.end():
-            self._check_hooks(student)
-            self._reader.pause(not (self._active and self.distils))
-            return None
-        active, self._active = self._active, False
-        if self._calls.failed() or not active:
-            self._reader.disarm()
-            return None
-        if not self.distils:
-            return self._merged(output, None)
-        try:
-            step = self._reader.read(args, kwargs)
-            self._reader.pause(True)
-            losses = self._distil(step, args, kwargs)
-        finally:
-            self._reader.disarm()
-        merged = self._merged(output, losses)
-        if self._recomputed is not None:
-            (self._losses, self._waiting), self._recomputed = self._recomputed, None
-            return merged
-        self._end(args, kwargs, output if merged is None else merged)
-        return merged
-
-    def _check_hooks(self, student: nn.Module) -> None:
-        """Notice hooks that others took off the student: it would learn from nobody, in silence."""
-        before, after = self._handles
-        if before.id not in student._forward_pre_hooks or after.id not in student._forward_hooks:
-            raise RunError(
-                "the distillation's hooks were taken off the student", type(student).__name__,
-                "call student.distillation.remove(), and attach again",
-            )  # fmt: skip
+    # The step: called by the hooks of the student.
 
     def _begin(self) -> None:
         """Count the step; an engine that keeps the iteration itself sets it here."""
@@ -233,10 +148,10 @@ class Distillation(nn.Module):
         """Run teacher and method on a recorded step."""
         read = self._read_targets if self.method.needs else None
         targets = partial(read, *args, **kwargs) if read is not None else Targets
-        if self.weighting.schedule.shared and self._recomputed is None:
+        if self.weighting.schedule.shared and not self.returned.recomputed:
             step = dataclasses.replace(step, features=self.weighting.split(step.features, self._distilled))
         compared = self._comparison.run(self.teacher, self.method, step, targets)
-        self._finite = compared.finite
+        self.returned.finite = compared.finite
         if compared.frozen:
             self._warn(
                 "frozen",
@@ -245,52 +160,13 @@ class Distillation(nn.Module):
             )
         return self.weighting.weigh(compared.losses, self.iteration)
 
-    # What the student returns.
-
-    def _merged(self, output: Any, losses: dict[str, Tensor] | None) -> Any:
-        """Add the losses to the student's output, or, without any, gradients of zero for the method's parameters.
-
-        Returns:
-            The output with the losses, or None to leave it untouched, and the losses waiting.
-        """
-        task = losses_of(output)
-        if not task:
-            unused = {} if losses is not None else with_unused({"loss_unused": self._zero()}, self.method)
-            self._losses, self._waiting = {**(losses or {}), **unused}, True
-            return None
-        if clash := sorted(task.keys() & (losses or {}).keys()):
-            raise ConfigError("method", f"losses that the student has too: {', '.join(clash)}", "names of its own")
-        self._losses, self._waiting = {name: x.detach() for name, x in (losses or {}).items()}, False
-        if losses:
-            own, others = (torch.stack([x.detach().float() for x in part.values()]).sum() for part in (losses, task))
-            self._ratio = own / others
-            self._high = torch.where(self._ratio > HIGH, self._high + 1, 0) if self._high is not None else 0 * own
-        return with_losses(output, with_unused(task, self.method) if losses is None else {**task, **losses})
-
-    def _zero(self) -> Tensor:
-        parameter = next(self.parameters(), None)
-        return torch.zeros((), device=parameter.device if parameter is not None else None)
-
     @property
     def losses(self) -> dict[str, Tensor]:
         """The losses of the last distilled step.
 
         They have a graph, to be added to one's own loss, where the student's output could not carry them.
         """
-        self._waiting = False
-        return dict(self._losses)
-
-    def _check_read(self) -> None:
-        if self._waiting:
-            self._waiting = False  # said once a step
-            raise ConfigError(
-                "student", "an output that cannot carry the losses of the last step, which nobody used",
-                "a dict of losses, or a training loop that adds them",
-                "after every forward write: loss = criterion(student(images), labels) + "
-                "sum(student.distillation.losses.values())",
-            )  # fmt: skip
-
-    # Steps.
+        return self.returned.read()
 
     @property
     def iteration(self) -> int:
@@ -326,8 +202,9 @@ class Distillation(nn.Module):
         The ratio, ``distillation_to_task``, is left out where the task's loss is 0.
         """
         measured = self.method.metrics()
-        if self._ratio is not None and bool(self._ratio.isfinite()):
-            measured = {"distillation_to_task": self._ratio, **measured}
+        ratio = self.returned.ratio
+        if ratio is not None and bool(ratio.isfinite()):
+            measured = {"distillation_to_task": ratio, **measured}
         if self.weighting.schedule.shared:
             measured = {"weight": torch.tensor(self.weighting.scale), **measured}
         return measured
@@ -347,7 +224,7 @@ class Distillation(nn.Module):
             method = type(part).__name__
             theirs = names_of(method, method_arguments(type(part)), names)
             texts.update({f"{method}/{place}": rendered(text, theirs) for place, text in part.warnings().items()})
-        if self._high is not None and int(self._high) >= LONG:
+        if self.returned.too_high:
             weight = f"{type(self.method.parts()[0]).__name__}.alpha"
             texts["ratio"] = (
                 f"the distillation's losses have been more than {HIGH} times the task's for {LONG} steps: lower "
@@ -372,15 +249,7 @@ class Distillation(nn.Module):
         """
         network, extract = self._side
         with evaluating(self._student):
-            features = extract(network, batch)
-            levels = {s: t for s, t in self.levels.items() if s in features}
-            student, teacher = paired(features, self.teacher(batch), levels, self.classes, cast=True)
-            for part in self.method.parts():
-                if not part.needs and all(level in student for level in part.levels):
-                    part(student, teacher)
-                    if masks := part.masks():
-                        return masks
-        return {}
+            return self._comparison.masks(self.teacher, self.method, extract(network, batch), batch)
 
     def raise_if_not_finite(self, losses: Any, when: str) -> None:
         """Stop before a non-finite loss reaches the weights; or, where its precision was chosen, a teacher's feature.
@@ -392,19 +261,7 @@ class Distillation(nn.Module):
         Raises:
             RunError: names the losses that are not finite, and the levels where they are not.
         """
-        finite = torch.stack([*self._finite.values()]).tolist() if self._finite else []  # the device is asked once
-        if broken := [level for level, ok in zip(self._finite, finite) if not ok]:
-            raise RunError(
-                f"the teacher's features, made in {self.teacher.precision}, are not finite: {', '.join(broken)}", when,
-                "float16, be it the student's, ends at 65504; see {teacher_precision}",
-            )  # fmt: skip
-        terms = non_finite(losses_of(losses))
-        if terms:
-            places = [name for name, value in self.metrics().items() if not math.isfinite(value)]
-            where = f" (not finite there: {', '.join(places)})" if places else ""
-            raise RunError(
-                f"loss is not finite: {', '.join(terms)}{where}", when, "lower the learning rate or the method's weight"
-            )
+        self.returned.check_finite(losses, when, precision=self.teacher.precision, metrics=self.metrics)
 
     # State: the method's alone, and none of it in the student's.
 
@@ -437,13 +294,6 @@ class Distillation(nn.Module):
             state_dict.setdefault(name, value)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _forget_step(self) -> None:
-        self._calls = Calls()
-        self._active, self._active_before, self._waiting = False, True, False
-        self._recomputed = None
-        self._losses, self._finite, self._ratio, self._high = {}, {}, None, None
-
     def __getstate__(self) -> dict[str, Any]:
-        """Leave tensors of a step out of copies and pickles, which look at optimizers of their own."""
-        forgotten: dict[str, Any] = {"_active": False, "_waiting": False, "_watch": None, "_recomputed": None}
-        return {**self.__dict__, **forgotten, "_losses": {}, "_finite": {}, "_ratio": None, "_high": None}
+        """Leave the watch out of copies and pickles, which look at optimizers of their own."""
+        return {**self.__dict__, "_watch": None}

@@ -60,6 +60,8 @@ def current_arguments(
         if value is not None and given != value:
             hint = f"leave {{{title}.{old}}} out, its former name"
             raise ConfigError(f"{title}.{new}", f"{given!r} and {value!r}", "one value", hint)
+        if value is None:  # a config that was written out has the keys that are open too
+            continue
         log(f"{names(f'{title}.{old}')} is called {names(f'{title}.{new}')} now; the former name is still read")
     for name, values in method.renamed_values.items():  # type: ignore[attr-defined]
         old = current.get(spell(name))

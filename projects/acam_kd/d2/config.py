@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import yaml
@@ -14,7 +14,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..core import DISTILLER_REGISTRY, ConfigError
 from ..core.options import all_arguments
-from .former_keys import forget_former_keys, read_former_keys
+from .former_keys import LINES, CurrentFiles, forget_former_keys, read_former_keys
 from .segmentation_config import add_segmentation_config
 
 __all__ = [
@@ -33,7 +33,7 @@ def _teacher_node(loaded: dict[str, Any]) -> dict[str, Any]:
     return (loaded.get("DISTILL") or {}).get("TEACHER") or {}
 
 
-class _TeacherPaths(CfgNode):
+class _Files(CurrentFiles):
     """Reads config files with the teacher's path made absolute by the very file that names it."""
 
     @classmethod
@@ -72,17 +72,20 @@ def merge_from_file(self: CfgNode, cfg_filename: str, allow_unsafe: bool = True)
         raise ConfigError(
             "--config-file", f"no file {os.path.abspath(cfg_filename)}", "an existing one", _gone(cfg_filename)
         )
+    files = type("_FilesOfConfig", (_Files,), {"lines": self.__dict__[LINES]})
     try:
-        loaded = _TeacherPaths.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe)
+        loaded = files.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe)  # type: ignore[attr-defined]
     except FileNotFoundError as error:  # one that it is based on
         base = str(error.filename)
         found = f"{os.path.abspath(cfg_filename)}, based on {base}, which does not exist"
         raise ConfigError("--config-file", found, "existing files", _gone(base)) from error
     except (OSError, yaml.YAMLError, TypeError) as error:
         raise ConfigError("--config-file", f"{os.path.abspath(cfg_filename)}: {error}", "YAML") from error
-    type(self).merge_from_file(self, cfg_filename, allow_unsafe)
-    if "CONFIG_FILE" in _teacher_node(loaded):
-        self.DISTILL.TEACHER.CONFIG_FILE = _teacher_node(loaded)["CONFIG_FILE"]
+    self.__dict__["load_yaml_with_base"] = lambda *_, **__: loaded
+    try:
+        type(self).merge_from_file(self, cfg_filename, allow_unsafe)
+    finally:
+        del self.__dict__["load_yaml_with_base"]
 
 
 def merge(cfg: CfgNode, config_file: str, opts: Sequence[Any] = ()) -> None:
@@ -122,7 +125,7 @@ def add_distillation_config(cfg: CfgNode) -> None:
             "cfg", type(cfg).__name__, "a CfgNode, as from get_cfg()",
             "in a LazyConfig write model = L(acam_kd.distill)(student=..., teacher=..., method=...); see configs/lazy",
         )  # fmt: skip
-    cfg.__dict__["merge_from_file"] = MethodType(merge_from_file, cfg)
+    cfg.__dict__["merge_from_file"] = partial(merge_from_file, cfg)
     read_former_keys(cfg)
     add_segmentation_config(cfg)
     cfg.DISTILL = CfgNode()

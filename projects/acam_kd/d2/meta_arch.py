@@ -73,7 +73,7 @@ class DistillationMetaArch(metaclass=_OldUses):
 def build_student(cfg: CfgNode) -> nn.Module:
     """Build everything; the student first, so that a seed gives it the same start under every method."""
     plan = read_plan(cfg)
-    for line in former_keys(cfg):
+    for line in former_keys(cfg, plan.methods):  # type: ignore[arg-type]
         logger.warning("%s", line)
     student = build_model(student_config(cfg))
     if not plan.methods and plan.inherit == "never":

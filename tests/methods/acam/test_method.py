@@ -1,22 +1,37 @@
-"""ACAM-KD as a whole: values and gradients against the formulas, its named forms, former names, its state."""
+"""ACAM-KD as a whole: formulas, forms and their contract, gradients of the masks, figures and warnings, its state."""
 
 from __future__ import annotations
-
-import logging
 
 import pytest
 import torch
 
-import acam_kd
 from acam_kd.core import FeatureSpec
-from acam_kd.core.errors import ConfigError
-from acam_kd.core.renamed import _warn_once
-from acam_kd.methods import ACAMKD
+from acam_kd.methods import ACAMKD, Mimic
 from acam_kd.methods.acam import ChannelMasking, CrossAttentionFusion, SpatialMasking
-from acam_kd.methods.parts.losses import mask_diversity_loss, masked_mse
+from acam_kd.methods.parts.losses import mask_diversity_loss, masked_mse, mse
+
+from ...contract import check_contract, features, fields, pyramid
 
 LEVEL = {"p3": FeatureSpec(8, 8)}
 LITERAL = {"mask_gradient": "full", "diversity": "ratio"}
+VARIANTS = {
+    "default": {},
+    "full": {"mask_gradient": "full"},
+    "standardised": {"standardize_fused": True},
+    "spatial": {"channel_masking": ""},
+    "channel": {"spatial_masking": ""},
+    "channel standardised": {"spatial_masking": "", "standardize_fused": True},
+    "uniform": {"spatial_masking": "UniformMasking", "channel_masking": ""},
+    "teacher": {"fusion": "TeacherFusion"},
+    "student query": {"query": "student"},
+    "one mask": {"num_masks": 1},
+    "literal": LITERAL,
+    "detached, ratio": {"diversity": "ratio"},
+    "no diversity": {"lambda_div": 0.0},
+    "frozen": {"mask_gradient": "frozen"},
+    "keys pooled": {"max_positions": 20},
+    "all pooled": {"max_positions": 20, "pooling": "all"},
+}
 
 
 @pytest.fixture
@@ -131,63 +146,17 @@ def test_values_and_gradients_are_those_of_the_formulas(official, filled, gradie
 
 @pytest.mark.parametrize("diversity", ["pairwise", "ratio"])
 def test_losses_at_the_start(diversity):
-    """Masks start at one half: every error is half the mean squared error, the ratio M - 1 for each kind of masks."""
-    method = ACAMKD(LEVEL, LEVEL, mask_gradient="full", diversity=diversity)
-    student, teacher = torch.randn(2, 8, 6, 7), torch.randn(2, 8, 6, 7)
-    losses = method({"p3": student}, {"p3": teacher})
-    half = (student - teacher).square().mean().item() / 2
+    """Masks start at one half: every error is half the mean squared error, the ratio M - 1 for each kind of masks.
+
+    Both errors together are then as strong as plain mimicking. Everything is a sum over two levels.
+    """
+    method = ACAMKD(pyramid(8), pyramid(8), diversity=diversity)
+    student, teacher = features(8), features(8)
+    losses = method(student, teacher)
+    half = sum(mse(student[level], teacher[level]) for level in student).item() / 2
     assert losses["loss_acam_spatial"].item() == pytest.approx(half, rel=0.05)
     assert losses["loss_acam_channel"].item() == pytest.approx(half, rel=0.05)
-    assert losses["loss_acam_diversity"].item() == pytest.approx(2 if diversity == "pairwise" else 2 * 5, rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "title"),
-    [
-        ({}, "ACAM-KD, ours (mask_gradient=detached, diversity=pairwise)"),
-        ({"alpha": 3.0}, "ACAM-KD, ours (mask_gradient=detached, diversity=pairwise)"),
-        (LITERAL, "ACAM-KD, literal (mask_gradient=full, diversity=ratio)"),
-        ({"mask_gradient": "full"}, "ACAM-KD, mask_gradient=full, diversity=pairwise"),
-        ({"diversity": "ratio"}, "ACAM-KD, mask_gradient=detached, diversity=ratio"),
-        ({**LITERAL, "query": "student"}, "ACAM-KD, mask_gradient=full, diversity=ratio, query=student"),
-        ({"num_masks": 3}, "ACAM-KD, mask_gradient=detached, diversity=pairwise, num_masks=3"),
-        ({"channel_masking": ""}, "ACAM-KD, mask_gradient=detached, diversity=pairwise, channel_masking=none"),
-        ({"standardize_fused": True}, "ACAM-KD, mask_gradient=detached, diversity=pairwise, standardize_fused=True"),
-        ({"max_positions": 9}, "ACAM-KD, mask_gradient=detached, diversity=pairwise, max_positions=9"),
-        (
-            {"spatial_masking": "UniformMasking", "channel_masking": ""},
-            "ACAM-KD, mask_gradient=detached, diversity=pairwise, spatial_masking=UniformMasking, channel_masking=none, "
-            "fusion=TeacherFusion",
-        ),
-    ],
-)
-def test_the_form_that_runs_has_a_name(arguments, title):
-    assert ACAMKD(LEVEL, LEVEL, **arguments).title() == title
-
-
-def test_a_subclass_is_not_called_by_the_names_of_our_forms():
-    assert type("Mine", (ACAMKD,), {})(LEVEL, LEVEL).title() == "Mine"
-
-
-@pytest.mark.parametrize(("options", "name"), [({}, "ours"), (LITERAL, "literal")])
-def test_the_log_says_which_form_is_built(options, name, caplog):
-    nets = [torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2, 1)) for _ in "ab"]
-    with caplog.at_level(logging.INFO, logger="acam_kd"):
-        levels = {"c": "0"}
-        acam_kd.distill(*nets, method="ACAMKD", student_levels=levels, teacher_levels=levels, **options)
-    assert [text for text in caplog.messages if f"ACAM-KD, {name} (" in text]
-
-
-def test_former_names_are_read(caplog):
-    _warn_once.cache_clear()
-    method = ACAMKD(LEVEL, LEVEL, standardize=True, mask_gradient="paper")
-    assert method.standardize_fused is True and method.mask_gradient == "full" and method.diversity == "pairwise"
-    assert len(caplog.messages) == 2
-    assert "ACAMKD.standardize is called ACAMKD.standardize_fused now" in caplog.messages[0]
-    assert "ACAMKD.mask_gradient: paper is called full now" in caplog.messages[1]
-    with pytest.raises(ConfigError) as error:
-        ACAMKD(LEVEL, LEVEL, standardize=True, standardize_fused=False)
-    assert error.value.argument == "ACAMKD.standardize_fused" and "ACAMKD.standardize" in error.value.hint
+    assert losses["loss_acam_diversity"].item() == pytest.approx(4 if diversity == "pairwise" else 4 * 5, rel=0.01)
 
 
 def test_parameters_have_the_names_that_checkpoints_know():
@@ -209,3 +178,108 @@ def test_the_parts_can_be_used_alone():
     fused = fusion(student, teacher)
     losses = masked_mse(student, teacher, {"spatial": spatial(fused), "channel": channel(fused)})
     assert set(losses) == {"spatial", "channel"} and all(loss.shape == () for loss in losses.values())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_keep_the_contract(variant):
+    check_contract(ACAMKD(pyramid(8), pyramid(12), **VARIANTS[variant]), features(8, grad=True), features(12))
+
+
+@pytest.mark.parametrize(("chosen", "features", "logits"), [(0, 6, 19), (3, 3, 3)])
+def test_there_are_as_many_masks_as_classes_on_logits(chosen, features, logits):
+    levels = {"p3": FeatureSpec(8, 8), "logits": FeatureSpec(19, 8, logits=True)}
+    method = ACAMKD(levels, levels, num_masks=chosen)
+    maps = {"p3": torch.randn(1, 8, 2, 3), "logits": torch.randn(1, 19, 2, 3)}
+    method(maps, maps)
+    masks = method.masks()
+    assert masks["p3"]["spatial"].shape == (1, features, 2, 3) and masks["p3"]["channel"].shape == (1, features, 8)
+    assert masks["logits"]["spatial"].shape == (1, logits, 2, 3)
+    assert masks["logits"]["channel"].shape == (1, logits, 19)
+
+
+def test_uniform_masks_are_plain_mimicking():
+    uniform = ACAMKD(pyramid(8), pyramid(8), alpha=3.0, **VARIANTS["uniform"])
+    student, teacher = features(8), features(8)
+    expected = Mimic(pyramid(8), pyramid(8), alpha=3.0)(student, teacher)["loss_mimic_mse"]
+    torch.testing.assert_close(uniform(student, teacher), {"loss_acam_spatial": expected})
+
+
+def test_detached_masks_are_trained_by_diversity_alone():
+    method = ACAMKD(pyramid(8), pyramid(8))
+    student = features(8, grad=True)
+    losses = method(student, features(8))
+    (losses["loss_acam_spatial"] + losses["loss_acam_channel"]).backward(retain_graph=True)
+    mask_parameters = [p for n, p in method.named_parameters() if not n.startswith("align")]
+    assert mask_parameters and all(p.grad is None for p in mask_parameters)
+    before = [f.grad.clone() for f in student.values()]
+    losses["loss_acam_diversity"].backward()
+    assert all(p.grad is not None for p in mask_parameters)
+    assert all(torch.equal(f.grad, g) for f, g in zip(student.values(), before))
+
+
+def test_masks_with_the_full_gradient_are_trained_by_everything():
+    method = ACAMKD(pyramid(8), pyramid(8), mask_gradient="full")
+    losses = method(features(8), features(8))
+    (losses["loss_acam_spatial"] + losses["loss_acam_channel"]).backward()
+    assert all(p.grad is not None for p in method.parameters())
+
+
+def test_frozen_masks_are_trained_by_nothing():
+    method = ACAMKD(pyramid(8), pyramid(8), mask_gradient="frozen")
+    losses = method(features(8, grad=True), features(8))
+    assert set(losses) == {"loss_acam_spatial", "loss_acam_channel"}
+    assert {n.split(".")[0] for n, p in method.named_parameters() if p.requires_grad} == {"align"}
+
+
+def test_standardised_masks_do_not_depend_on_the_scale_of_the_features():
+    method = ACAMKD(pyramid(8), pyramid(8), standardize_fused=True, fusion="TeacherFusion")
+    student, teacher = features(8), features(8)
+    metrics = []
+    for scale in (1.0, 50.0):
+        method({k: v * scale for k, v in student.items()}, {k: v * scale for k, v in teacher.items()})
+        metrics.append({k: v for k, v in method.metrics().items() if k.endswith(("mean", "std", "dice"))})
+    torch.testing.assert_close(metrics[0], metrics[1], rtol=1e-4, atol=1e-5)
+    assert metrics[0]["p3/spatial_std"] > 1e-3 and metrics[0]["p3/channel_std"] > 1e-4
+
+
+def test_metrics_are_those_of_the_masks():
+    method = ACAMKD(pyramid(8), pyramid(8), **{**VARIANTS["uniform"], "channel_masking": "ChannelMasking"})
+    method(features(8), features(8))
+    metrics = method.metrics()
+    assert metrics["p3/spatial_mean"] == 1 and metrics["p3/spatial_std"] == 0
+    assert metrics["p3/spatial_min_sum"] == 6 * 7 and metrics["p3/spatial_dice"].item() == pytest.approx(1)
+    assert 0.45 < metrics["p4/channel_mean"] < 0.55 and metrics["p4/channel_min_sum"] < 8
+
+
+def test_a_collapse_is_reported_with_level_and_argument():
+    method = ACAMKD(pyramid(8), pyramid(8), fusion="TeacherFusion", mask_gradient="full", channel_masking="")
+    student = features(8, size=20)
+    teacher = {level: torch.rand_like(v) + 1 for level, v in student.items()}
+    method(student, teacher)
+    assert method.warnings() == {}
+    with torch.no_grad():
+        method.masking["spatial"]["p3"].units[:3].fill_(-2.0)  # sigmoid(-16) and less
+        teacher["p3"][0, :, 0, 0] = -1  # one position of 840 that is selected does not make a mask
+    method(student, teacher)
+    ((place, warning),) = method.warnings().items()
+    assert place == "p3/spatial" and "3 of 6 spatial masks of level p3" in warning
+    assert "set {mask_gradient} to 'detached'" in warning
+    method.mask_gradient = "detached"
+    assert "set {standardize_fused} to True" in method.warnings()[place]
+    method.standardize_fused = True
+    assert "lower {lambda_div}" in method.warnings()[place] and fields(method.warnings()[place]) == {"lambda_div"}
+
+
+def test_no_images_have_no_metrics():
+    method = ACAMKD(pyramid(8), pyramid(8))
+    losses = method(features(8, 0, grad=True), features(8, 0))
+    assert sum(losses.values()) == 0 and method.metrics() == {}
+
+
+def test_masks_of_another_size_are_refused():
+    """A fusion from outside may give them; nothing is scaled that was not pooled."""
+    method = ACAMKD(pyramid(8), pyramid(8))
+    method.fusion["p3"] = torch.nn.Module()
+    method.fusion["p3"].forward = lambda student, teacher: teacher[..., :3]
+    with pytest.raises(ValueError, match="masks .* do not fit features"):
+        method(features(8), features(8))
