@@ -22,6 +22,7 @@ from .features import Pyramid
 from .outputs import losses_of, non_finite, with_losses, with_unused
 from .pairing import paired
 from .reader import Reader, Step
+from .scores import SCORES
 from .state import load_state, state_of
 from .taps import leave_to_python
 from .targets import Targets
@@ -231,7 +232,7 @@ class Distillation(nn.Module):
 
     def _distil(self, step: Step, args: Any, kwargs: Any) -> dict[str, Tensor]:
         """Run teacher and method on a recorded step."""
-        read = self._read_targets if self.method.needs else None
+        read = self._read_targets if {*self.method.needs} - {SCORES} else None
         targets = partial(read, *args, **kwargs) if read is not None else Targets
         if self.weighting.schedule.shared and self._recomputed is None:
             step = dataclasses.replace(step, features=self.weighting.split(step.features, self._distilled))
