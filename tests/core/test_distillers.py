@@ -53,6 +53,7 @@ def targets(kind, n=2, boxes=2):
         box_images=torch.arange(n).repeat_interleave(boxes),
         image_sizes=torch.full((n, 2), 48.0),
         labels=labels,
+        scores={k: torch.rand(n, 1, *size) for k, (s, size) in levels if not s.logits},
     )
 
 

@@ -53,6 +53,9 @@ ROWS = {
     ("PKD", "retinanet"): ({"alpha": 10.0}, FIRST_FOUR, ()),
     ("PKD", "fcos"): ({"alpha": 10.0}, FIRST_FOUR, ()),
     ("PKD", "rcnn"): ({"alpha": 6.0}, FIRST_FOUR, ()),
+    ("ScoreWeighted", "retinanet"): ({"alpha": 6.0}, ALL, ()),
+    ("ScoreWeighted", "fcos"): ({"alpha": 6.0}, ALL, ()),
+    ("ScoreWeighted", "rcnn"): ({"alpha": 6.0}, ALL, ()),
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from .errors import ConfigError, first_line
 from .features import BACKBONE, CLASSES, LOGITS, FeatureSpec, Pyramid
 from .paths import Path, Paths, folded, is_map
 from .reader import Convert, Reader, as_mapping, first_batch
+from .scores import ReadScores
 from .taps import ModuleTap
 from .targets import Targets
 from .teacher import Extract, Pixels, call, evaluating
@@ -44,6 +45,8 @@ class Adapter:
     """Numbers of a box: 5 if boxes are rotated."""
     distillation: type[Distillation] = Distillation
     """The engine's own class of an attached distillation."""
+    read_scores: ReadScores | None = None
+    """A detector and its levels -> the largest probability of a class at each position; None for other models."""
     named = False
     """Its levels were named by the user, one by one."""
 

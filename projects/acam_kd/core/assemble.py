@@ -21,6 +21,7 @@ from .inheritance import inherit
 from .methods import build_distiller
 from .options import CHOICES, Request, read_request
 from .pair_checks import check_annotations, check_class_heads, check_models, check_names
+from .scores import SCORES, check_scores, scored
 from .selection import check_taps, pair_levels, taps_of
 from .targets import Targets
 from .teacher import FrozenTeacher, PixelTransform
@@ -112,12 +113,15 @@ def assemble(
     }
     method = _method(plan, requests, pairs_by, shapes)
     check_annotations(student, method)
+    check_scores(teacher, method)
     if CLASSES in method.levels:
         check_class_heads(student, teacher)
     pixels = None
     if student.pixels is not None and teacher.pixels is not None:
         pixels = PixelTransform(student.pixels, teacher.pixels)
     network, extract = teacher.network(taps)
+    if SCORES in method.needs:
+        network, extract = scored(teacher, network, extract)
     frozen = FrozenTeacher(network, pixels, extract, precision=plan.teacher_precision, compiled=plan.teacher_compile)
     like = next(student.model.parameters(), None)
     if like is not None:

@@ -16,6 +16,7 @@ from .errors import ConfigError, first_line
 from .features import Features, Pyramid
 from .pairing import paired, sized_targets
 from .reader import Step
+from .scores import with_scores
 from .taps import restore_autocast
 from .targets import Targets
 from .teacher import FrozenTeacher
@@ -68,8 +69,8 @@ class Comparison:
         with restore_autocast(step.call):
             regions = () if step.predictions is None else (step.predictions.regions,)
             cast = bool(teacher.precision) or not step.call.autocast[2]  # autocast looks after types itself
-            of_teacher = self._ask(teacher, step.batch, *regions)
-            of_student, of_teacher = paired(step.features, of_teacher, self.levels, self.classes, cast=cast)
+            answered = self._ask(teacher, step.batch, *regions)
+            of_student, of_teacher = paired(step.features, answered, self.levels, self.classes, cast=cast)
             check_pair(of_student, of_teacher, self.levels, self.shapes)
             frozen = frozen_levels(of_student, method)
             finite = {s: x.isfinite().all() for s, x in of_teacher.items()} if teacher.precision else {}
@@ -77,6 +78,7 @@ class Comparison:
             if not isinstance(targets, Targets):
                 raise ConfigError("targets", f"a function that returns {type(targets).__name__}", "acam_kd.Targets")
             targets = sized_targets(targets, of_student, step.predictions, self.classes)
+            targets = with_scores(targets, answered, self.levels)
             check_targets(method, targets, self.shapes["student"])
             losses = self._losses(method, of_student, of_teacher, targets)
         for name, loss in losses.items():

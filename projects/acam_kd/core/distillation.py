@@ -20,6 +20,7 @@ from .errors import ConfigError, Names, names_of, rendered
 from .features import Pyramid
 from .reader import Reader, Step
 from .returned import HIGH, LONG, Returned
+from .scores import SCORES
 from .state import load_state, state_of
 from .targets import Targets
 from .teacher import Extract, FrozenTeacher, evaluating
@@ -146,7 +147,7 @@ class Distillation(nn.Module):
 
     def _distil(self, step: Step, args: Any, kwargs: Any) -> dict[str, Tensor]:
         """Run teacher and method on a recorded step."""
-        read = self._read_targets if self.method.needs else None
+        read = self._read_targets if {*self.method.needs} - {SCORES} else None
         targets = partial(read, *args, **kwargs) if read is not None else Targets
         if self.weighting.schedule.shared and not self.returned.recomputed:
             step = dataclasses.replace(step, features=self.weighting.split(step.features, self._distilled))

@@ -81,8 +81,8 @@ class Distiller(nn.Module):
     reads: tuple[str, ...] = (BACKBONE, LOGITS)
     """The taps whose levels the method can use; it is given no others."""
     needs: tuple[str, ...] = ()
-    """The fields of ``Targets`` that the method uses: any of ``boxes``, ``labels``. Fields that no method needs are
-    left empty."""
+    """The fields of ``Targets`` that the method uses: any of ``boxes``, ``labels``, and ``scores``, which are the
+    teacher's. Fields that no method needs are left empty."""
     recipes: Mapping[str, Recipe] = {}
     """Kind of model, as ``Adapter.family`` names it -> the settings for it."""
     renamed: Mapping[str, str] = {}

@@ -12,6 +12,7 @@ from .adapter import Adapter
 from .distiller import Distiller
 from .errors import ConfigError
 from .features import CLASSES, Pyramid
+from .scores import SCORES
 
 __all__ = ["check_annotations", "check_class_heads", "check_models", "check_names"]
 
@@ -57,7 +58,7 @@ def check_names(shapes: Mapping[str, Pyramid]) -> None:
 def check_annotations(student: Adapter, method: Distiller) -> None:
     """Raise ConfigError for a method that needs annotations which the student is trained without."""
     for part in method.parts():
-        missing = [need for need in part.needs if need not in student.annotations]
+        missing = [need for need in part.needs if need not in (*student.annotations, SCORES)]
         if missing and not (missing == ["labels"] and all(level == CLASSES for level in part.levels)):
             raise ConfigError(
                 "method", type(part).__name__, f"one that needs no {' and '.join(missing)}",

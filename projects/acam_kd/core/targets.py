@@ -25,6 +25,8 @@ class Targets:
         image_sizes: (N, 2), height and width of each image in pixels of the batch, without the padding.
         labels: level of logits -> (N, H, W) int64, the class of every position; ``IGNORED`` where there is none to
             compare, and the number of classes for the background of predictions that have no channel for it.
+        scores: the student's level -> (N, 1, H, W), the largest probability of a class that the teacher's own head
+            gives at each position; see ``core/scores.py``. They are known to methods that need them.
 
     Example:
         >>> import torch
@@ -38,3 +40,4 @@ class Targets:
     box_images: Tensor | None = None
     image_sizes: Tensor | None = None
     labels: Mapping[str, Tensor] = field(default_factory=dict)
+    scores: Mapping[str, Tensor] = field(default_factory=dict)

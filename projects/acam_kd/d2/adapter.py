@@ -31,7 +31,7 @@ from ..core import (
 from ..core.features import Features
 from ..core.reader import as_mapping, named
 from ..core.teacher import Extract, call
-from .class_heads import anchors_of, backbone_and_classes, class_head, class_spec
+from .class_heads import anchors_of, backbone_and_classes, class_head, class_spec, score_reader
 from .distillation import D2Distillation
 
 __all__ = ["D2Adapter", "adapt", "backbone_and_logits", "backbone_of", "logits_module", "pyramid"]
@@ -65,6 +65,7 @@ class D2Adapter(Adapter):
         self.offered = (LOGITS, BACKBONE) if self._segmentor else (BACKBONE, CLASSES)
         self.annotations = ("labels",) if self._segmentor else ("boxes", "labels")
         self.class_names = class_names
+        self.read_scores = score_reader(model)
         self.pixels = _pixels(model, input_format or getattr(model, "input_format", None) or "")
         self.box_dimension = 5 if isinstance(getattr(model, "roi_heads", None), RROIHeads) else 4
 

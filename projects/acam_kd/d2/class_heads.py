@@ -11,14 +11,24 @@ from typing import Any
 
 import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector, permute_to_N_HWA_K
+from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from ..core import CLASSES, ConfigError, FeatureSpec, MethodTap, ModuleTap, Predictions
 from ..core.features import Features
+from ..core.scores import ReadScores
 
-__all__ = ["DenseHead", "RegionHead", "anchors_of", "backbone_and_classes", "class_head", "class_spec"]
+__all__ = [
+    "DenseHead",
+    "RegionHead",
+    "anchors_of",
+    "backbone_and_classes",
+    "class_head",
+    "class_spec",
+    "score_reader",
+]
 
 
 class DenseHead:
@@ -139,3 +149,24 @@ def backbone_and_classes(model: nn.Module, batch: Tensor, regions: Sequence[Boxe
     pooled = heads.box_pooler([features[name] for name in heads.box_in_features], list(regions))
     scores = _scores(_first(heads.box_predictor)(_first(heads.box_head)(pooled)))
     return {**features, CLASSES: _regions(scores, _sigmoid(heads))}
+
+
+def score_reader(model: nn.Module) -> ReadScores | None:
+    """Return the function that reads a detector's scores of every position; None for a model without any."""
+    if isinstance(model, DenseDetector):
+        return _class_scores
+    return _objectness if isinstance(getattr(model, "proposal_generator", None), RPN) else None
+
+
+def _class_scores(model: nn.Module, features: Features) -> dict[str, Tensor]:
+    """Return the largest sigmoid of a class, (N, 1, H, W), of the levels that a RetinaNet's or FCOS's head sees."""
+    network: Any = model
+    logits, *_ = network.head([features[name] for name in network.head_in_features])
+    return {name: x.sigmoid().amax(1, keepdim=True) for name, x in zip(network.head_in_features, logits)}
+
+
+def _objectness(model: nn.Module, features: Features) -> dict[str, Tensor]:
+    """Return the largest objectness of an anchor, (N, 1, H, W), of the levels that an RPN sees."""
+    rpn: Any = model.proposal_generator
+    logits, _ = rpn.rpn_head([features[name] for name in rpn.in_features])
+    return {name: x.sigmoid().amax(1, keepdim=True) for name, x in zip(rpn.in_features, logits)}

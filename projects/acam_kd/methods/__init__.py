@@ -13,5 +13,21 @@ from .mgd import MGD
 from .mimic import Mimic
 from .nkd import NKD
 from .pkd import PKD
+from .score_weighted import ScoreWeighted
 
-__all__ = ["ACAMKD", "AT", "CWD", "DKD", "DMKD", "FGD", "KD", "MGD", "NKD", "PKD", "FreeKD", "MasKD", "Mimic"]
+__all__ = [
+    "ACAMKD",
+    "AT",
+    "CWD",
+    "DKD",
+    "DMKD",
+    "FGD",
+    "KD",
+    "MGD",
+    "NKD",
+    "PKD",
+    "FreeKD",
+    "MasKD",
+    "Mimic",
+    "ScoreWeighted",
+]

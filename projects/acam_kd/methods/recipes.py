@@ -19,10 +19,12 @@ CWD_GFL = {"alpha": 10.0, "temperature": 1.0}
 KD_CIRKD = {"alpha": 1.0, "temperature": 1.0}
 DKD_RCNN = {"alpha": 1.0, "beta": 0.25, "temperature": 1.0}
 NKD_IMAGENET = {"alpha": 1.0, "gamma": 1.5, "temperature": 1.0}
+SCORE_WEIGHTED = {"alpha": 6.0}
 FREEKD = {"alpha": 1.0, "lambda_mse": 5.0}
 RECONSTRUCTION = (
     "a reconstruction: MGD's weight and its fractions of positions and, for images, of channels (assumption)"
 )
+GAIN = "the gain of 6 in Ultralytics' documentation, without its factor of the batch, which its task loss has too"
 BY_SOFTMAX = "by a softmax in place of the sigmoids, which needs two classes or more"
 
 RECIPES: dict[str, dict[str, Recipe]] = {
@@ -123,6 +125,11 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             {"alpha": 10.0}, FIRST_FOUR,
         ),
         "rcnn": Recipe("the authors' MMRazor config for a ResNet-101 teacher", {"alpha": 6.0}, FIRST_FOUR),
+    },
+    "ScoreWeighted": {
+        "retinanet": Recipe(f"{GAIN}; not published for RetinaNet (assumption)", SCORE_WEIGHTED),
+        "fcos": Recipe(f"{GAIN}; not published for FCOS (assumption)", SCORE_WEIGHTED),
+        "rcnn": Recipe(f"{GAIN}; by objectness, not published for R-CNNs (assumption)", SCORE_WEIGHTED),
     },
 }  # fmt: skip
 """Method -> family -> its recipe. Without one, the constructor's defaults count, on all levels."""

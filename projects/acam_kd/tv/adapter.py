@@ -33,7 +33,7 @@ from ..core.reader import as_mapping, named
 from ..core.taps import Tap
 from ..core.teacher import Extract, call, evaluating
 from ..data.labels import IGNORED as UNLABELLED
-from .class_heads import anchors_of, backbone_and_classes, class_head, class_spec
+from .class_heads import anchors_of, backbone_and_classes, class_head, class_spec, read_scores
 from .models import PROBE, plain
 from .segmentation import Segmentor
 
@@ -82,6 +82,7 @@ class DetectorAdapter(_Adapter):
     """RetinaNet, FCOS, SSD, and Faster, Mask or Keypoint R-CNN."""
 
     offered = (BACKBONE, CLASSES)
+    read_scores = staticmethod(read_scores)
     annotations = ("boxes", "labels")
     class_layers = (
         "head.classification_head.cls_logits.", "head.classification_head.module_list.", "roi_heads.box_predictor.",

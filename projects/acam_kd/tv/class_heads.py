@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection.ssd import SSD
 
 from ..core import CLASSES, IGNORED, ConfigError, FeatureSpec, MethodTap, ModuleTap, Predictions
 from ..core.features import Features
@@ -26,6 +27,7 @@ __all__ = [
     "backbone_and_classes",
     "class_head",
     "class_spec",
+    "read_scores",
 ]
 
 BETWEEN = -2
@@ -133,3 +135,25 @@ def backbone_and_classes(model: nn.Module, batch: Tensor, regions: Regions | Non
     pooled = heads.box_head(heads.box_roi_pool(features, list(regions.boxes), list(regions.image_sizes)))
     scores, _ = heads.box_predictor(pooled)
     return {**features, CLASSES: scores[..., None, None]}
+
+
+def read_scores(model: nn.Module, features: Features) -> dict[str, Tensor]:
+    """Return the largest probability of a class at every position of every level, (N, 1, H, W), by level.
+
+    Of an R-CNN it is the objectness.
+    """
+    network: Any = model
+    maps = list(features.values())
+    if isinstance(model, FasterRCNN):
+        objectness, _ = network.rpn.head(maps)
+        return {level: x.sigmoid().amax(1, keepdim=True) for level, x in zip(features, objectness)}
+    logits = network.head.classification_head(maps)  # (N, H W anchors of all levels, K)
+    classes = logits.softmax(2)[..., 1:] if isinstance(model, SSD) else logits.sigmoid()
+    largest = classes.amax(2)
+    anchors = network.anchor_generator.num_anchors_per_location()
+    sizes = [x.shape[2] * x.shape[3] * a for x, a in zip(maps, anchors)]
+    parts = largest.split(sizes, 1)
+    return {
+        level: part.view(len(part), *x.shape[2:], -1).amax(3)[:, None]
+        for (level, x), part in zip(features.items(), parts)
+    }
