@@ -225,6 +225,8 @@ def exported_student_config(cfg: CfgNode) -> CfgNode:
     student.INPUT.CROP.pop("SINGLE_CATEGORY_MAX_AREA")
     if "mobilenetv2" not in student.MODEL.BACKBONE.NAME:
         student.MODEL.pop("MOBILENETV2")
+    if student.MODEL.META_ARCHITECTURE != "RepPoints":
+        student.MODEL.pop("REPPOINTS")
     stock, ours = get_cfg(), get_cfg()
     add_segmentation_config(ours)
     _remove_unchanged(student, stock, ours)
