@@ -132,7 +132,8 @@ def add_distillation_config(cfg: CfgNode) -> None:
     cfg.DISTILL.METHOD = "ACAMKD"
     # What is compared by methods that have no TAPS of their own, one or more: "backbone", the backbone's maps (the
     # FPN's); "logits", the map that a SemanticSegmentor predicts, before upsampling; "classes", what a detector's class
-    # head predicts. Empty for the recipe's, else for what each method can use first: of a SemanticSegmentor logits,
+    # head predicts; "neck_convs", an FPN's levels before their normalisation, as p3_conv, for FGD. Empty for the
+    # recipe's, else for what each method can use first: of a SemanticSegmentor logits,
     # then backbone; else backbone, then classes.
     cfg.DISTILL.TAPS = []
     # The student's levels to distil, by methods that have none of their own; empty for the recipe's, else for all whose

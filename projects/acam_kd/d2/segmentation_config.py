@@ -1,4 +1,4 @@
-"""The config keys of our networks: those for segmentation, with Detectron2's DeepLab project, and those of RepPoints."""
+"""The config keys of our networks: for segmentation, with Detectron2's DeepLab project among them, and of RepPoints."""
 
 from __future__ import annotations
 
