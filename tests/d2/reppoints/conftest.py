@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from detectron2.config import CfgNode, get_cfg
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from acam_kd.d2 import add_segmentation_config
 from acam_kd.d2.reppoints import RepPointsHead
 
 from ...fixtures import Official
+from ..conftest import ROOT, TINY
 
 wave = Official.wave
 K = 4
@@ -40,3 +43,16 @@ def objects():
 @pytest.fixture
 def head():
     return build_head()
+
+
+def tiny(*opts: object) -> CfgNode:
+    """A tiny RepPoints, as ``detector_config`` makes tiny detectors."""
+    cfg = get_cfg()
+    add_segmentation_config(cfg)
+    cfg.merge_from_file(str(ROOT / "configs" / "Base-RepPoints.yaml"))
+    own = [
+        "MODEL.FPN.OUT_CHANNELS", "64", "MODEL.REPPOINTS.CONVS_DIM", "64", "MODEL.REPPOINTS.NUM_CONVS", "1",
+        "MODEL.REPPOINTS.NUM_CLASSES", "3",
+    ]  # fmt: skip
+    cfg.merge_from_list([*TINY, *own, *opts])
+    return cfg
