@@ -27,6 +27,10 @@ ROWS = {
     ("FGD", "fcos"): (
         {"alpha": 0.0016, "beta": 0.0008, "gamma": 0.0008, "lambda_rel": 0.000008, "temperature": 0.8}, ALL, (),
     ),
+    ("FGD", "reppoints"): (
+        {"alpha": 0.0016, "beta": 0.0008, "gamma": 0.0008, "lambda_rel": 0.000008, "temperature": 0.5}, ALL,
+        ("neck_convs",),
+    ),
     ("FGD", "rcnn"): (
         {"alpha": 0.00005, "beta": 0.000025, "gamma": 0.00005, "lambda_rel": 0.0000005, "temperature": 0.5},
         FIRST_FOUR, (),
@@ -40,10 +44,12 @@ ROWS = {
     ("KD", "semseg"): ({"alpha": 1.0, "temperature": 1.0}, ALL, ("logits",)),
     ("MasKD", "retinanet"): ({"alpha": 7.0, "custom_mask_warmup": 7000}, ALL, ()),
     ("MasKD", "fcos"): ({"alpha": 10.0, "custom_mask_warmup": 5000}, ALL, ()),
+    ("MasKD", "reppoints"): ({"alpha": 10.0, "custom_mask_warmup": 5000}, ALL, ()),
     ("MasKD", "rcnn"): ({"alpha": 1.0, "custom_mask_warmup": 7330}, ALL, ()),
     ("MasKD", "semseg"): ({"alpha": 1.0}, ALL, ("logits",)),
     ("MGD", "retinanet"): ({"alpha": 0.00002, "lambda_mask": 0.65}, ALL, ()),
     ("MGD", "fcos"): ({"alpha": 0.00002, "lambda_mask": 0.65}, ALL, ()),
+    ("MGD", "reppoints"): ({"alpha": 0.00002, "lambda_mask": 0.65}, ALL, ()),
     ("MGD", "rcnn"): ({"alpha": 0.0000005, "lambda_mask": 0.45}, FIRST_FOUR, ()),
     ("MGD", "semseg"): ({"alpha": 0.00002, "lambda_mask": 0.75}, LAST, ("backbone",)),
     ("NKD", "retinanet"): ({"alpha": 1.0, "gamma": 1.5, "temperature": 1.0}, ALL, ()),
@@ -52,6 +58,7 @@ ROWS = {
     ("NKD", "semseg"): ({"alpha": 1.0, "gamma": 1.5, "temperature": 1.0}, ALL, ("logits",)),
     ("PKD", "retinanet"): ({"alpha": 10.0}, FIRST_FOUR, ()),
     ("PKD", "fcos"): ({"alpha": 10.0}, FIRST_FOUR, ()),
+    ("PKD", "reppoints"): ({"alpha": 10.0}, FIRST_FOUR, ()),
     ("PKD", "rcnn"): ({"alpha": 6.0}, FIRST_FOUR, ()),
     ("ScoreWeighted", "retinanet"): ({"alpha": 6.0}, ALL, ()),
     ("ScoreWeighted", "fcos"): ({"alpha": 6.0}, ALL, ()),

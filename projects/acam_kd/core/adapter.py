@@ -32,6 +32,8 @@ class Adapter:
     """The kind of model that a recipe may be for: ``retinanet``, ``fcos``, ``rcnn``, ``semseg``; else empty."""
     offered: tuple[str, ...] = (BACKBONE,)
     """The taps that the model has, the usual first."""
+    on_request: tuple[str, ...] = ()
+    """Taps that it has too, and that no method uses unless a user or a recipe asks for them."""
     annotations: tuple[str, ...] = ("boxes", "labels")
     """The annotations that its training inputs may have."""
     pixels: Pixels | None = None

@@ -6,7 +6,7 @@ Shapes: N images, C channels, H x W positions of one level.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ __all__ = [
     "BACKBONE",
     "CLASSES",
     "LOGITS",
+    "NECK_CONVS",
     "TAPS",
     "Channels",
     "FeatureSpec",
@@ -36,7 +37,9 @@ LOGITS = "logits"
 CLASSES = "classes"
 """The tap, and the level, of the predicted classes, (N, K, A, 1): K classes for each of A anchors, or (R, K, 1, 1) for
 each of R regions, or images."""
-TAPS = (BACKBONE, LOGITS, CLASSES)
+NECK_CONVS = "neck_convs"
+"""The tap of a neck's levels before they are normalised; used only where it is asked for, by a user or a recipe."""
+TAPS = (BACKBONE, LOGITS, CLASSES, NECK_CONVS)
 """The places where a model can be tapped."""
 
 
@@ -49,17 +52,21 @@ class FeatureSpec:
         stride: in input pixels; 0 where it is not known, and for the predictions of a class head, which lie on no map.
         logits: the channels are classes.
         sigmoid: each of these classes is predicted on its own, and there is none for the background.
+        before_norm: it is a neck's level before its normalisation.
     """
 
     channels: int
     stride: int
     logits: bool = False
     sigmoid: bool = False
+    before_norm: bool = field(default=False, repr=False)
 
     @property
     def tap(self) -> str:
         """The one of ``TAPS`` that gives it."""
-        return (LOGITS if self.stride else CLASSES) if self.logits else BACKBONE
+        if self.logits:
+            return LOGITS if self.stride else CLASSES
+        return NECK_CONVS if self.before_norm else BACKBONE
 
 
 Pyramid = Mapping[str, FeatureSpec]

@@ -62,7 +62,7 @@ def taps_of(request: Request, student: Adapter, levels: Pyramid) -> tuple[str, .
 def check_taps(taps: Sequence[str], student: Adapter, teacher: Adapter) -> None:
     """Raise ConfigError for a tap that one of the two models does not have."""
     for role, model in (("student", student), ("teacher", teacher)):
-        missing = [tap for tap in taps if tap not in model.offered]
+        missing = [tap for tap in taps if tap not in (*model.offered, *model.on_request)]
         if missing:
             raise ConfigError(
                 "taps", " and ".join(missing), f"{' or '.join(model.offered)} of the {role}, a {model.name}",

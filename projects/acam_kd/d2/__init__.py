@@ -1,7 +1,7 @@
 """The Detectron2 side. Importing this package registers the meta-architecture and everything it can name."""
 
 from .. import methods  # noqa: F401  (registers them)
-from . import mobilenet, resnet, sem_seg_heads  # noqa: F401  (registers them)
+from . import mobilenet, reppoints, resnet, sem_seg_heads  # noqa: F401  (registers them)
 from .checkpoint import checkpoint_distiller, guard_gradients
 from .coco_datasets import register_coco_datasets
 from .config import add_distillation_config, check_student, exported_student_config, student_config

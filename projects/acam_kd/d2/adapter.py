@@ -28,11 +28,13 @@ from ..core import (
     Reader,
     Targets,
 )
-from ..core.features import Features
+from ..core.features import NECK_CONVS, Features
 from ..core.reader import as_mapping, named
 from ..core.teacher import Extract, call
 from .class_heads import anchors_of, backbone_and_classes, class_head, class_spec, score_reader
 from .distillation import D2Distillation
+from .neck import neck_levels, neck_taps, with_neck_convs
+from .reppoints import RepPoints
 
 __all__ = ["D2Adapter", "adapt", "backbone_and_logits", "backbone_of", "logits_module", "pyramid"]
 
@@ -42,7 +44,13 @@ def adapt(model: nn.Module, example_inputs: Any = None) -> D2Adapter | None:
     return D2Adapter(model) if isinstance(getattr(model, "backbone", None), Backbone) else None
 
 
-FAMILIES = {SemanticSegmentor: "semseg", RetinaNet: "retinanet", FCOS: "fcos", GeneralizedRCNN: "rcnn"}
+FAMILIES = {
+    SemanticSegmentor: "semseg",
+    RetinaNet: "retinanet",
+    FCOS: "fcos",
+    RepPoints: "reppoints",
+    GeneralizedRCNN: "rcnn",
+}
 """Meta-architecture -> the kind of model in the recipes of methods."""
 
 
@@ -50,7 +58,8 @@ class D2Adapter(Adapter):
     """A model with a Detectron2 backbone.
 
     Args:
-        model: GeneralizedRCNN, RetinaNet, FCOS, SemanticSegmentor, PanopticFPN or another one with a ``backbone``.
+        model: GeneralizedRCNN, RetinaNet, FCOS, RepPoints, SemanticSegmentor, PanopticFPN or another one with a
+            ``backbone``.
         input_format: of its images, as in INPUT.FORMAT; the model's own ``input_format`` if left out.
         class_names: of its predictions, if they are known.
     """
@@ -63,6 +72,7 @@ class D2Adapter(Adapter):
         self._segmentor = isinstance(model, SemanticSegmentor)
         self.family = next((name for kind, name in FAMILIES.items() if isinstance(model, kind)), "")
         self.offered = (LOGITS, BACKBONE) if self._segmentor else (BACKBONE, CLASSES)
+        self.on_request = (NECK_CONVS,) if neck_levels(model.backbone) else ()
         self.annotations = ("labels",) if self._segmentor else ("boxes", "labels")
         self.class_names = class_names
         self.read_scores = score_reader(model)
@@ -108,9 +118,12 @@ class D2Adapter(Adapter):
 
     def network(self, taps: Sequence[str]) -> tuple[nn.Module, Extract]:
         """Return the backbone, or the whole model for predictions."""
+        network, extract = backbone_of(self.model), call
         if CLASSES in taps:
-            return self.model, backbone_and_classes
-        return (self.model, backbone_and_logits) if LOGITS in taps else (backbone_of(self.model), call)
+            network, extract = self.model, backbone_and_classes
+        elif LOGITS in taps:
+            network, extract = self.model, backbone_and_logits
+        return network, with_neck_convs(extract) if NECK_CONVS in taps else extract
 
     def reader(self, taps: Sequence[str]) -> Reader:
         """Put taps on the backbone and, for predictions, on the head."""
@@ -118,6 +131,8 @@ class D2Adapter(Adapter):
         parts: list[Any] = [(backbone, as_mapping)]
         if LOGITS in taps:
             parts.append((ModuleTap(logits_module(self.model), "predictor"), named(LOGITS)))
+        if NECK_CONVS in taps:
+            parts += neck_taps(backbone_of(self.model))
         head = class_head(self.model) if CLASSES in taps else None
         return Reader(parts, batch_from=backbone, class_head=head)
 
@@ -216,6 +231,8 @@ def pyramid(model: nn.Module, taps: Sequence[str], *, student: bool = False) -> 
         levels[LOGITS] = FeatureSpec(predictor.out_channels, head.common_stride, logits=True)
     if CLASSES in taps:
         levels[CLASSES] = class_spec(model, student=student)
+    if NECK_CONVS in taps:
+        levels |= neck_levels(backbone_of(model))
     return levels
 
 

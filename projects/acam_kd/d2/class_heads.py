@@ -1,7 +1,8 @@
 """Taps on the class head of a Detectron2 detector, and the teacher's predictions for the same places.
 
-Two kinds: dense ones, RetinaNet's and FCOS's, which predict for every anchor, and the box head of R-CNNs, which
-predicts for the regions that were sampled for the student. The labels are those that the student was trained with.
+Two kinds: dense ones, of RetinaNet, FCOS and RepPoints, which predict for every anchor, and the box head of R-CNNs,
+which predicts for the regions that were sampled for the student. The labels are those that the student was trained
+with.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ __all__ = [
 
 
 class DenseHead:
-    """Reads the class head of a RetinaNet or FCOS."""
+    """Reads the class head of a RetinaNet, FCOS or RepPoints."""
 
     def __init__(self, detector: DenseDetector) -> None:
         self._num_classes = detector.num_classes
@@ -117,7 +118,7 @@ def class_spec(model: nn.Module, *, student: bool) -> FeatureSpec:
         raise ConfigError(
             "student" if student else "teacher",
             f"the class head of a {type(model).__name__}{regions}",
-            "that of RetinaNet, FCOS, StandardROIHeads, or, of a teacher, the first stage of CascadeROIHeads",
+            "that of RetinaNet, FCOS, RepPoints, StandardROIHeads, or, of a teacher, CascadeROIHeads' first stage",
             "distil the backbone's features instead, by another {method}",
         )
     sigmoid = _sigmoid(heads)
@@ -125,10 +126,12 @@ def class_spec(model: nn.Module, *, student: bool) -> FeatureSpec:
 
 
 def anchors_of(model: nn.Module) -> list[Tensor] | None:
-    """Return strides and cell anchors of a dense detector, None for another."""
+    """Return strides and cell anchors of a dense detector, strides alone if it has none; None for another model."""
     if not isinstance(model, DenseDetector):
         return None
-    generator: Any = model.anchor_generator
+    generator: Any = getattr(model, "anchor_generator", None)
+    if generator is None:  # cells and strides alone, as of RepPoints
+        return [torch.tensor([float(stride) for stride in model.strides])]
     strides = torch.tensor([float(stride) for stride in generator.strides])
     return [strides, *generator.cell_anchors]
 

@@ -135,7 +135,8 @@ def add_distillation_config(cfg: CfgNode) -> None:
     cfg.DISTILL.METHOD = "ACAMKD"
     # What is compared by methods that have no TAPS of their own, one or more: "backbone", the backbone's maps (the
     # FPN's); "logits", the map that a SemanticSegmentor predicts, before upsampling; "classes", what a detector's class
-    # head predicts. Empty for the recipe's, else for what each method can use first: of a SemanticSegmentor logits,
+    # head predicts; "neck_convs", an FPN's levels before their normalisation, as p3_conv, for FGD. Empty for the
+    # recipe's, else for what each method can use first: of a SemanticSegmentor logits,
     # then backbone; else backbone, then classes.
     cfg.DISTILL.TAPS = []
     # The student's levels to distil, by methods that have none of their own; empty for the recipe's, else for all whose
@@ -228,6 +229,8 @@ def exported_student_config(cfg: CfgNode) -> CfgNode:
     student.INPUT.CROP.pop("SINGLE_CATEGORY_MAX_AREA")
     if "mobilenetv2" not in student.MODEL.BACKBONE.NAME:
         student.MODEL.pop("MOBILENETV2")
+    if student.MODEL.META_ARCHITECTURE != "RepPoints":
+        student.MODEL.pop("REPPOINTS")
     stock, ours = get_cfg(), get_cfg()
     add_segmentation_config(ours)
     _remove_unchanged(student, stock, ours)

@@ -28,6 +28,7 @@ PLACES = ("json_file", "image_root", "dirname", "image_dir", "gt_dir", "sem_seg_
 NUM_CLASSES = {
     "RetinaNet": {"thing_classes": "MODEL.RETINANET.NUM_CLASSES"},
     "GeneralizedRCNN": {"thing_classes": "MODEL.ROI_HEADS.NUM_CLASSES"},
+    "RepPoints": {"thing_classes": "MODEL.REPPOINTS.NUM_CLASSES"},
     "TensorMask": {"thing_classes": "MODEL.TENSOR_MASK.NUM_CLASSES"},
     "PanopticFPN": {
         "thing_classes": "MODEL.ROI_HEADS.NUM_CLASSES",

@@ -1,9 +1,11 @@
-"""The config keys of the segmentation networks, both of Detectron2's own DeepLab project and of ours."""
+"""The config keys of our networks: for segmentation, with Detectron2's DeepLab project among them, and of RepPoints."""
 
 from __future__ import annotations
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
+
+from .reppoints.config import add_reppoints_config
 
 __all__ = ["add_missing_keys", "add_segmentation_config"]
 
@@ -18,7 +20,7 @@ def add_missing_keys(target: CfgNode, source: CfgNode) -> None:
 
 
 def add_segmentation_config(cfg: CfgNode) -> None:
-    """Add the keys of the segmentation networks, with their defaults, to a Detectron2 config.
+    """Add the keys of the segmentation networks and of RepPoints, with their defaults, to a Detectron2 config.
 
     A key that is there already keeps its value. The call also registers and configures the backbone and the heads of
     Detectron2's DeepLab project, so that they can be student or teacher beside ours.
@@ -39,4 +41,5 @@ def add_segmentation_config(cfg: CfgNode) -> None:
     # The feature of the auxiliary classifier that ASPPHead and PSPHead have in training; empty for none.
     ours.MODEL.SEM_SEG_HEAD.AUX_IN_FEATURE = ""
     ours.MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT = 0.4
+    add_reppoints_config(ours)
     add_missing_keys(cfg, ours)

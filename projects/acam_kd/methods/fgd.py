@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..core.distiller import NOTHING_KNOWN, Distiller, align_levels, check_weights
 from ..core.errors import ConfigError
-from ..core.features import BACKBONE, Channels, Features
+from ..core.features import BACKBONE, NECK_CONVS, Channels, Features
 from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
 from .parts.attention import channel_attention, spatial_attention
@@ -194,7 +194,7 @@ class FGD(Distiller):
         ['loss_fgd_attention', 'loss_fgd_background', 'loss_fgd_foreground', 'loss_fgd_relation']
     """
 
-    reads = (BACKBONE,)
+    reads = (BACKBONE, NECK_CONVS)
     needs = ("boxes",)
     recipes = RECIPES["FGD"]
 

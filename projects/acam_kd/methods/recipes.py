@@ -3,13 +3,13 @@
 ``RECIPES[method][family]`` serves both engines. A recipe is used where a user leaves a setting open; see
 ``core/options.py``. Every row names its source. Whatever is not published is marked "assumption". None of the rows
 was run on COCO here. The authors' numbers of tokens, 6 on maps and 8 on logits, are the defaults of MasKD and FreeKD.
-Families: RetinaNet, FCOS, ``rcnn`` (Faster, Mask, Keypoint and Cascade R-CNN), ``semseg``.
+Families: RetinaNet, FCOS, RepPoints, ``rcnn`` (Faster, Mask, Keypoint and Cascade R-CNN), ``semseg``.
 """
 
 from __future__ import annotations
 
 from ..core.distiller import FIRST_FOUR, LAST, Recipe
-from ..core.features import BACKBONE, LOGITS
+from ..core.features import BACKBONE, LOGITS, NECK_CONVS
 
 __all__ = ["RECIPES"]
 
@@ -69,6 +69,11 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             "the authors' config",
             {"alpha": 1.6e-3, "beta": 8e-4, "gamma": 8e-4, "lambda_rel": 8e-6, "temperature": 0.8},
         ),
+        "reppoints": Recipe(
+            "the authors' config, on the neck before its normalisation; they inherit neck and head, and clip at 35",
+            {"alpha": 1.6e-3, "beta": 8e-4, "gamma": 8e-4, "lambda_rel": 8e-6, "temperature": 0.5},
+            taps=(NECK_CONVS,),
+        ),
         "rcnn": Recipe(
             "the authors' configs for Faster and Mask R-CNN",
             {"alpha": 5e-5, "beta": 2.5e-5, "gamma": 5e-5, "lambda_rel": 5e-7, "temperature": 0.5}, FIRST_FOUR,
@@ -94,6 +99,10 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             {"alpha": 7.0, "custom_mask_warmup": 7000},
         ),
         "fcos": Recipe("the authors', R101 to R50", {"alpha": 10.0, "custom_mask_warmup": 5000}),
+        "reppoints": Recipe(
+            "the authors', X101 to R50, without their losses on the points; they inherit nothing",
+            {"alpha": 10.0, "custom_mask_warmup": 5000},
+        ),
         "rcnn": Recipe(
             "the authors' for Faster R-CNN, R101 to R50; from a Cascade Mask R-CNN they warm up for 5000",
             {"alpha": 1.0, "custom_mask_warmup": 7330},
@@ -106,6 +115,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     "MGD": {
         "retinanet": Recipe("the authors' config", MGD_ONE_STAGE),
         "fcos": Recipe("the authors' for RetinaNet and RepPoints; not published for FCOS (assumption)", MGD_ONE_STAGE),
+        "reppoints": Recipe("the authors' config", MGD_ONE_STAGE),
         "rcnn": Recipe("the authors' configs for Faster and Mask R-CNN", MGD_TWO_STAGE, FIRST_FOUR),
         "semseg": Recipe(
             "the authors' for PSPNet-R18 and DeepLabV3-R18, crops of 512x512; another crop needs another weight",
@@ -124,6 +134,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             "the authors' for a RetinaNet from FCOS and for FCOS3D; not published for FCOS (assumption)",
             {"alpha": 10.0}, FIRST_FOUR,
         ),
+        "reppoints": Recipe("the authors' MMRazor config", {"alpha": 10.0}, FIRST_FOUR),
         "rcnn": Recipe("the authors' MMRazor config for a ResNet-101 teacher", {"alpha": 6.0}, FIRST_FOUR),
     },
     "ScoreWeighted": {
