@@ -158,7 +158,7 @@ def make_masks(
         type(fusion) is CrossAttentionFusion
         and (spatial is None or (type(spatial) is SpatialMasking and not standardize))
         and (channel is None or type(channel) is ChannelMasking)
-        and fusion.summarizes(student, mean=channel is not None)
+        and fusion.summarizes(student, teacher, mean=channel is not None)
     ):
         units = None if spatial is None else spatial.units
         projection, mean = fusion.summary(student, teacher, units, mean=channel is not None)

@@ -12,9 +12,9 @@ from ...core.features import Channels, Features
 from ...core.registry import DISTILLER_REGISTRY, FUSION_REGISTRY
 from ...core.targets import Targets
 from ..parts.losses import check_features, mask_diversity_loss, masked_mse, standardized
-from .fusion import TeacherFusion
+from .fusion import CrossAttentionFusion, TeacherFusion
 from .masking import make_masks
-from .settings import check_masks, check_pooling, form_title, masking_class
+from .settings import check_attention, check_masks, check_pooling, form_title, masking_class
 
 __all__ = ["ACAMKD"]
 
@@ -73,6 +73,8 @@ class ACAMKD(Distiller):
             never. A departure from the paper.
         pooling: the pooled maps. ``"keys"``: the key/value source, so that masks keep their resolution; ``"all"``:
             both maps, and the spatial masks are scaled up again.
+        attention_precision: the type in which the cross-attention is computed: ``"float32"``, ``"bfloat16"`` or
+            ``"float16"``. ``"auto"`` is bfloat16 on a GPU that has it, and float32 elsewhere; autocast comes before it.
 
     Raises:
         ConfigError: an argument is out of range, names nothing known, or does not go with another.
@@ -106,16 +108,18 @@ class ACAMKD(Distiller):
         features: str = "raw",
         max_positions: int = 0,
         pooling: str = "keys",
+        attention_precision: str = "auto",
     ) -> None:
         super().__init__(student_channels, teacher_channels)
         check_weights(alpha=alpha, lambda_div=lambda_div)
         check_masks(num_masks, spatial_masking, channel_masking, mask_gradient, diversity)
         check_pooling(max_positions, pooling, fusion)
+        check_attention(attention_precision, fusion)
         check_features(features)
         self.alpha, self.lambda_div = alpha, lambda_div
         self.mask_gradient, self.diversity, self.query = mask_gradient, diversity, query
         self.standardize_fused, self.max_positions, self.pooling = standardize_fused, max_positions, pooling
-        self.num_masks, self.features = num_masks, features
+        self.num_masks, self.features, self.attention_precision = num_masks, features, attention_precision
         teacher = self.teacher_levels
         masks = {level: num_masks or (spec.channels if spec.logits else 6) for level, spec in teacher.items()}
         self.align = align_levels(self.student_levels, teacher)
@@ -132,6 +136,9 @@ class ACAMKD(Distiller):
         self.fusion = nn.ModuleDict({level: make(spec.channels, query=query) for level, spec in teacher.items()})
         if not any(True for _ in self.masking.parameters()):  # nothing would train a fusion
             self.fusion = nn.ModuleDict({level: TeacherFusion(spec.channels) for level, spec in teacher.items()})
+        for module in self.fusion.values():
+            if isinstance(module, CrossAttentionFusion):
+                module.precision = attention_precision
         if mask_gradient == "frozen":
             self.masking.requires_grad_(False)
             self.fusion.requires_grad_(False)
@@ -150,6 +157,7 @@ class ACAMKD(Distiller):
             "standardize_fused": self.standardize_fused,
             "features": self.features,
             "max_positions": self.max_positions,
+            "attention_precision": self.attention_precision,
         }
         defaults = method_arguments(ACAMKD)
         changed = {name: value for name, value in running.items() if value != defaults[name]}
