@@ -95,7 +95,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """
     with _kernels(query, key):
         fused = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=scale)
-    return fused[:, 0]
+    return fused.squeeze(1)
 
 
 def _kernels(query: Tensor, key: Tensor) -> AbstractContextManager[None]:
