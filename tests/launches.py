@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-NOTHING = ("empty", "new_empty", "_unsafe_view", "is_same_size", "_reshape_alias", "lift_fresh")
+NOTHING = ("empty", "new_empty", "_unsafe_view", "is_same_size", "promote_types", "_reshape_alias", "lift_fresh")
 
 
 class Launches(TorchDispatchMode):

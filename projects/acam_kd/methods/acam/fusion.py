@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ...core.errors import ConfigError
 from ...core.registry import FUSION_REGISTRY
 from .attention import fused_attention, materialized_attention, summarized_attention
-from .kernels import attend, padded, projected, received_attention, widths
+from .kernels import attend, joined, padded, projected, received_attention, widths
 from .paths import HALF, PATHS, attention_dtype, check_precision, chosen_path
 
 __all__ = ["CrossAttentionFusion", "Summary", "TeacherFusion"]
@@ -167,46 +167,57 @@ class CrossAttentionFusion(nn.Module):
             return torch.autocast(device, dtype)
         return torch.autocast(device, enabled=False) if present and self.precision == "float32" else nullcontext()
 
+    def _dtype(self, features: Tensor) -> torch.dtype:
+        """Return the type of products with sources that ``_sources`` returned."""
+        device = features.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
+
     def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return W_q, W_k and W_v as matrices."""
         query, key, value = (conv.weight.flatten(1) for conv in (self.query, self.key, self.value))
         return query, key, value
 
-    def _part_outputs(self, query_source: Tensor, value_source: Tensor) -> list[Tensor]:
-        """Return the parts of the map, (N, Q, width) each; the last may have channels of zeros behind its own."""
+    def _positions(
+        self, query_source: Tensor, value_source: Tensor, units: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the map, positions before channels, from its parts, and the units in its type.
+
+        Returns:
+            (N, Q, C), and (M, C).
+        """
         query, key, value = self._weights()
         width, parts = widths(len(query), len(value))
-        (q,) = projected(query_source, [(query, width)])
-        k, *values = projected(value_source, [(key, width), *zip(value.split(width), parts)])
-        return [attend(q, k, v, len(query) ** -0.5) for v in values]
+        rows = [(query, width), (key, width), (value, sum(parts))]
+        weights = joined(rows if units is None else [*rows, (units, len(units))], self._dtype(query_source))
+        q, k_v = projected(query_source, weights[0]), projected(value_source, torch.cat(weights[1:3]))
+        k, *values = torch.split_with_sizes(k_v, [width, *parts], 2)
+        outputs = [attend(q, k, v, len(query) ** -0.5) for v in values]
+        fused = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+        fused = fused if fused.shape[2] == len(value) else fused[..., : len(value)]
+        return fused, None if units is None else weights[3]
 
     def _map(self, query_source: Tensor, value_source: Tensor) -> Tensor:
-        fused = torch.cat(self._part_outputs(query_source, value_source), 2)[..., : query_source.shape[1]]
-        return fused.transpose(1, 2).unflatten(2, query_source.shape[2:])
+        fused, _ = self._positions(query_source, value_source, None)
+        return fused.transpose(1, 2).reshape(*fused.shape[::2], *query_source.shape[2:])
 
     def _by_parts(self, query_source: Tensor, value_source: Tensor, units: Tensor | None) -> Summary:
-        """Compute projection and mean from the parts of the map."""
-        outputs, channels = self._part_outputs(query_source, value_source), query_source.shape[1]
-        dtype = torch.promote_types(outputs[0].dtype, torch.float32)
-        mean = torch.cat([output.mean(1, dtype=dtype) for output in outputs], 1)[:, :channels]
-        projection = None
-        if units is not None:
-            width = outputs[0].shape[2]
-            rows = F.pad(units, (0, width * len(outputs) - channels)) if channels % width else units
-            for part, output in zip(rows.split(width, 1), outputs):
-                weight, columns = part.expand(len(output), -1, -1), output.transpose(1, 2)
-                projection = weight @ columns if projection is None else torch.baddbmm(projection, weight, columns)
-            assert projection is not None
-            projection = projection.to(dtype).unflatten(2, query_source.shape[2:])
-        return Summary(projection, mean[:, :, None, None])
+        """Compute projection and mean from the map, positions before channels."""
+        fused, units = self._positions(query_source, value_source, units)
+        mean = fused.mean(1, dtype=torch.promote_types(fused.dtype, torch.float32))[:, :, None, None]
+        if units is None:
+            return Summary(None, mean)
+        projection = torch.bmm(units.expand(len(fused), -1, -1), fused.transpose(1, 2))
+        return Summary(projection.view(*projection.shape[:2], *query_source.shape[2:]), mean)
 
     def _by_columns(self, query_source: Tensor, value_source: Tensor, units: Tensor | None, *, mean: bool) -> Summary:
         """Compute the projection as columns, and the mean by the received attention, by fused kernels."""
         query, key, value = self._weights()
         folded = value[:0] if units is None else units @ value
         width = padded(max(len(query), len(folded) + 1))
-        (q,) = projected(query_source, [(query, width)])
-        k, columns = projected(value_source, [(key, width), (folded, len(folded) if mean else width)])
+        rows = [(query, width), (key, width), (folded, len(folded) if mean else width)]
+        weights = joined(rows, self._dtype(query_source))
+        q, k_u = projected(query_source, weights[0]), projected(value_source, torch.cat(weights[1:]))
+        k, columns = torch.split_with_sizes(k_u, [width, len(weights[2])], 2)
         scale = len(query) ** -0.5
         received = None
         if mean:
@@ -215,8 +226,7 @@ class CrossAttentionFusion(nn.Module):
             weighted = attend(q, k, columns, scale)[..., : len(folded)]
         projection = None
         if units is not None:
-            dtype = torch.promote_types(weighted.dtype, torch.float32)
-            projection = weighted.transpose(1, 2).to(dtype).unflatten(2, query_source.shape[2:])
+            projection = weighted.transpose(1, 2).reshape(*weighted.shape[::2], *query_source.shape[2:])
         return Summary(projection, None if received is None else self._mean_of(value_source, received))
 
     def _mean_of(self, value_source: Tensor, received: Tensor) -> Tensor:

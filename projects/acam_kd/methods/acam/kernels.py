@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["attend", "padded", "part_width", "projected", "received_attention", "widths"]
+__all__ = ["attend", "joined", "padded", "part_width", "projected", "received_attention", "widths"]
 
 CUDNN_FIRST = [
     SDPBackend.CUDNN_ATTENTION,
@@ -64,21 +64,24 @@ def widths(reduced: int, channels: int) -> tuple[int, list[int]]:
     return width, [width] * -(-channels // width)
 
 
-def projected(features: Tensor, weights: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, ...]:
-    """Project a map on several weights by one product.
+def joined(weights: Sequence[tuple[Tensor, int]], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Cast several weights together, and pad each with rows of zeros.
 
     Args:
-        features: (N, C, H, W).
-        weights: pairs of a (K, C) weight and the number of rows, at least K, to which zeros pad it.
+        weights: pairs of a (K, C) weight and the number of rows, at least K, that it gets.
+        dtype: of the result.
 
     Returns:
-        (N, HW, rows) for each of the weights.
+        (rows, C) for each of the weights; views of one tensor.
     """
     rows = [x if len(x) == n else F.pad(x, (0, 0, 0, n - len(x))) for x, n in weights]
-    weight = rows[0] if len(rows) == 1 else torch.cat(rows)
-    positions = features.flatten(2).transpose(1, 2)
-    product = torch.bmm(positions, weight.t().expand(len(features), -1, -1))
-    return (product,) if len(rows) == 1 else product.split([n for _, n in weights], 2)
+    whole = torch.cat([x.to(rows[0].dtype) for x in rows]).to(dtype)
+    return torch.split_with_sizes(whole, [n for _, n in weights])
+
+
+def projected(features: Tensor, weight: Tensor) -> Tensor:
+    """Project a map, (N, C, H, W), by a (K, C) weight to (N, HW, K)."""
+    return torch.bmm(features.flatten(2).transpose(1, 2), weight.t().expand(len(features), -1, -1))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -177,7 +180,7 @@ def _with_columns(q: Tensor, k: Tensor, u: Tensor, column: Tensor) -> Tensor:
 
 def _takes(q: Tensor, k: Tensor, width: int) -> bool:
     """Tell if a fast kernel takes values that are narrower than queries and keys: cuDNN's does."""
-    if not q.is_cuda or max(q.shape[1], k.shape[1]) < MANY or not torch.backends.cuda.cudnn_sdp_enabled():
+    if not q.is_cuda or max(q.shape[1], k.shape[1]) < MANY:
         return False
     value = k.new_empty(len(k), 1, k.shape[1], width).requires_grad_()
     parameters = torch.backends.cuda.SDPAParams(q[:, None], k[:, None], value, None, 0.0, False, False)
