@@ -10,7 +10,7 @@ import torch
 
 from acam_kd.core import FeatureSpec
 from acam_kd.methods import ACAMKD
-from acam_kd.methods.acam import attention, fusion
+from acam_kd.methods.acam import attention, paths
 from acam_kd.methods.acam.attention import fused_attention, materialized_attention, summarized_attention
 
 
@@ -59,7 +59,7 @@ def test_the_map_is_that_of_the_definition(attention, widths, sizes):
 def test_the_summary_is_that_of_the_definition(rows, widths, sizes, monkeypatch):
     """Any part of the matrix may be held at a time, from one row to all of it."""
     monkeypatch.setitem(attention.BLOCK, "cpu", 1)
-    monkeypatch.setattr(attention, "MIN_ROWS", rows)
+    monkeypatch.setitem(attention.MIN_ROWS, "cpu", rows)
     q, k, u = maps(*widths, *sizes)
     columns, received = summarized_attention(q, k, u)
     eye = torch.eye(k[0, 0].numel(), dtype=q.dtype).view(1, -1, *sizes[1]).expand(2, -1, -1, -1)
@@ -127,13 +127,14 @@ def acam(mode, path="summary", channels=6):
     return method
 
 
-@pytest.mark.parametrize("path", ["auto", "map", "materialized"])
+@pytest.mark.parametrize("path", ["auto", "map", "parts", "received", "materialized"])
 @pytest.mark.parametrize("mode", MODES)
 def test_acam_is_the_same_by_every_path(mode, path, monkeypatch):
     """Losses, masks, and the gradients of student and parameters, in float64."""
-    monkeypatch.setattr(fusion, "WIDE", 1 if path == "auto" else 64)  # so that it chooses the summary
+    if path == "auto":
+        monkeypatch.setattr(paths, "RULES", (paths.Rule("columns", mean=False), paths.Rule("summary")))
     monkeypatch.setitem(attention.BLOCK, "cpu", 100)
-    monkeypatch.setattr(attention, "MIN_ROWS", 4)
+    monkeypatch.setitem(attention.MIN_ROWS, "cpu", 4)
     features = torch.randn(2, 6, 5, 7).double().requires_grad_(), torch.randn(2, 6, 5, 7).double() * 2
     results = []
     for compared in ("map" if path == "auto" else "summary", path):
@@ -181,7 +182,7 @@ def test_the_map_is_made_only_where_it_is_needed(mode, monkeypatch):
     assert bool(made) == (mode in NEED_THE_MAP)
 
 
-@pytest.mark.parametrize("path", ["summary", "map"])
+@pytest.mark.parametrize("path", ["summary", "map", "parts", "received"])
 @pytest.mark.parametrize("mode", MODES)
 def test_nothing_has_the_size_of_the_matrix(mode, path, sizes):
     """The largest result of any operator, forward and backward, has the size of a block or of the features."""

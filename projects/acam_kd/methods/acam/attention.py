@@ -24,9 +24,9 @@ from torch.nn import functional as F
 
 __all__ = ["fused_attention", "materialized_attention", "summarized_attention"]
 
-BLOCK = {"cpu": 2**18, "cuda": 2**25}
+BLOCK = {"cpu": 2**18, "cuda": 2**26}
 """The number of entries of A held at a time: as many as fit a CPU's cache, or a GPU's memory."""
-MIN_ROWS = 64
+MIN_ROWS = {"cpu": 64, "cuda": 1024}
 """The smallest number of rows in a block: thinner blocks make slow matrix products."""
 
 
@@ -129,10 +129,10 @@ class _Summary(torch.autograd.Function):
 
 def _blocks(q: Tensor, k: Tensor) -> list[tuple[slice, slice]]:
     """Return the images and queries of each block: of ``BLOCK`` entries of A, or ``MIN_ROWS`` rows of one image."""
-    entries = BLOCK.get(q.device.type, BLOCK["cuda"])
+    entries, least = (table.get(q.device.type, table["cuda"]) for table in (BLOCK, MIN_ROWS))
     keys = max(k.shape[1], 1)
-    images = max(min(entries // (MIN_ROWS * keys), len(q)), 1)
-    rows = max(entries // (images * keys), MIN_ROWS)
+    images = max(min(entries // (least * keys), len(q)), 1)
+    rows = max(entries // (images * keys), least)
     return [
         (slice(n, n + images), slice(start, start + rows))
         for n in range(0, len(q), images)

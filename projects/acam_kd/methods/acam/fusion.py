@@ -11,6 +11,7 @@ Every parameter must get a gradient from the fused map. Pooling (``max_positions
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -20,14 +21,10 @@ from torch.nn import functional as F
 from ...core.errors import ConfigError
 from ...core.registry import FUSION_REGISTRY
 from .attention import fused_attention, materialized_attention, summarized_attention
+from .kernels import attend, joined, padded, projected, received_attention, widths
+from .paths import HALF, PATHS, attention_dtype, check_precision, chosen_path
 
 __all__ = ["CrossAttentionFusion", "Summary", "TeacherFusion"]
-
-
-PATHS = ("auto", "map", "summary", "materialized")
-WIDE = 64
-"""The number of channels from which the summary of a map is cheaper than the map."""
-HALF = (torch.float16, torch.bfloat16)
 
 
 class Summary(NamedTuple):
@@ -77,16 +74,20 @@ class CrossAttentionFusion(nn.Module):
         self.query = nn.Conv2d(channels, reduced, 1, bias=False)
         self.key = nn.Conv2d(channels, reduced, 1, bias=False)
         self.value = nn.Conv2d(channels, channels, 1, bias=False)
-        self._path = "auto"
+        self._path = self._precision = "auto"
 
     @property
     def path(self) -> str:
         """The way in which attention is computed; the results of all ways are equal.
 
-        * ``"auto"``: the cheapest;
+        * ``"auto"``: the cheapest, by the table in ``paths.py``;
         * ``"map"``: the whole map by torch's fused kernels;
-        * ``"summary"``: without the map wherever it is not needed;
+        * ``"parts"``: the map in parts as wide as the queries, each by a fused kernel; it is never put together;
+        * ``"received"``: the projections, and the attention that every key receives, by fused kernels;
+        * ``"summary"``: the same two, a block of rows of the matrix at a time;
         * ``"materialized"``: with the matrix written out, the reference.
+
+        Where the masks need projections alone, ``"parts"``, ``"received"`` and ``"summary"`` are one kernel for them.
         """
         return self._path
 
@@ -96,11 +97,30 @@ class CrossAttentionFusion(nn.Module):
             raise ConfigError("path", path, f"one of {', '.join(PATHS)}")
         self._path = path
 
+    @property
+    def precision(self) -> str:
+        """The type in which attention is computed: ``"auto"``, or a name of ``PRECISIONS``.
+
+        The masks are a sigmoid of a small projection of the result. ``"auto"`` takes bfloat16 on a GPU that has it,
+        also where the student is trained in float32, and float32 everywhere else. Autocast's type comes before both.
+        """
+        return self._precision
+
+    @precision.setter
+    def precision(self, precision: str) -> None:
+        check_precision(precision)
+        self._precision = precision
+
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Fuse two (N, C, H, W) maps into one of the query source's size."""
-        query_source, value_source = self._sources(student, teacher)
-        attend = materialized_attention if self.path == "materialized" else fused_attention
-        return attend(self.query(query_source), self.key(value_source), self.value(value_source))
+        with self._computing(student):
+            query_source, value_source = self._sources(student, teacher)
+            if self.path != "materialized" and student.is_cuda and self._in_half(student):
+                fused = self._map(query_source, value_source)
+            else:
+                attention = materialized_attention if self.path == "materialized" else fused_attention
+                fused = attention(self.query(query_source), self.key(value_source), self.value(value_source))
+        return fused if torch.is_autocast_enabled(student.device.type) else fused.to(student.dtype)
 
     def summary(self, student: Tensor, teacher: Tensor, units: Tensor | None, *, mean: bool) -> Summary:
         """Compute the parts of the fused map that masks need, without the map.
@@ -114,7 +134,109 @@ class CrossAttentionFusion(nn.Module):
             units: (M, C), or None where no projection is wanted.
             mean: True where the mean is wanted.
         """
-        query_source, value_source = self._sources(student, teacher)
+        path = self._chosen(student, teacher, mean=mean)
+        fused = student.is_cuda and self._in_half(student)
+        with self._computing(student):
+            query_source, value_source = self._sources(student, teacher)
+            if path == "parts":
+                return self._by_parts(query_source, value_source, units)
+            if path == "received" or (path == "columns" and fused):
+                return self._by_columns(query_source, value_source, units, mean=mean)
+            return self._by_blocks(query_source, value_source, units, mean=mean)
+
+    def summarizes(self, student: Tensor, teacher: Tensor, *, mean: bool) -> bool:
+        """Tell if ``summary`` is the way to the masks, by the path that was set or the table in ``paths.py``."""
+        return self._chosen(student, teacher, mean=mean) not in ("map", "materialized")
+
+    def _chosen(self, student: Tensor, teacher: Tensor, *, mean: bool) -> str:
+        """Return the path, one of ``PATHS`` but ``"auto"``, or ``"columns"``."""
+        if self.path != "auto":
+            return self.path if mean or self.path in ("map", "materialized") else "columns"
+        pairs = student.shape[2:].numel() * teacher.shape[2:].numel()
+        dtype = attention_dtype(self.precision, student)
+        return chosen_path(device=student.device.type, dtype=dtype, channels=student.shape[1], pairs=pairs, mean=mean)
+
+    def _in_half(self, features: Tensor) -> bool:
+        return attention_dtype(self.precision, features) in HALF
+
+    def _computing(self, features: Tensor) -> AbstractContextManager[None]:
+        """Return the context that gives products the type of ``precision``, where that is not the present one."""
+        device, dtype = features.device.type, attention_dtype(self.precision, features)
+        present = torch.is_autocast_enabled(device)
+        if dtype in HALF and (present or not features.dtype == dtype == self.query.weight.dtype):
+            return torch.autocast(device, dtype)
+        return torch.autocast(device, enabled=False) if present and self.precision == "float32" else nullcontext()
+
+    def _dtype(self, features: Tensor) -> torch.dtype:
+        """Return the type of products with sources that ``_sources`` returned."""
+        device = features.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
+
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return W_q, W_k and W_v as matrices."""
+        query, key, value = (conv.weight.flatten(1) for conv in (self.query, self.key, self.value))
+        return query, key, value
+
+    def _positions(
+        self, query_source: Tensor, value_source: Tensor, units: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the map, positions before channels, from its parts, and the units in its type.
+
+        Returns:
+            (N, Q, C), and (M, C).
+        """
+        query, key, value = self._weights()
+        width, parts = widths(len(query), len(value))
+        rows = [(query, width), (key, width), (value, sum(parts))]
+        weights = joined(rows if units is None else [*rows, (units, len(units))], self._dtype(query_source))
+        q, k_v = projected(query_source, weights[0]), projected(value_source, torch.cat(weights[1:3]))
+        k, *values = torch.split_with_sizes(k_v, [width, *parts], 2)
+        outputs = [attend(q, k, v, len(query) ** -0.5) for v in values]
+        fused = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+        fused = fused if fused.shape[2] == len(value) else fused[..., : len(value)]
+        return fused, None if units is None else weights[3]
+
+    def _map(self, query_source: Tensor, value_source: Tensor) -> Tensor:
+        fused, _ = self._positions(query_source, value_source, None)
+        return fused.transpose(1, 2).reshape(*fused.shape[::2], *query_source.shape[2:])
+
+    def _by_parts(self, query_source: Tensor, value_source: Tensor, units: Tensor | None) -> Summary:
+        """Compute projection and mean from the map, positions before channels."""
+        fused, units = self._positions(query_source, value_source, units)
+        mean = fused.mean(1, dtype=torch.promote_types(fused.dtype, torch.float32))[:, :, None, None]
+        if units is None:
+            return Summary(None, mean)
+        projection = torch.bmm(units.expand(len(fused), -1, -1), fused.transpose(1, 2))
+        return Summary(projection.view(*projection.shape[:2], *query_source.shape[2:]), mean)
+
+    def _by_columns(self, query_source: Tensor, value_source: Tensor, units: Tensor | None, *, mean: bool) -> Summary:
+        """Compute the projection as columns, and the mean by the received attention, by fused kernels."""
+        query, key, value = self._weights()
+        folded = value[:0] if units is None else units @ value
+        width = padded(max(len(query), len(folded) + 1))
+        rows = [(query, width), (key, width), (folded, len(folded) if mean else width)]
+        weights = joined(rows, self._dtype(query_source))
+        q, k_u = projected(query_source, weights[0]), projected(value_source, torch.cat(weights[1:]))
+        k, columns = torch.split_with_sizes(k_u, [width, len(weights[2])], 2)
+        scale = len(query) ** -0.5
+        received = None
+        if mean:
+            weighted, received = received_attention(q, k, columns, scale)
+        else:
+            weighted = attend(q, k, columns, scale)[..., : len(folded)]
+        projection = None
+        if units is not None:
+            projection = weighted.transpose(1, 2).reshape(*weighted.shape[::2], *query_source.shape[2:])
+        return Summary(projection, None if received is None else self._mean_of(value_source, received))
+
+    def _mean_of(self, value_source: Tensor, received: Tensor) -> Tensor:
+        """Return the mean of the map over positions, (N, C, 1, 1), from the received attention, (N, K)."""
+        with torch.autocast(received.device.type, enabled=False):
+            features, weight = value_source.flatten(2).to(received.dtype), self._weights()[2].to(received.dtype)
+            return (torch.bmm(features, received.unsqueeze(2)).squeeze(2) @ weight.t())[:, :, None, None]
+
+    def _by_blocks(self, query_source: Tensor, value_source: Tensor, units: Tensor | None, *, mean: bool) -> Summary:
+        """Compute the projection as columns, and the mean by the received attention, a block of rows at a time."""
         query, key, weight = self.query(query_source), self.key(value_source), self.value.weight
         folded = weight[:0, :, 0, 0] if units is None else units @ weight[:, :, 0, 0]
         columns = torch.einsum("mc,nchw->nmhw", folded, value_source)
@@ -124,20 +246,10 @@ class CrossAttentionFusion(nn.Module):
         pooled = (value_source.to(received.dtype) * received).sum((2, 3), keepdim=True)
         return Summary(None if units is None else projection, F.conv2d(pooled, weight.to(pooled.dtype)))
 
-    def summarizes(self, features: Tensor, *, mean: bool) -> bool:
-        """Tell if ``summary`` is the cheaper way to the masks, for (N, C, H, W) features of that device and type.
-
-        Without the mean it always is: M columns are fewer than C. With the mean it is not cheaper where the map is
-        narrow (measured on a CPU), nor in half precision on a GPU (not measured): torch's kernels run on tensor cores
-        there, and ``summarized_attention`` has no kernel of its own.
-        """
-        if self.path != "auto":
-            return self.path == "summary"
-        half = features.dtype in HALF or torch.is_autocast_enabled(features.device.type)
-        return not mean or (features.shape[1] >= WIDE and not (half and features.is_cuda))
-
     def _sources(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the query source and the key/value source."""
+        """Return the query source and the key/value source, in the weights' type where nothing else casts them."""
+        if not torch.is_autocast_enabled(student.device.type):
+            student, teacher = (x.to(self.query.weight.dtype) for x in (student, teacher))
         return (teacher, student) if self.query_from == "teacher" else (student, teacher)
 
 

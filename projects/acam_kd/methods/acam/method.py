@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -11,10 +12,11 @@ from ...core.distiller import NOTHING_KNOWN, Distiller, align_levels, check_weig
 from ...core.features import Channels, Features
 from ...core.registry import DISTILLER_REGISTRY, FUSION_REGISTRY
 from ...core.targets import Targets
-from ..parts.losses import check_features, mask_diversity_loss, masked_mse, standardized
-from .fusion import TeacherFusion
-from .masking import make_masks
-from .settings import check_masks, check_pooling, form_title, masking_class
+from ..parts.losses import check_features, mask_diversity_loss, standardized
+from ..parts.masked import mask_overlaps, masked_errors
+from .fusion import CrossAttentionFusion, TeacherFusion
+from .masking import FusedLevel, make_masks
+from .settings import check_attention, check_masks, check_pooling, form_title, masking_class
 
 __all__ = ["ACAMKD"]
 
@@ -73,6 +75,8 @@ class ACAMKD(Distiller):
             never. A departure from the paper.
         pooling: the pooled maps. ``"keys"``: the key/value source, so that masks keep their resolution; ``"all"``:
             both maps, and the spatial masks are scaled up again.
+        attention_precision: the type in which the cross-attention is computed: ``"float32"``, ``"bfloat16"`` or
+            ``"float16"``. ``"auto"`` is bfloat16 on a GPU that has it, and float32 elsewhere; autocast comes before it.
 
     Raises:
         ConfigError: an argument is out of range, names nothing known, or does not go with another.
@@ -106,16 +110,18 @@ class ACAMKD(Distiller):
         features: str = "raw",
         max_positions: int = 0,
         pooling: str = "keys",
+        attention_precision: str = "auto",
     ) -> None:
         super().__init__(student_channels, teacher_channels)
         check_weights(alpha=alpha, lambda_div=lambda_div)
         check_masks(num_masks, spatial_masking, channel_masking, mask_gradient, diversity)
         check_pooling(max_positions, pooling, fusion)
+        check_attention(attention_precision, fusion)
         check_features(features)
         self.alpha, self.lambda_div = alpha, lambda_div
         self.mask_gradient, self.diversity, self.query = mask_gradient, diversity, query
         self.standardize_fused, self.max_positions, self.pooling = standardize_fused, max_positions, pooling
-        self.num_masks, self.features = num_masks, features
+        self.num_masks, self.features, self.attention_precision = num_masks, features, attention_precision
         teacher = self.teacher_levels
         masks = {level: num_masks or (spec.channels if spec.logits else 6) for level, spec in teacher.items()}
         self.align = align_levels(self.student_levels, teacher)
@@ -132,6 +138,9 @@ class ACAMKD(Distiller):
         self.fusion = nn.ModuleDict({level: make(spec.channels, query=query) for level, spec in teacher.items()})
         if not any(True for _ in self.masking.parameters()):  # nothing would train a fusion
             self.fusion = nn.ModuleDict({level: TeacherFusion(spec.channels) for level, spec in teacher.items()})
+        for module in self.fusion.values():
+            if isinstance(module, CrossAttentionFusion):
+                module.precision = attention_precision
         if mask_gradient == "frozen":
             self.masking.requires_grad_(False)
             self.fusion.requires_grad_(False)
@@ -150,6 +159,7 @@ class ACAMKD(Distiller):
             "standardize_fused": self.standardize_fused,
             "features": self.features,
             "max_positions": self.max_positions,
+            "attention_precision": self.attention_precision,
         }
         defaults = method_arguments(ACAMKD)
         changed = {name: value for name, value in running.items() if value != defaults[name]}
@@ -157,39 +167,53 @@ class ACAMKD(Distiller):
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_acam_spatial``, ``loss_acam_channel`` and ``loss_acam_diversity``, as configured."""
-        losses: dict[str, Tensor] = {}
         self._step = {}
-        for level in self.levels:
-            aligned, target = self.align[level](student[level]), teacher[level].detach()
-            if self.features == "standardized":
-                aligned, target = standardized(aligned), standardized(target)
-            masks = self._masks(level, aligned, target)
-            weighing = masks if self.mask_gradient == "full" else {kind: m.detach() for kind, m in masks.items()}
-            errors = masked_mse(aligned, target, weighing)
-            self._step[level] = {}
-            for kind, error in errors.items():
-                self._step[level][kind] = _Masked(masks[kind].detach(), error.detach())
-                _add(losses, f"loss_acam_{kind}", self.alpha * error)
-                if _learns(self.masking[kind]):
-                    diversity = mask_diversity_loss(masks[kind], self.diversity)
-                    _add(losses, "loss_acam_diversity", self.lambda_div * diversity)
+        compared = [self._compared(student[level], teacher[level].detach(), level) for level in self.levels]
+        masks = self._masks(compared)
+        kinds = list(self.masking)
+        made = {kind: [of_level[kind] for of_level in masks] for kind in kinds}
+        weighing = masks
+        if self.mask_gradient != "full":
+            weighing = [{kind: m.detach() for kind, m in of_level.items()} for of_level in masks]
+        errors = masked_errors([own for own, _ in compared], [theirs for _, theirs in compared], weighing)
+        for i, level in enumerate(self.levels):
+            self._step[level] = {kind: _Masked(made[kind][i].detach(), errors[kind].detach()[i]) for kind in kinds}
+        learning = [kind for kind in kinds if _learns(self.masking[kind])]
+        losses: dict[str, Tensor] = {}
+        for kind in kinds:
+            losses[f"loss_acam_{kind}"] = self.alpha * errors[kind].sum()
+            if [kind] == learning[:1]:
+                overlaps = mask_overlaps([m for k in learning for m in made[k]], self.diversity)
+                losses["loss_acam_diversity"] = self.lambda_div * overlaps.sum()
         return losses
 
-    def _masks(self, level: str, aligned: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        if self.mask_gradient != "full":
-            aligned = aligned.detach()
-        maskings = {kind: masking[level] for kind, masking in self.masking.items()}  # type: ignore[index]
-        size = aligned.shape[2:]
-        if factor := _pooling_factor(size[0], size[1], self.max_positions):
-            if self.pooling == "all" or self.query == "teacher":
+    def _compared(self, student: Tensor, teacher: Tensor, level: str) -> tuple[Tensor, Tensor]:
+        """Return the aligned student and the teacher, as they are fused and compared."""
+        aligned = self.align[level](student)
+        if self.features == "standardized":
+            return standardized(aligned), standardized(teacher)
+        return aligned, teacher
+
+    def _masks(self, compared: Sequence[tuple[Tensor, Tensor]]) -> list[dict[str, Tensor]]:
+        """Make the masks of all levels."""
+        sizes = [aligned.shape[2:] for aligned, _ in compared]
+        factors = [_pooling_factor(height, width, self.max_positions) for height, width in sizes]
+        levels = []
+        for level, factor, (aligned, teacher) in zip(self.levels, factors, compared):
+            if self.mask_gradient != "full":
+                aligned = aligned.detach()
+            if factor and (self.pooling == "all" or self.query == "teacher"):
                 aligned = F.avg_pool2d(aligned, factor, ceil_mode=True)
-            if self.pooling == "all" or self.query == "student":
+            if factor and (self.pooling == "all" or self.query == "student"):
                 teacher = F.avg_pool2d(teacher, factor, ceil_mode=True)
-        masks = make_masks(self.fusion[level], maskings, aligned, teacher, standardize=self.standardize_fused)
-        if factor and self.pooling == "all" and "spatial" in masks:
-            scaled = F.interpolate(masks["spatial"], scale_factor=factor, mode="bilinear")
-            masks["spatial"] = scaled[..., : size[0], : size[1]]
-        return masks
+            maskings = {kind: masking[level] for kind, masking in self.masking.items()}  # type: ignore[index]
+            levels.append(FusedLevel(self.fusion[level], maskings, aligned, teacher))
+        found = make_masks(levels, standardize=self.standardize_fused)
+        for masks, factor, size in zip(found, factors, sizes):
+            if factor and self.pooling == "all" and "spatial" in masks:
+                scaled = F.interpolate(masks["spatial"], scale_factor=factor, mode="bilinear")
+                masks["spatial"] = scaled[..., : size[0], : size[1]]
+        return found
 
     def metrics(self) -> dict[str, Tensor]:
         """Return figures of the masks, per level and kind.
@@ -250,7 +274,3 @@ def _pooling_factor(height: int, width: int, max_positions: int) -> int:
     while -(-height // factor) * -(-width // factor) > max_positions:
         factor += 1
     return factor
-
-
-def _add(losses: dict[str, Tensor], key: str, value: Tensor) -> None:
-    losses[key] = losses[key] + value if key in losses else value

@@ -9,8 +9,9 @@ from ...core.errors import ConfigError
 from ...core.registry import FUSION_REGISTRY, MASKING_REGISTRY
 from ..parts.losses import check_form
 from .fusion import CrossAttentionFusion
+from .paths import check_precision
 
-__all__ = ["check_masks", "check_pooling", "form_title", "masking_class"]
+__all__ = ["check_attention", "check_masks", "check_pooling", "form_title", "masking_class"]
 
 MASK_GRADIENTS = ("detached", "full", "frozen")
 POOLING = ("keys", "all")
@@ -65,6 +66,18 @@ def check_pooling(max_positions: int, pooling: str, fusion: str) -> None:
             max_positions,
             f"0 for {fusion}, which has no attention that pooling could make cheaper",
             hint="set {max_positions} to 0 or choose another {fusion}",
+        )
+
+
+def check_attention(precision: str, fusion: str) -> None:
+    """Raise ConfigError for an unknown precision of the attention, or for one where there is no attention."""
+    check_precision(precision, "attention_precision")
+    if precision != "auto" and not issubclass(FUSION_REGISTRY.get(fusion), CrossAttentionFusion):
+        raise ConfigError(
+            "attention_precision",
+            precision,
+            f"auto for {fusion}, which has no attention",
+            hint="set {attention_precision} to auto or choose another {fusion}",
         )
 
 
