@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .errors import ConfigError, first_line
 
-__all__ = ["Fit", "fit", "load_file", "not_finite", "read_state_dict", "unreadable"]
+__all__ = ["Fit", "fit", "is_safetensors", "load_file", "not_finite", "read_state_dict", "unreadable"]
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 """The keys under which training programs put a state dict."""
@@ -48,7 +48,7 @@ def read_state_dict(path: str, *, argument: str) -> dict[str, Tensor]:
     if problem := _not_weights(path):
         raise ConfigError(argument, *problem)
     try:
-        if _is_safetensors(path):
+        if is_safetensors(path):
             content: Any = safetensors.torch.load_file(path)
         else:
             with warnings.catch_warnings():
@@ -76,7 +76,7 @@ def _not_weights(path: str) -> tuple[str, str, str] | None:
         return f"{path}, a web page", ALLOWED, "the download got a page instead of the file"
     if start.startswith(b"PK"):
         return (f"{path}, a zip archive that torch has not written", ALLOWED, "") if _is_foreign_zip(path) else None
-    if start[:1] != b"\x80" and not _is_safetensors(path):
+    if start[:1] != b"\x80" and not is_safetensors(path):
         return f"{path}, which is a file of another kind", ALLOWED, ""
     return None
 
@@ -90,7 +90,7 @@ def _is_foreign_zip(path: str) -> bool:
         return False
 
 
-def _is_safetensors(path: str) -> bool:
+def is_safetensors(path: str) -> bool:
     """Return True for a file that begins as safetensors' do: the length of a header, and a header in json."""
     with open(path, "rb") as file:
         start = file.read(9)

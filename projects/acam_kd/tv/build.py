@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from .labels import load_data
 from .models import build_model, is_model
 from .run import Settings
 from .segmentation import Segmentor
+from .trunk import TrunkSettings, set_pixels, set_up
 
 __all__ = ["Models", "build", "build_models", "evaluate", "load_model", "load_teacher"]
 
@@ -44,9 +45,21 @@ class Models:
 
 
 def load_model(
-    name: str, weights: str, *, num_classes: int | None, size: int | None, role: str, backbone_weights: str = ""
+    name: str,
+    weights: str,
+    *,
+    num_classes: int | None,
+    size: int | None,
+    role: str,
+    backbone_weights: str = "",
+    pixels: tuple[Sequence[float], Sequence[float]] = ((), ()),
 ) -> tuple[nn.Module, Card | None]:
     """Load a model by the folder of a finished run, or by its name; see ``Settings`` for both.
+
+    Args:
+        name, weights, num_classes, size, backbone_weights: see ``Settings`` and ``build_model``.
+        role: ``"student"`` or ``"teacher"``.
+        pixels: mean and deviation; empty for those of the run in the folder, or of torchvision's model.
 
     Returns:
         The model, and what its run's folder says about it.
@@ -57,11 +70,12 @@ def load_model(
         card, path = read_card(name, argument=role)
         with _arguments_of(role):
             model = build_model(card.name, num_classes=card.num_classes, size=size or card.size)
+        set_pixels(model, pixels[0] or card.pixel_mean, pixels[1] or card.pixel_std)
         load_weights(model, weights or str(path), role=role)
         return model, card
     if os.sep in name:
         raise ConfigError(role, f"{name}, where no folder is", "the folder of a finished run, or a model's name")
-    is_file = bool(weights) and (Path(weights).exists() or not weights.replace("_", "").isalnum())
+    is_file = _is_file(weights)
     if role == "student" and weights and not is_file:
         _check_classes_of(name, weights, num_classes)
     with _arguments_of(role):
@@ -70,11 +84,17 @@ def load_model(
             num_classes=num_classes,
             size=size,
             weights=None if is_file else weights or None,
-            backbone_weights=backbone_weights or None,
+            backbone_weights=None if _is_file(backbone_weights) else backbone_weights or None,
         )
+    set_pixels(model, *pixels)
     if is_file:
         load_weights(model, weights, role=role)
     return model, None
+
+
+def _is_file(weights: str) -> bool:
+    """Tell a file from a name of torchvision's."""
+    return bool(weights) and (Path(weights).exists() or not weights.replace("_", "").isalnum())
 
 
 @contextmanager
@@ -108,6 +128,7 @@ def build_models(settings: Settings, data: Images, *, world: int = 1) -> Models:
             has, or the teacher has no weights.
     """
     methods = parse_options(settings.method, settings.options)
+    trunk = _trunk(settings)
     student, card = load_model(
         settings.student,
         settings.student_weights,
@@ -115,7 +136,9 @@ def build_models(settings: Settings, data: Images, *, world: int = 1) -> Models:
         size=settings.size,
         role="student",
         backbone_weights=settings.student_backbone_weights,
+        pixels=(settings.pixel_mean, settings.pixel_std),
     )
+    set_up(student, trunk)
     if card:
         _check_categories(settings.student, card, data)
     if settings.student_name.startswith("deeplabv3") and settings.batch_size // world < 2:
@@ -144,6 +167,28 @@ def build_models(settings: Settings, data: Images, *, world: int = 1) -> Models:
     classes = len(names_of_weights(settings.teacher, settings.teacher_weights)) or settings.teacher_classes
     same = same and classes in (0, data.num_classes)
     return Models(student, teacher, same and isinstance(teacher, Segmentor) == data.semantic)
+
+
+def _trunk(settings: Settings) -> TrunkSettings:
+    """Return what is done to the student's trunk.
+
+    Raises:
+        ConfigError: an order of channels is given without a file, or a file beside weights of the whole student, or
+            something is frozen at a random start.
+    """
+    weights, order = settings.student_backbone_weights, settings.student_backbone_order
+    file = weights if _is_file(weights) else ""
+    if not file and order != "RGB":
+        raise ConfigError("student_backbone_order", order, "RGB without a file", "give {student_backbone_weights}")
+    if file and settings.student_weights:
+        hint = "choose one of {student_weights} and {student_backbone_weights}"
+        raise ConfigError("student_backbone_weights", file, "none beside weights of the whole student", hint)
+    if not (weights or settings.student_weights or Path(settings.student).is_dir()):
+        for argument, value in (("freeze_stages", settings.freeze_stages), ("freeze_norm", settings.freeze_norm)):
+            if value and value != "trained":
+                hint = "give {student_backbone_weights}"
+                raise ConfigError(argument, value, "nothing frozen without weights: a random start would stay", hint)
+    return TrunkSettings(file, order, settings.freeze_stages, settings.freeze_norm)
 
 
 def load_teacher(settings: Settings, data: Images) -> tuple[nn.Module | None, list[str]]:

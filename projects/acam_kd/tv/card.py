@@ -25,11 +25,21 @@ class Card:
     size: int | None
     categories: dict[int, str] = field(default_factory=dict)
     """Label -> name."""
+    pixel_mean: tuple[float, ...] = ()
+    pixel_std: tuple[float, ...] = ()
+    """The statistics of its pixels in [0, 1], RGB; empty for torchvision's own."""
 
     @classmethod
     def of(cls, settings: Settings, data: Images) -> Card:
         """Make the card of a run's student."""
-        return cls(settings.student_name, data.num_classes, settings.size, data.categories)
+        return cls(
+            settings.student_name,
+            data.num_classes,
+            settings.size,
+            data.categories,
+            settings.pixel_mean,
+            settings.pixel_std,
+        )
 
 
 def read_card(folder: str | Path, *, argument: str = "folder") -> tuple[Card, Path]:
@@ -51,4 +61,5 @@ def read_card(folder: str | Path, *, argument: str = "folder") -> tuple[Card, Pa
         )
     content = json.loads(path.read_text())
     content["categories"] = {int(label): name for label, name in content["categories"].items()}
+    content |= {name: tuple(content.get(name, ())) for name in ("pixel_mean", "pixel_std")}
     return Card(**content), path.with_suffix(".pth")

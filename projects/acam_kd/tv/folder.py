@@ -30,7 +30,8 @@ __all__ = ["RunFolder"]
 
 README = """\
 This folder is a run of acam-kd: {run}.
-The student is student.pth, the state dict of a plain torchvision model; student.json has its name, classes and size.
+The student is student.pth, the state dict of a plain torchvision model; student.json has its name, classes, size, and \
+pixel statistics other than torchvision's.
 Its results: result.json (there when the run is complete), metrics.jsonl (losses, evaluations), predictions.json, \
 pictures/, tensorboard/.
 What was asked for: settings.json; settings.yaml repeats it (train --config). Fingerprints of the data: data.json.

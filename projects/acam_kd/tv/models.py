@@ -139,8 +139,7 @@ def _sizes(name: str, size: int) -> dict[str, Any]:
 def _check_weights(name: str, weights: str | None, argument: str = "weights") -> None:
     known = ["DEFAULT", *(entry.name for entry in get_model_weights(name))]
     if weights and weights not in known:
-        file = ", or a file" if argument == "weights" else ""
-        raise ConfigError(argument, f"{weights} for {name}", allowed=f"one of {', '.join(known)}{file}")
+        raise ConfigError(argument, f"{weights} for {name}", allowed=f"one of {', '.join(known)}, or a file")
 
 
 def _get(name: str, **arguments: Any) -> Any:

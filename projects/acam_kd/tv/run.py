@@ -12,11 +12,13 @@ from typing import Any
 from ..core import DISTILLER_REGISTRY, TAPS, read_methods
 from ..core.errors import ConfigError
 from ..core.teacher import PRECISIONS
+from ..core.trunk_weights import ORDERS
 from ..core.weighting import WEIGHTS
 from ..data.splits import LabelSplit, Split
 from ..fields import flag, natural, option, positive, rate
 from .card import read_card
 from .names import option as name_of
+from .trunk import NORMS
 
 __all__ = ["ANYTIME", "SCALED", "Settings"]
 
@@ -74,7 +76,33 @@ class Settings:
         "deeplabv3_resnet50; or the folder of a finished run",
     )
     student_weights: str = option("", metavar="FILE|NAME", help="a state dict, or torchvision's, as DEFAULT")
-    student_backbone_weights: str = option("", metavar="NAME", help="torchvision's, as DEFAULT")
+    student_backbone_weights: str = option(
+        "",
+        metavar="FILE|NAME",
+        help="of its trunk: a state dict, or torchvision's, as DEFAULT",
+    )
+    student_backbone_order: str = option(
+        "RGB", choices=ORDERS, help="of the channels that this file was trained with; the student itself takes RGB"
+    )
+    freeze_stages: int | None = option(
+        None,
+        type=natural,
+        metavar="N",
+        help="frozen stages of its trunk, 0 to 5 from the stem. Left out, a detector with weights of its trunk has 2, "
+        "or what torchvision freezes by itself",
+    )
+    freeze_norm: str = option(
+        "",
+        choices=NORMS,
+        help="the batch norms of its trunk outside of frozen stages. Left out, those of a detector with weights of its "
+        "trunk are frozen",
+    )
+    pixel_mean: tuple[float, ...] = option(
+        (), action="store", nargs=3, type=float, metavar=("R", "G", "B"), help="of pixels in [0, 1]; else torchvision's"
+    )
+    pixel_std: tuple[float, ...] = option(
+        (), action="store", nargs=3, type=float, metavar=("R", "G", "B"), help="likewise, their deviation"
+    )
     size: int | None = option(
         None,
         type=positive,
@@ -206,10 +234,16 @@ class Settings:
         return read_card(self.student, argument="student")[0].name
 
     def resolved(self) -> Settings:
-        """Return the settings with the size of a folder's student, if no other size was asked for."""
-        if self.size is None and Path(self.student).is_dir():
-            return dataclasses.replace(self, size=read_card(self.student, argument="student")[0].size)
-        return self
+        """Return the settings with size and pixel statistics of a folder's student, where no others were asked for."""
+        if not Path(self.student).is_dir():
+            return self
+        card = read_card(self.student, argument="student")[0]
+        return dataclasses.replace(
+            self,
+            size=card.size if self.size is None else self.size,
+            pixel_mean=self.pixel_mean or card.pixel_mean,
+            pixel_std=self.pixel_std or card.pixel_std,
+        )
 
     def scaled(self, images: int) -> Settings:
         """Return the settings with the iterations and the learning rate that were left out.
@@ -245,6 +279,7 @@ class Settings:
                 found["classes"] = list(split.classes)
         values = self.asdict() | {"method": self.method or "none"}
         for field in dataclasses.fields(self)[2:]:
-            if values[field.name] or field.default:
-                found[flag(field).lstrip("-")] = values[field.name]
+            value = values[field.name]
+            if value or field.default or (value == 0 and field.default is None):
+                found[flag(field).lstrip("-")] = value
         return found
