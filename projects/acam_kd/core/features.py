@@ -6,7 +6,7 @@ Shapes: N images, C channels, H x W positions of one level.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -49,12 +49,14 @@ class FeatureSpec:
         stride: in input pixels; 0 where it is not known, and for the predictions of a class head, which lie on no map.
         logits: the channels are classes.
         sigmoid: each of these classes is predicted on its own, and there is none for the background.
+        unused: the number of channels that predict no class, as the background of torchvision's dense heads.
     """
 
     channels: int
     stride: int
     logits: bool = False
     sigmoid: bool = False
+    unused: int = field(default=0, repr=False)
 
     @property
     def tap(self) -> str:
