@@ -7,7 +7,7 @@ import torch
 
 import acam_kd
 from acam_kd.core import DISTILLER_REGISTRY, ModuleAdapter, Plan, Recipe, assemble, read_request
-from acam_kd.core.options import all_arguments
+from acam_kd.core.options import all_arguments, note_own, read_request
 from acam_kd.methods import Mimic
 
 from .detectors import Backbone, Detector, refused
@@ -78,6 +78,13 @@ def test_the_log_says_every_value_and_where_it_comes_from(caplog):
         "Tuned: alpha=7.0 (recipe), gain=4.0 (given), levels p3 (recipe), taps backbone (recipe); "
         "the recipe for toy: a table of ours" in text
     )
+
+
+def test_a_value_that_the_run_filled_in_is_not_called_given():
+    note_own("FreeKD", "tokens", "here/tokens_freekd.pth")
+    for path, origin in (("here/tokens_freekd.pth", "the run's own"), ("there.pth", "given")):
+        request = read_request("FreeKD", {"tokens": path})
+        assert request.origins["tokens"] == origin and request.arguments["tokens"] == path
 
 
 def test_a_method_alone_takes_channels():

@@ -11,7 +11,7 @@ import torch
 
 import acam_kd
 from acam_kd import cli
-from acam_kd.core import FrozenTeacher
+from acam_kd.core import ConfigError, FrozenTeacher
 from acam_kd.core.class_names import BACKGROUND, UNUSED
 from acam_kd.core.classes import CommonClasses
 from acam_kd.data.coco import find_split
@@ -97,6 +97,18 @@ def test_labels_of_a_class_that_the_teacher_lacks_are_left_out(kind, method):
     sum(x for name, x in losses.items() if method.lower() in name).backward()
     by_class = class_weight(student).grad.flatten(1).abs().sum(1).view(-1, 4).sum(0)
     assert by_class[3] == 0 and (by_class[1:3] > 0).all()
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["a"]])
+@pytest.mark.parametrize("method", ["DKD", "NKD"])
+@pytest.mark.parametrize("kind", ["fcos", "retinanet"])
+def test_one_common_class_of_a_dense_head_is_refused_where_a_softmax_needs_several(kind, method, names):
+    """The channel of the background is there, but nothing is ever labelled as it."""
+    student, teacher = (build_model(HEADS[kind], num_classes=1 + n, size=64) for n in (1, len(names)))
+    with pytest.raises(ConfigError) as error:
+        acam_kd.distill(student, teacher, method=method, student_class_names=["a"], teacher_class_names=names)
+    assert (error.value.argument, error.value.value) == (f"{method}.levels", "classes with 1 class")
+    acam_kd.distill(student, teacher, method="KD", student_class_names=["a"], teacher_class_names=names)
 
 
 @pytest.mark.parametrize("options", [[], ["--class-map", f"tram={CLASSES[5]}"]])

@@ -101,12 +101,16 @@ def test_runs_of_several_seeds_share_a_file(learning, calls, tmp_path):
     assert all(same(entry["state"], own[level]["state"]) for level, entry in levels_of(shared).items())
 
 
-def test_several_methods_have_a_file_each(learning, calls, data, finished, tmp_path):
+def test_several_methods_have_a_file_each(learning, calls, data, finished, tmp_path, capsys):
     options = [f"{m}.{o}" for m in ("MasKD", "FreeKD") for o in ("token_iterations=2", "num_tokens=1")]
     out = tmp_path / "run"
     run(*quick(data, out, "--teacher", finished, "--method", "MasKD+FreeKD+PKD", "--set", *options))
     assert [wanted.method for wanted in calls] == ["MasKD", "FreeKD"]
     assert (out / "tokens_maskd.pth").is_file() and (out / "tokens_freekd.pth").is_file()
+    log = capsys.readouterr().err
+    for name in ("maskd", "freekd"):
+        assert f"tokens='{out / f'tokens_{name}.pth'}' (the run's own)" in log
+    assert "num_tokens=1 (given)" in log
 
 
 def test_tokens_move_and_their_losses_are_the_teachers(learning, finished, tmp_path):

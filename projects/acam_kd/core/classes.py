@@ -136,7 +136,8 @@ def common_classes(
         found = CommonClasses(*zip(*pairs), channels=(specs[0].channels, specs[1].channels))  # type: ignore[misc]
         common[level] = found
         for role, name, spec in (("student", level, specs[0]), ("teacher", partner, specs[1])):
-            reduced[role][name] = dataclasses.replace(spec, channels=len(pairs))
+            unused = min(spec.unused, sum(names[0][own] == BACKGROUND for own, _ in pairs))
+            reduced[role][name] = dataclasses.replace(spec, channels=len(pairs), unused=unused)
     if class_map and not levels:
         logger.warning("the mapping of class names is not used: no predictions are distilled")
     return {**reduced}, common

@@ -69,7 +69,8 @@ class Distillation(nn.Module):
 
     logger = logging.getLogger("acam_kd")
     """Where it, and its assembly, report."""
-
+    names: Names = staticmethod(str)
+    """The engine's words for arguments, in what is reported when it is attached."""
     _student: nn.Module
     _side: tuple[nn.Module, Extract]
 
@@ -104,12 +105,15 @@ class Distillation(nn.Module):
         self._attachment = Attachment(self, student, reader)
         student.add_module(NAME, self)
         self.train(student.training)
-        self._log_forms()
+        self._report()
 
-    def _log_forms(self) -> None:
+    def _report(self) -> None:
+        """Log the form of each method that has several, and what is wrong before the first step."""
         for part in self.method.parts():
-            if part.title() != type(part).__name__:  # it has several forms
+            if part.title() != type(part).__name__:
                 self.logger.info("%s", part.title())
+        for warning in self.warnings(self.names).items():
+            self._warn(*warning)
 
     def remove(self) -> None:
         """Take everything off the student again: hooks, taps and the method's parameters.
@@ -150,7 +154,8 @@ class Distillation(nn.Module):
         read = self._read_targets if {*self.method.needs} - {SCORES} else None
         targets = partial(read, *args, **kwargs) if read is not None else Targets
         if self.weighting.schedule.shared and not self.returned.recomputed:
-            step = dataclasses.replace(step, features=self.weighting.split(step.features, self._distilled))
+            features = self.weighting.split(step.features, self.iteration // self.period)
+            step = dataclasses.replace(step, features=features)
         compared = self._comparison.run(self.teacher, self.method, step, targets)
         self.returned.finite = compared.finite
         if compared.frozen:
@@ -182,10 +187,6 @@ class Distillation(nn.Module):
     def distils(self) -> bool:
         """The current step is distilled."""
         return self.iteration % self.period == 0 and not self.weighting.ended(self.iteration)
-
-    @property
-    def _distilled(self) -> int:
-        return self.iteration // self.period
 
     def last_of(self, iterations: int) -> bool:
         """Tell if this is the last distilled step of every ``iterations`` steps: the one to log."""
@@ -226,10 +227,10 @@ class Distillation(nn.Module):
             theirs = names_of(method, method_arguments(type(part)), names)
             texts.update({f"{method}/{place}": rendered(text, theirs) for place, text in part.warnings().items()})
         if self.returned.too_high:
-            weight = f"{type(self.method.parts()[0]).__name__}.alpha"
+            weight = names(f"{type(self.method.parts()[0]).__name__}.alpha")
             texts["ratio"] = (
                 f"the distillation's losses have been more than {HIGH} times the task's for {LONG} steps: lower "
-                f"{names(weight)}, or set {names('weight')} to share"
+                f"{weight}, or set {names('weight')} to share"
             )
         return texts
 

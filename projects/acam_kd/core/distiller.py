@@ -137,7 +137,9 @@ class Distiller(nn.Module):
         return {}
 
     def warnings(self) -> dict[str, str]:
-        """Return the problems that the last step showed: place -> a plain sentence.
+        """Return the problems that the last step showed, or before the first those of the arguments.
+
+        The result maps a place to a plain sentence.
 
         A sentence names the level, and the argument to change as a ``{argument}`` field: "set {num_masks} to 3".
         The engine fills such fields with its own names; a sentence has no other braces. The engine reports

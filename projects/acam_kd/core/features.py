@@ -53,6 +53,7 @@ class FeatureSpec:
         logits: the channels are classes.
         sigmoid: each of these classes is predicted on its own, and there is none for the background.
         before_norm: it is a neck's level before its normalisation.
+        unused: the number of channels that predict no class, as the background of torchvision's dense heads.
     """
 
     channels: int
@@ -60,6 +61,7 @@ class FeatureSpec:
     logits: bool = False
     sigmoid: bool = False
     before_norm: bool = field(default=False, repr=False)
+    unused: int = field(default=0, repr=False)
 
     @property
     def tap(self) -> str:

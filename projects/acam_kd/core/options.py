@@ -13,7 +13,10 @@ from .errors import ConfigError
 from .registry import DISTILLER_REGISTRY
 from .renamed import current_arguments
 
-__all__ = ["Request", "all_arguments", "as_type", "read_methods", "read_request"]
+__all__ = ["Request", "all_arguments", "as_type", "note_own", "read_methods", "read_request"]
+
+_own: set[tuple[str, str, str]] = set()
+"""Method, argument, value: what the run filled in itself, though it travels with what the user gave."""
 
 
 def read_methods(names: str) -> list[str]:
@@ -28,6 +31,11 @@ def read_methods(names: str) -> list[str]:
     if len(set(methods)) < len(methods):
         raise ConfigError("method", names, "each method once")
     return methods
+
+
+def note_own(method: str, argument: str, value: str) -> None:
+    """Note a value that the run fills in where the user left it open, so that the log does not call it given."""
+    _own.add((method, argument, value))
 
 
 def all_arguments(name: str) -> dict[str, Any]:
@@ -60,7 +68,7 @@ class Request:
         taps: those that were asked for or are the recipe's; empty for the first that the method can use.
         recipe: for this kind of model; an empty one if there is none.
         origins: argument, ``levels``, ``taps`` -> where the value comes from: ``"given"``, ``"given for all"``,
-            ``"recipe"`` or ``"default"``.
+            ``"recipe"``, ``"the run's own"`` or ``"default"``.
     """
 
     name: str
@@ -121,7 +129,8 @@ def read_request(
     for origin, chosen in sources.items():  # later ones win
         for option, value in chosen.items():
             if option not in CHOICES or value:
-                values[option], origins[option] = value, origin
+                filled_in = origin == "given" and (name, option, str(value)) in _own
+                values[option], origins[option] = value, "the run's own" if filled_in else origin
     if recipe.levels != ALL and not values["levels"]:
         origins["levels"] = "recipe"
     chosen_levels, chosen_taps = (values.pop(choice) for choice in CHOICES)

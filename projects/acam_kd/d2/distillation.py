@@ -35,6 +35,7 @@ class D2Distillation(Distillation):
     """
 
     logger = logger
+    names = staticmethod(key)
 
     def __init__(self, *, log_period: int = 20, vis_period: int | None = None, **arguments: Any) -> None:
         super().__init__(**arguments)

@@ -106,7 +106,7 @@ def class_spec(model: nn.Module, *, student: bool = True) -> FeatureSpec:
         return FeatureSpec(predictor.cls_score.out_features, 0, logits=True)
     if isinstance(model, (FCOS, RetinaNet)):
         head: Any = model.head
-        return FeatureSpec(head.classification_head.num_classes, 0, logits=True, sigmoid=True)
+        return FeatureSpec(head.classification_head.num_classes, 0, logits=True, sigmoid=True, unused=1)
     raise ConfigError(
         "student" if student else "teacher",
         f"the class head of {type(model).__name__}",

@@ -30,6 +30,7 @@ LITERAL = {"mask_gradient": "full", "diversity": "ratio"}
         ({"diversity": "ratio"}, "ACAM-KD, mask_gradient=detached, diversity=ratio"),
         ({**LITERAL, "query": "student"}, "ACAM-KD, mask_gradient=full, diversity=ratio, query=student"),
         ({"num_masks": 3}, "ACAM-KD, mask_gradient=detached, diversity=pairwise, num_masks=3"),
+        ({"num_masks": 6}, "ACAM-KD, ours (mask_gradient=detached, diversity=pairwise)"),
         ({"channel_masking": ""}, "ACAM-KD, mask_gradient=detached, diversity=pairwise, channel_masking=none"),
         ({"standardize_fused": True}, "ACAM-KD, mask_gradient=detached, diversity=pairwise, standardize_fused=True"),
         ({"max_positions": 9}, "ACAM-KD, mask_gradient=detached, diversity=pairwise, max_positions=9"),
@@ -42,6 +43,36 @@ LITERAL = {"mask_gradient": "full", "diversity": "ratio"}
 )
 def test_the_form_that_runs_has_a_name(arguments, title):
     assert ACAMKD(LEVEL, LEVEL, **arguments).title() == title
+
+
+def test_six_masks_are_not_the_default_on_logits():
+    logits = {"logits": FeatureSpec(19, 8, logits=True)}
+    assert ACAMKD(logits, logits, num_masks=6).title().endswith("num_masks=6")
+    assert "num_masks" not in ACAMKD(logits, logits, num_masks=19).title()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"num_masks": 1}, "a single mask has no overlap; set ACAMKD.num_masks to 2 or more"),
+        ({"lambda_div": 0.0}, "ACAMKD.lambda_div is 0; set ACAMKD.lambda_div above 0"),
+        ({"num_masks": 1, "mask_gradient": "full"}, ""),
+        ({"lambda_div": 0.0, "mask_gradient": "frozen"}, ""),
+        ({"lambda_div": 0.0, "spatial_masking": "UniformMasking", "channel_masking": ""}, ""),
+        ({}, ""),
+    ],
+)
+def test_masks_that_nothing_trains_are_reported_when_the_method_is_attached(arguments, reason, caplog):
+    """Their parameters get a gradient of zero, so nothing else would show it."""
+    nets = [torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2, 1)) for _ in "ab"]
+    levels = {"c": "0"}
+    acam_kd.distill(*nets, method="ACAMKD", student_levels=levels, teacher_levels=levels, **arguments)
+    lines = [text for text in caplog.messages if "nothing trains the masks of c" in text]
+    assert len(lines) == bool(reason) and all(reason in line for line in lines)
+    if reason:
+        nets[0](torch.rand(2, 3, 16, 16))
+        sum(nets[0].distillation.losses.values()).backward()
+        assert all(not p.grad.any() for p in nets[0].distillation.method.masking.parameters() if p.grad is not None)
 
 
 def test_a_subclass_is_not_called_by_the_names_of_our_forms():

@@ -16,7 +16,15 @@ from ..parts.losses import check_features, mask_diversity_loss, standardized
 from ..parts.masked import mask_overlaps, masked_errors
 from .fusion import CrossAttentionFusion, TeacherFusion
 from .masking import FusedLevel, make_masks
-from .settings import check_attention, check_masks, check_pooling, form_title, masking_class
+from .settings import (
+    check_attention,
+    check_masks,
+    check_pooling,
+    form_title,
+    masking_class,
+    masks_per_level,
+    untrained_masks,
+)
 
 __all__ = ["ACAMKD"]
 
@@ -123,7 +131,7 @@ class ACAMKD(Distiller):
         self.standardize_fused, self.max_positions, self.pooling = standardize_fused, max_positions, pooling
         self.num_masks, self.features, self.attention_precision = num_masks, features, attention_precision
         teacher = self.teacher_levels
-        masks = {level: num_masks or (spec.channels if spec.logits else 6) for level, spec in teacher.items()}
+        masks = masks_per_level(teacher, num_masks)
         self.align = align_levels(self.student_levels, teacher)
         self.masking = nn.ModuleDict()
         if spatial_masking:
@@ -163,6 +171,8 @@ class ACAMKD(Distiller):
         }
         defaults = method_arguments(ACAMKD)
         changed = {name: value for name, value in running.items() if value != defaults[name]}
+        if masks_per_level(self.teacher_levels, self.num_masks) == masks_per_level(self.teacher_levels, 0):
+            changed.pop("num_masks", None)  # the default, written out
         return form_title(self.mask_gradient, self.diversity, changed)
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
@@ -240,8 +250,15 @@ class ACAMKD(Distiller):
         return {level: {kind: masked.masks for kind, masked in kinds.items()} for level, kinds in self._step.items()}
 
     def warnings(self) -> dict[str, str]:
-        """Report every level and kind with at least half of its masks vanished: with a mean below ``VANISHED``."""
+        """Report every level and kind with at least half of its masks vanished: with a mean below ``VANISHED``.
+
+        Before the first step, report masks that nothing will train.
+        """
         problems = {}
+        if not self._step and _learns(self.masking):
+            masks = masks_per_level(self.teacher_levels, self.num_masks)
+            if text := untrained_masks(self.mask_gradient, self.lambda_div, masks):
+                problems["masks"] = text
         for level, kinds in self._step.items():
             for kind, masked in kinds.items():
                 means = masked.masks.float().flatten(2).mean((0, 2))  # (M,)

@@ -6,12 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...core.errors import ConfigError
+from ...core.features import Pyramid
 from ...core.registry import FUSION_REGISTRY, MASKING_REGISTRY
 from ..parts.losses import check_form
 from .fusion import CrossAttentionFusion
 from .paths import check_precision
 
-__all__ = ["check_attention", "check_masks", "check_pooling", "form_title", "masking_class"]
+__all__ = [
+    "check_attention",
+    "check_masks",
+    "check_pooling",
+    "form_title",
+    "masking_class",
+    "masks_per_level",
+    "untrained_masks",
+]
 
 MASK_GRADIENTS = ("detached", "full", "frozen")
 POOLING = ("keys", "all")
@@ -52,6 +61,31 @@ def check_masks(num_masks: int, spatial_masking: str, channel_masking: str, mask
         )
     if num_masks < 0:
         raise ConfigError("num_masks", num_masks, ">= 0", hint="0 stands for the paper's number")
+
+
+def masks_per_level(levels: Pyramid, num_masks: int) -> dict[str, int]:
+    """Return M of every level: ``num_masks``, or for 0 the paper's number, 6 on features, the classes on logits."""
+    return {level: num_masks or (spec.channels if spec.logits else 6) for level, spec in levels.items()}
+
+
+def untrained_masks(mask_gradient: str, lambda_div: float, masks: Mapping[str, int]) -> str:
+    """Return a sentence about learnable masks that no loss trains; empty if there are none.
+
+    Args:
+        mask_gradient, lambda_div: the arguments of ``ACAMKD``.
+        masks: level -> M.
+    """
+    untrained = [level for level, number in masks.items() if not lambda_div or number == 1]
+    if mask_gradient != "detached" or not untrained:
+        return ""
+    reason, remedy = ("{lambda_div} is 0", "{lambda_div} above 0")
+    if lambda_div:
+        reason, remedy = "a single mask has no overlap", "{num_masks} to 2 or more"
+    return (
+        f"nothing trains the masks of {', '.join(untrained)}, which stay near one half: with detached masks the "
+        f"diversity loss alone would, and {reason}; set {remedy}, or {{mask_gradient}} to 'full', or to 'frozen' if "
+        "that is wanted"
+    )
 
 
 def check_pooling(max_positions: int, pooling: str, fusion: str) -> None:

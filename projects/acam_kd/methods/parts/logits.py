@@ -107,10 +107,11 @@ def agreement(compared: Mapping[str, Labelled]) -> dict[str, Tensor]:
 def check_several_classes(pyramid: Pyramid, *, method: str) -> None:
     """Raise ConfigError for a level with fewer than two classes, over which a softmax is constant."""
     for level, spec in pyramid.items():
-        if spec.channels < 2:
+        classes = spec.channels - spec.unused
+        if classes < 2:
             raise ConfigError(
                 "levels",
-                f"{level} with {spec.channels} class{'' if spec.channels == 1 else 'es'}",
+                f"{level} with {classes} class{'' if classes == 1 else 'es'}",
                 "2 classes or more",
                 hint=f"{method} tells a class from the others; set {{method}} to KD, which works with one class if it "
                 "is predicted by a sigmoid",

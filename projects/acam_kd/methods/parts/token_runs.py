@@ -19,7 +19,7 @@ from ...core.distiller import method_arguments
 from ...core.errors import ConfigError, RunError
 from ...core.features import LOGITS, Pyramid
 from ...core.methods import levels_read
-from ...core.options import all_arguments
+from ...core.options import all_arguments, note_own
 from ...core.registry import DISTILLER_REGISTRY
 from ...core.selection import choose_taps
 from .shared_file import make_once
@@ -84,7 +84,10 @@ def ensure_tokens(
     for method in [name for name in methods if name in TOKEN_METHODS]:
         known = all_arguments(method)
         given = known | {name: value for name, value in methods[method].items() if value is not None}
-        path = given["tokens"] or os.path.join(folder, f"tokens_{method.lower()}.pth")
+        path = given["tokens"]
+        if not path:
+            path = os.path.join(folder, f"tokens_{method.lower()}.pth")
+            note_own(method, "tokens", path)
         wanted = TokenFile(
             path, method, given["num_tokens"], given["token_iterations"], teacher=teacher(), taps=tuple(given["taps"])
         )
