@@ -118,7 +118,8 @@ class D2Adapter(Adapter):
 
     def network(self, taps: Sequence[str]) -> tuple[nn.Module, Extract]:
         """Return the backbone, or the whole model for predictions."""
-        network, extract = backbone_of(self.model), call
+        network = backbone_of(self.model)
+        extract: Extract = call
         if CLASSES in taps:
             network, extract = self.model, backbone_and_classes
         elif LOGITS in taps:

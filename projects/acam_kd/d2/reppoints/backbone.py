@@ -49,17 +49,19 @@ class NormedP6P7(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, norm: str = "GN", in_feature: str = "res5") -> None:
         super().__init__()
         self.num_levels, self.in_feature = 2, in_feature
-        for name, channels in (("p6", in_channels), ("p7", out_channels)):
-            conv = Conv2d(
-                channels, out_channels, 3, stride=2, padding=1, bias=not norm, norm=get_norm(norm, out_channels)
-            )
-            weight_init.c2_xavier_fill(conv)
-            self.add_module(name, conv)
+        self.p6 = _normed(in_channels, out_channels, norm)
+        self.p7 = _normed(out_channels, out_channels, norm)
 
     def forward(self, c5: Tensor) -> list[Tensor]:
         """Return P6 and P7."""
         p6 = self.p6(c5)
         return [p6, self.p7(p6)]
+
+
+def _normed(in_channels: int, out_channels: int, norm: str) -> Conv2d:
+    conv = Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=not norm, norm=get_norm(norm, out_channels))
+    weight_init.c2_xavier_fill(conv)
+    return conv
 
 
 @BACKBONE_REGISTRY.register()

@@ -163,7 +163,7 @@ class RepPoints(DenseDetector):
             For each image the labels (R,), K for background and -1 for ignored cells, and the boxes (R, 4) of the
             cells that have an object.
         """
-        labels, boxes, alone = [], [], 0
+        labels, boxes, alone = [], [], init_boxes.new_zeros(())
         low, high = self.iou_thresholds
         for candidates, objects in zip(init_boxes, gt_instances):
             index, missed = assign_by_overlap(
@@ -189,7 +189,7 @@ class RepPoints(DenseDetector):
         scores = [permute_to_N_HWA_K(x, self.num_classes).float().sigmoid() for x in logits]
         cells = [x.shape[1] for x in scores]
         return [
-            self._detect([x[i] for x in scores], boxes[i].split(cells), size)
+            self._detect([x[i] for x in scores], torch.split(boxes[i], cells), size)
             for i, size in enumerate(images.image_sizes)
         ]
 
