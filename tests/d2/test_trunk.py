@@ -16,6 +16,7 @@ from acam_kd.d2 import add_segmentation_config
 from acam_kd.d2.trunk import load_classifier
 
 from .conftest import NARROW, ROOT, TINY, detector_config, refused
+from .test_segmentation import segmentor
 
 RESNET = [
     "MODEL.RESNETS.STRIDE_IN_1X1", False, "MODEL.RESNETS.STEM_OUT_CHANNELS", 64, "MODEL.RESNETS.WIDTH_PER_GROUP", 64,
@@ -132,3 +133,16 @@ def test_what_does_not_fit_is_said(tmp_path):
     torch.save(classifier("resnet18"), path)
     with refused("MODEL.WEIGHTS", "which holds Python objects"):
         load_classifier(build_model(resnet_config(path)), resnet_config(path))
+
+
+def test_a_trunk_without_a_pyramid(tmp_path):
+    theirs = classifier("resnet18").state_dict()
+    torch.save(theirs, tmp_path / "w.pth")
+    cfg = segmentor(
+        "FPN", "MODEL.BACKBONE.NAME", "build_dilated_resnet_backbone", *RESNET, "MODEL.RESNETS.DEPTH", 18,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.STEM_TYPE", "basic", "MODEL.RESNETS.RES5_DILATION", 1,
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res2", "res3", "res4", "res5"], "MODEL.WEIGHTS", str(tmp_path / "w.pth"),
+    )  # fmt: skip
+    model = build_model(cfg)
+    assert load_classifier(model, cfg)
+    assert torch.equal(model.backbone.state_dict()["res5.0.shortcut.weight"], theirs["layer4.0.downsample.0.weight"])
