@@ -181,7 +181,7 @@ def test_detectron2s_default_freezes_stem_and_res2():
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
 @pytest.mark.parametrize("place", ["backbone", "backbone.bottom_up"])
 def test_torchvisions_imagenet_file_arrives_whole(tmp_path, norm, place):
-    """Through MODEL.WEIGHTS with the query that Detectron2 has for foreign names."""
+    """Through MODEL.WEIGHTS with the query that Detectron2 itself has for foreign names; without it see test_trunk.py."""
     torch.manual_seed(5)
     there = torchvision.models.mobilenet_v2(width_mult=0.25)
     torch.save(there.state_dict(), tmp_path / "mobilenet_v2.pth")

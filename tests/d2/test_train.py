@@ -25,6 +25,7 @@ from acam_kd.d2 import (
     student_config,
 )
 from acam_kd.d2.teacher_check import check_teacher
+from acam_kd.d2.trunk import _torchvision
 from acam_kd.data import shapes
 
 from .conftest import ROOT, broken, detector_config, distillation_config, inputs, save_config, save_weights
@@ -135,6 +136,28 @@ def test_two_and_two_iterations_equal_four(arguments, tmp_path, opts):
     momenta = [s["momentum_buffer"] for s in a["trainer"]["_trainer"]["optimizer"]["state"].values()]
     others = [s["momentum_buffer"] for s in b["trainer"]["_trainer"]["optimizer"]["state"].values()]
     assert all(torch.equal(x, y) for x, y in zip(momenta, others))
+
+
+def test_a_classifiers_file_starts_the_trunk_and_is_not_read_again_on_resuming(arguments, tmp_path):
+    opts = ("MODEL.RESNETS.STRIDE_IN_1X1", False, "OUTPUT_DIR", tmp_path / "run", "MODEL.WEIGHTS", tmp_path / "w.pth")
+    command = arguments(*opts)
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "w.pth")
+    trainer = train_net.Trainer(train_net.setup(train_net.parser().parse_args(command)))
+    trunk = trainer.checkpointer.model.backbone.bottom_up
+    wanted = {name: torch.rand_like(value.float()) for name, value in trunk.state_dict().items()}
+    torch.save({_torchvision(name): value for name, value in wanted.items()}, tmp_path / "w.pth")
+    trainer.resume_or_load(resume=False)
+    turned = {"stem.conv1.weight": wanted["stem.conv1.weight"].flip(1)}  # the config takes BGR
+    state = trunk.state_dict()
+    assert all(torch.equal(state[n], x) for n, x in {**wanted, **turned}.items() if "num_batches" not in n)
+    trainer.checkpointer.save("model_0000000")
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "w.pth")
+    resumed = train_net.Trainer(train_net.setup(train_net.parser().parse_args(arguments(*opts, flags=["--resume"]))))
+    resumed.resume_or_load(resume=True)
+    state = resumed.checkpointer.model.backbone.bottom_up.state_dict()
+    assert torch.equal(state["res5.0.conv1.weight"], wanted["res5.0.conv1.weight"])
+    with pytest.raises(SystemExit, match=r"MODEL.WEIGHTS: found .*w.pth, by name with 0 of the model's \d+ tensors"):
+        run(arguments(*opts[:2], "OUTPUT_DIR", tmp_path / "other", *opts[4:]))
 
 
 def test_every_checkpoint_is_the_plain_student(arguments, tmp_path):

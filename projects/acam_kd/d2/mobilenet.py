@@ -37,8 +37,8 @@ class MobileNetV2(Backbone):
     res5      17        32      320
     ========  ========  ======  =======
 
-    The parameters have torchvision's names, so its ImageNet file is ``MODEL.WEIGHTS
-    "mobilenet_v2.pth?matching_heuristics=True"``. The 1x1 convolution to 1280 channels is left out.
+    The parameters have torchvision's names, so its ImageNet file can be ``MODEL.WEIGHTS mobilenet_v2.pth``; see
+    ``d2/trunk.py``. The 1x1 convolution to 1280 channels is left out.
 
     Args:
         width_mult: the factor of all channels, which are then rounded to multiples of 8.

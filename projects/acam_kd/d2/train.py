@@ -27,6 +27,7 @@ from .sem_seg_data import build_sem_seg_mapper
 from .solver import build_lr_scheduler
 from .teacher_check import check_teacher
 from .token_learning import with_tokens
+from .trunk import load_classifier
 
 __all__ = ["Trainer", "evaluate", "main", "parser", "run", "setup"]
 
@@ -43,14 +44,17 @@ class Trainer(DefaultTrainer):
             self.register_hooks([hooks.EvalHook(0, lambda: self.test_with_tta(cfg, self.model))])
 
     def resume_or_load(self, resume: bool = True) -> Any:
-        """Resume from the last checkpoint, or load MODEL.WEIGHTS.
+        """Resume from the last checkpoint, or load MODEL.WEIGHTS: a checkpoint, or the file of a classifier.
 
         Raises:
+            ConfigError: the file of a classifier does not fit the trunk.
             RunError: the last checkpoint is gone, or belongs to a run of other parameters.
         """
         last = self.checkpointer.get_checkpoint_file() if resume and self.checkpointer.has_checkpoint() else ""
         if last and not os.path.isfile(last):
             raise RunError("the checkpoint that last_checkpoint names is gone", last, "name another one in that file")
+        if not last and load_classifier(self.checkpointer.model, self.cfg):
+            return None
         return super().resume_or_load(resume=resume)
 
     @classmethod
