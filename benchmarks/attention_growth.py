@@ -20,7 +20,7 @@ from typing import Any
 from acam_kd.compare.records import read_records
 from acam_kd.core.errors import one_line_errors
 from acam_kd.files import to_json, write_atomically
-from acam_kd.methods.acam.fusion import PATHS
+from acam_kd.methods.acam.paths import PATHS
 from acam_kd.methods.acam.settings import POOLING
 from benchmarks.growth import GRIDS, Point, measured
 from benchmarks.growth_plot import plot, table

@@ -16,7 +16,7 @@ import torch
 from detectron2.engine.train_loop import AMPTrainer, SimpleTrainer
 from detectron2.utils.events import EventStorage
 
-from acam_kd.d2.checkpoint import guard_gradients
+from acam_kd.d2.checkpoint import check_after_backward, guard_gradients
 
 from .gpu_case import Case, Scale
 from .timing import PARTS
@@ -185,9 +185,10 @@ def _overhead(scale: Scale, variant: Variant, setting: Setting, size: tuple[int,
         trainer = AMPTrainer(model, loader, guarded, gather_metric_period=20, precision=torch.float16)
     else:
         trainer = SimpleTrainer(model, loader, guarded, gather_metric_period=20)
+    check_after_backward(trainer)
     scaler = torch.amp.GradScaler(scale.device, enabled=setting.amp)
     found: dict[str, list[float]] = {"bare": [], "engine": []}
-    with EventStorage(1) as storage:
+    with EventStorage(0) as storage:
         for turn in range(4):
             for name, times in found.items():
                 scale.wait()

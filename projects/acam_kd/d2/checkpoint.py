@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils.events import get_event_storage, has_event_storage
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
 from ..core import ConfigError, Distillation, RunError, clip_gradients
+from .distillation import D2Distillation
 
-__all__ = ["checkpoint_distiller", "guard_gradients"]
+__all__ = ["check_after_backward", "checkpoint_distiller", "guard_gradients"]
 
 
 def checkpoint_distiller(trainer: Any) -> None:
@@ -56,6 +58,30 @@ def checkpoint_distiller(trainer: Any) -> None:
         torch.jit.set_fusion_strategy([("STATIC", 0), ("DYNAMIC", 0)])
     if isinstance(model, DenseDetector):
         checkpointer.add_checkpointable("loss_normalizer", _LossNormalizer(model))
+
+
+def check_after_backward(trainer: SimpleTrainer) -> None:
+    """Look at the losses after the backward, where Detectron2's trainer waits for the device in any case.
+
+    Otherwise they are looked at in the forward, and a GPU is idle until the backward is launched.
+
+    Args:
+        trainer: the one that makes the steps; of a DefaultTrainer the attribute ``_trainer``.
+    """
+    distillation = getattr(getattr(trainer.model, "module", trainer.model), "distillation", None)
+    if isinstance(distillation, D2Distillation):
+        distillation.deferred = True
+        trainer.register_hooks([_LossCheck(distillation)])
+
+
+class _LossCheck(HookBase):
+    """The check of a step's losses between backward and step."""
+
+    def __init__(self, distillation: D2Distillation) -> None:
+        self.distillation = distillation
+
+    def after_backward(self) -> None:
+        self.distillation.check_losses()
 
 
 def _check_optimizer(optimizer: Any, distillation: Distillation) -> None:

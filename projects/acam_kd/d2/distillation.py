@@ -7,8 +7,10 @@ from typing import Any
 
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import Tensor
 
 from ..core import Distillation
+from ..core.outputs import losses_of
 from .names import key
 from .visualize import put_masks
 
@@ -43,6 +45,9 @@ class D2Distillation(Distillation):
         self.log_period = log_period
         self.vis_period = int(getattr(student, "vis_period", 0) or 0) if vis_period is None else vis_period
         self.input_format = getattr(student, "input_format", None) or "BGR"
+        self.deferred = False
+        """The engine calls ``check_losses`` after the backward: to wait for the device earlier would leave it idle."""
+        self._unchecked: dict[str, Tensor] = {}
         self._new = True  # what the method has learnt, until it was loaded or used
 
     def _begin(self) -> None:
@@ -51,7 +56,9 @@ class D2Distillation(Distillation):
         super()._begin()
 
     def _end(self, args: Any, kwargs: Any, output: Any) -> None:
-        self.raise_if_not_finite(output, when=f"iteration {self.iteration}")
+        self._unchecked = {name: loss.detach() for name, loss in losses_of(output).items()}
+        if not self.deferred:
+            self.check_losses()
         if not has_event_storage():
             return
         if self._new and self.iteration > 0:
@@ -65,6 +72,16 @@ class D2Distillation(Distillation):
         batched_inputs: Any = args[0] if args else next(iter(kwargs.values()), None)
         if self.vis_period > 0 and self.first_of(self.vis_period) and comm.is_main_process():
             put_masks(self, batched_inputs)
+
+    def check_losses(self) -> None:
+        """Raise RunError if a loss of the last step is not finite."""
+        losses, self._unchecked = self._unchecked, {}
+        if losses:
+            self.raise_if_not_finite(losses, when=f"iteration {self.iteration}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the losses of a step out of copies and pickles."""
+        return {**super().__getstate__(), "_unchecked": {}}
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load what a method has learnt; it is not new then."""

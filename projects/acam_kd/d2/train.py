@@ -18,7 +18,7 @@ from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from ..core.errors import RunError, one_line_errors
-from .checkpoint import checkpoint_distiller, guard_gradients
+from .checkpoint import check_after_backward, checkpoint_distiller, guard_gradients
 from .config import add_distillation_config, check_student, exported_student_config, merge, student_config
 from .datasets import add_dataset_options, check_datasets, register_datasets
 from .evaluation import build_evaluator
@@ -40,6 +40,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)
         checkpoint_distiller(self)
+        check_after_backward(self._trainer)
         if cfg.TEST.AUG.ENABLED:
             self.register_hooks([hooks.EvalHook(0, lambda: self.test_with_tta(cfg, self.model))])
 

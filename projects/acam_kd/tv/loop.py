@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -127,20 +128,27 @@ class Training:
         if self.attached is not None:
             self.attached.iteration = self.step
         losses: dict[str, Tensor] = self.model(*batch)
+        self.optimizer.zero_grad()
+        self.fabric.backward(torch.stack([loss.float() for loss in losses.values()]).sum())
+        scaled = getattr(self.fabric.strategy.precision, "scaler", None) is not None
+        explain = partial(self._check, losses, when)
+        if not scaled:
+            clip_gradients(self.student, MAX_GRADIENT_NORM, when=when, losses=losses.values(), explain=explain)
+        else:  # float16's scaler skips a step whose gradients are not finite
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=MAX_GRADIENT_NORM, error_if_nonfinite=False)
+        self.optimizer.step()
+        if scaled:  # which has waited for the device by now
+            explain()
+        self.schedule.step()
+        self.step += 1
+        return losses
+
+    def _check(self, losses: dict[str, Tensor], when: str) -> None:
+        """Raise RunError for a loss that is not finite."""
         if self.attached is not None:
             self.attached.raise_if_not_finite(losses, when=when)
         elif terms := non_finite(losses):
             raise RunError(f"loss is not finite: {', '.join(terms)}", when, "lower {learning_rate}")
-        self.optimizer.zero_grad()
-        self.fabric.backward(torch.stack([loss.float() for loss in losses.values()]).sum())
-        if getattr(self.fabric.strategy.precision, "scaler", None) is None:
-            clip_gradients(self.student, MAX_GRADIENT_NORM, when=when)
-        else:  # float16's scaler skips a step whose gradients are not finite
-            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=MAX_GRADIENT_NORM, error_if_nonfinite=False)
-        self.optimizer.step()
-        self.schedule.step()
-        self.step += 1
-        return losses
 
     # Evaluation; every process has its share of the images.
 

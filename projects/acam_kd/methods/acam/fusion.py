@@ -206,7 +206,8 @@ class CrossAttentionFusion(nn.Module):
         mean = fused.mean(1, dtype=torch.promote_types(fused.dtype, torch.float32))[:, :, None, None]
         if units is None:
             return Summary(None, mean)
-        projection = torch.bmm(units.expand(len(fused), -1, -1), fused.transpose(1, 2))
+        # In this order the gradient of the map has the map's own layout, which the kernels want.
+        projection = torch.bmm(fused, units.t().expand(len(fused), -1, -1)).transpose(1, 2)
         return Summary(projection.view(*projection.shape[:2], *query_source.shape[2:]), mean)
 
     def _by_columns(self, query_source: Tensor, value_source: Tensor, units: Tensor | None, *, mean: bool) -> Summary:

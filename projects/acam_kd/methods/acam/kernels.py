@@ -29,6 +29,10 @@ CUDNN_FIRST = [
 FLASH_FIRST = [CUDNN_FIRST[1], CUDNN_FIRST[0], *CUDNN_FIRST[2:]]
 MANY = 4096
 """The number of positions from which cuDNN's kernel comes first. It is planned anew for every size of a map."""
+SOUND = 91500
+"""The version of cuDNN after which its kernel is right for all numbers of positions (PyTorch issue 169849)."""
+HOPPER = (9, 10)
+"""The major compute capabilities on which cuDNN's kernel is the fastest."""
 NARROW = 128
 """The width up to which the kernels are fast: wider values are taken in parts."""
 WIDEST = 256
@@ -105,8 +109,17 @@ def _kernels(query: Tensor, key: Tensor) -> AbstractContextManager[None]:
     """Ask for the kernels in the best order; one that does not take these inputs is passed over in silence."""
     if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
         return nullcontext()
-    order = CUDNN_FIRST if max(query.shape[1], key.shape[1]) >= MANY else FLASH_FIRST
-    return sdpa_kernel(order, set_priority=True)
+    many = max(query.shape[1], key.shape[1]) >= MANY
+    return sdpa_kernel(CUDNN_FIRST if many and _sound(query.device) else FLASH_FIRST, set_priority=True)
+
+
+def _sound(device: torch.device) -> bool:
+    """Tell if cuDNN's kernel is right for any number of positions, and fast, as torch itself judges it.
+
+    Up to cuDNN 9.15.0 its backward was wrong for numbers that 128 does not divide.
+    """
+    version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return (version or 0) > SOUND and torch.cuda.get_device_capability(device)[0] in HOPPER
 
 
 def received_attention(query: Tensor, key: Tensor, columns: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -180,7 +193,7 @@ def _with_columns(q: Tensor, k: Tensor, u: Tensor, column: Tensor) -> Tensor:
 
 def _takes(q: Tensor, k: Tensor, width: int) -> bool:
     """Tell if a fast kernel takes values that are narrower than queries and keys: cuDNN's does."""
-    if not q.is_cuda or max(q.shape[1], k.shape[1]) < MANY:
+    if not q.is_cuda or max(q.shape[1], k.shape[1]) < MANY or not _sound(q.device):
         return False
     value = k.new_empty(len(k), 1, k.shape[1], width).requires_grad_()
     parameters = torch.backends.cuda.SDPAParams(q[:, None], k[:, None], value, None, 0.0, False, False)

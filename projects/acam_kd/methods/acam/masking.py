@@ -219,7 +219,7 @@ def _spatial(projections: list[Tensor]) -> Sequence[Tensor]:
 
 def _channel(maskings: Sequence[nn.Module], means: list[Tensor]) -> Sequence[Tensor]:
     """Compute the masks of all levels from the means, at once where that is possible."""
-    units = [masking.units for masking in maskings if isinstance(masking, ChannelMasking)]
+    units: list[Tensor] = [masking.units for masking in maskings if isinstance(masking, ChannelMasking)]
     if len(means) < 2 or len({x.shape for x in means}) > 1 or len({x.shape for x in units}) > 1:
         return [masking(mean) for masking, mean in zip(maskings, means)]
     masks: Tensor = (torch.stack(units).unsqueeze(1) * torch.stack(means).flatten(2).unsqueeze(2)).sigmoid()

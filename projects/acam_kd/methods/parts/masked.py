@@ -109,14 +109,15 @@ def _per_level(flat: Sequence[Tensor], function: Any) -> list[Tensor]:
     """Apply a function of single numbers to (N, M, K) tensors at once; their last dimensions may differ."""
     if len({x.shape[:2] for x in flat}) > 1 or len(flat) == 1:
         return [function(x) for x in flat]
-    return list(function(torch.cat(list(flat), 2)).split([x.shape[2] for x in flat], 2))
+    whole: Tensor = function(torch.cat(list(flat), 2))
+    return list(torch.split_with_sizes(whole, [x.shape[2] for x in flat], 2))
 
 
 def _means(values: Tensor, counts: Sequence[int]) -> Tensor:
     """Return the mean of each run of values; 0 for an empty one."""
     if len(set(counts)) == 1:
         return values.view(len(counts), counts[0]).sum(1) / max(counts[0], 1)
-    return torch.stack([part.sum() / max(len(part), 1) for part in values.split(list(counts))])
+    return torch.stack([part.sum() / max(len(part), 1) for part in torch.split_with_sizes(values, list(counts))])
 
 
 class _Products(torch.autograd.Function):
@@ -182,13 +183,13 @@ def _alike(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     return all(x.shape == y.shape for x, y in zip(some, others))
 
 
-def _difference(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Sequence[Tensor]:
+def _difference(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
     """Return student - teacher in float32 at least."""
     dtype = torch.float32
     for x in (*student, *teacher):
         dtype = torch.promote_types(dtype, x.dtype)
     ours, theirs = (_cast(maps, [dtype] * len(maps)) for maps in (student, teacher))
-    return torch._foreach_sub(ours, theirs)
+    return list(torch._foreach_sub(ours, theirs))
 
 
 def _cast(maps: Sequence[Tensor], types: Sequence[torch.dtype]) -> list[Tensor]:
