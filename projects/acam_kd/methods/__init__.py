@@ -2,6 +2,7 @@
 
 from .acam import ACAMKD
 from .at import AT
+from .cosine import Cosine
 from .cwd import CWD
 from .dkd import DKD
 from .dmkd import DMKD
@@ -14,4 +15,4 @@ from .mimic import Mimic
 from .nkd import NKD
 from .pkd import PKD
 
-__all__ = ["ACAMKD", "AT", "CWD", "DKD", "DMKD", "FGD", "KD", "MGD", "NKD", "PKD", "FreeKD", "MasKD", "Mimic"]
+__all__ = ["ACAMKD", "AT", "CWD", "DKD", "DMKD", "FGD", "KD", "MGD", "NKD", "PKD", "Cosine", "FreeKD", "MasKD", "Mimic"]
