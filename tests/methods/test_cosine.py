@@ -56,11 +56,11 @@ def test_the_weight_and_its_range():
 
 
 class Tokens(nn.Module):
-    """A plain ViT's shape: a class token, then one token for every patch of 16 pixels."""
+    """A plain ViT's shape: a class token, then one token for every patch."""
 
-    def __init__(self):
+    def __init__(self, patch=16):
         super().__init__()
-        self.embed, self.blocks = nn.Conv2d(3, 12, 16, stride=16), nn.Linear(12, 12)
+        self.embed, self.blocks = nn.Conv2d(3, 12, patch, stride=patch), nn.Linear(12, 12)
         self.first = nn.Parameter(torch.zeros(1, 1, 12))
 
     def forward(self, x):
@@ -68,11 +68,49 @@ class Tokens(nn.Module):
         return self.blocks(torch.cat([self.first.expand(len(x), -1, -1), tokens], 1))
 
 
-def test_a_map_of_tokens_teaches_a_level_of_its_stride():
+def trunk(stride=16):
+    last = nn.Conv2d(4, 8, stride // 4, stride=stride // 4)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, stride=4, padding=1), nn.ReLU(), last)
+
+
+def attach(teacher, stride=16):
     torch.manual_seed(0)
-    student = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4, padding=1), nn.ReLU(), nn.Conv2d(4, 8, 3, stride=4, padding=1))
-    acam_kd.distill(student, Tokens(), method="Cosine", student_levels={"c4": "2"}, teacher_levels={"c4": "blocks"})
-    student.train()(torch.rand(2, 3, 64, 96))
+    student = trunk(stride)
+    acam_kd.distill(student, teacher, method="Cosine", student_levels={"c4": "2"}, teacher_levels={"c4": "blocks"})
+    return student.train()
+
+
+def test_a_map_of_tokens_teaches_a_level_of_its_stride():
+    student = attach(Tokens())
+    student(torch.rand(2, 3, 64, 96))
     (loss,) = student.distillation.losses.values()
     loss.backward()
     assert 0 < loss < 2 and student[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("patch", "stride", "said"),
+    [
+        (14, 16, "at c4 the teacher's map (stride 14) is resized to the student's grid (stride 16)"),
+        (28, 16, "at c4 the student's map (stride 16) is resized to the teacher's grid (stride 28)"),
+    ],
+)
+def test_the_finer_grid_is_resized_to_the_coarser_one(patch, stride, said, caplog):
+    caplog.set_level("INFO")
+    student = attach(Tokens(patch), stride)
+    assert said in caplog.text
+    seen = []
+    student.distillation.method.register_forward_pre_hook(lambda module, args: seen.append(args[:2]))
+    student(torch.rand(2, 3, 112, 224))
+    side = max(patch, stride)
+    assert all(x["c4"].shape[2:] == (112 // side, 224 // side) for x in seen[0])
+    (loss,) = student.distillation.losses.values()
+    loss.backward()
+    assert student[2].weight.grad.abs().sum() > 0
+    assert student.distillation.observe(torch.rand(1, 3, 112, 112)) == {}
+
+
+def test_grids_that_differ_by_more_are_refused_by_name():
+    with pytest.raises(ConfigError) as error:
+        attach(Tokens(8))
+    assert (error.value.argument, error.value.value) == ("teacher_levels", "c4 of stride 8")

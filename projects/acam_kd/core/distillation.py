@@ -374,7 +374,8 @@ class Distillation(nn.Module):
         with evaluating(self._student):
             features = extract(network, batch)
             levels = {s: t for s, t in self.levels.items() if s in features}
-            student, teacher = paired(features, self.teacher(batch), levels, self.classes, cast=True)
+            resized = self._comparison.resized
+            student, teacher = paired(features, self.teacher(batch), levels, self.classes, cast=True, resized=resized)
             for part in self.method.parts():
                 if not part.needs and all(level in student for level in part.levels):
                     part(student, teacher)
