@@ -304,6 +304,40 @@ def test_an_output_that_is_no_map_is_refused(make, found):
         ModuleAdapter(Gives(make), {"c1": "part"}, role="teacher")
 
 
+def test_a_part_of_an_output_is_named_by_its_key_or_index():
+    """Maps (N, C, H, W) and tokens of a tuple or a dict."""
+    tokens = Gives(lambda x: (x, x[:, :, ::4, ::4].flatten(2).transpose(1, 2)))
+    adapter = ModuleAdapter(tokens, {"c1": "part[0]", "c2": "part[1]"}, role="teacher")
+    shapes = adapter.levels(["backbone"])
+    assert {k: (s.channels, s.stride) for k, s in shapes.items()} == {"c1": (4, 1), "c2": (4, 4)}
+    network, extract = adapter.network(["backbone"])
+    found = extract(network, torch.rand(2, 3, 32, 48))
+    assert found["c1"].shape == (2, 4, 32, 48) and found["c2"].shape == (2, 4, 8, 12)
+    adapter = ModuleAdapter(Gives(lambda x: {"out": x}), {"c1": "part[out]"})
+    assert list(adapter.levels(["backbone"])) == ["c1"]
+    both = {"student_levels": {"c1": "part[out]"}, "teacher_levels": {"c1": "part[0]"}}
+    student = acam_kd.distill(Gives(lambda x: {"out": x}), Gives(lambda x: [x]), method="PKD", **both)
+    student.train()(torch.rand(2, 3, 16, 16))
+    (loss,) = student.distillation.losses.values()
+    loss.backward()
+    assert student.conv.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("make", "path", "hint"),
+    [
+        (lambda x: (x, x), "part", "a part of its output: part[0], part[1]"),
+        (lambda x: {"out": x, "aux": x}, "part", "a part of its output: part[out], part[aux]"),
+        (lambda x: (x, x), "part[2]", "a part of its output: part[0], part[1]"),
+        (lambda x: x.flatten(2).transpose(1, 2)[:, :1000], "part", "1000 tokens, 0 to 32 leading ones left out"),
+    ],
+    ids=["tuple", "dict", "wrong index", "tokens"],
+)
+def test_what_to_name_instead_is_said(make, path, hint):
+    with refused("teacher_levels", f"c1: {path}", hint=hint):
+        ModuleAdapter(Gives(make), {"c1": path}, role="teacher")
+
+
 def test_strides_of_sides_that_are_no_multiples_are_maps_nevertheless():
     example = torch.zeros(1, 3, 50, 75)
     adapter = ModuleAdapter(CNN(), {"c2": "layer1", "c3": "layer2", "c4": "layer3"}, example_inputs=example)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .distillation import Distillation
 from .errors import ConfigError, first_line
 from .features import BACKBONE, CLASSES, LOGITS, FeatureSpec, Pyramid
-from .paths import Path, Paths, folded, is_map
+from .paths import Path, Paths, folded, is_map, keys_of, pick, split_key
 from .reader import Convert, Reader, as_mapping, first_batch
 from .scores import ReadScores
 from .taps import ModuleTap
@@ -121,7 +121,8 @@ class ModuleAdapter(Adapter):
 
     Args:
         model: called with a batch (N, C, H, W) first among its arguments.
-        levels: level name -> path of a submodule; None for the outputs of ``model.backbone``.
+        levels: level name -> path of a submodule, as ``blocks.11[0]`` with a key or an index of what it returns; None
+            for the outputs of ``model.backbone``.
         example_inputs: a batch, or the arguments of the model, by which channels and strides are measured; noise of
             1 x 3 x 224 x 224 if left out.
         role: ``"student"`` or ``"teacher"``, for messages.
@@ -182,11 +183,12 @@ class ModuleAdapter(Adapter):
         """Run the example once; the shape of every output says channels, stride and leading tokens."""
         taps: dict[str, ModuleTap] = {}
         modules = dict(self.model.named_modules())
-        for level, path in levels.items():
+        for level, named in levels.items():
+            path = named if named in modules else split_key(named)[0]
             if path not in modules or not path:
                 close = [name for name in modules if name and name.split(".")[0] == path.split(".")[0]][:8]
                 known = close or [name for name, _ in self.model.named_children()]
-                raise ConfigError(f"{self.role}_levels", f"{level}: {path}", f"a submodule, as {', '.join(known)}")
+                raise ConfigError(f"{self.role}_levels", f"{level}: {named}", f"a submodule, as {', '.join(known)}")
             taps[level] = ModuleTap(modules[path], path)
         try:
             for tap in taps.values():
@@ -221,20 +223,27 @@ class ModuleAdapter(Adapter):
     def _measure(self, level: str, path: str, output: Any, batch: Tensor) -> tuple[Path, FeatureSpec]:
         logits = level in (LOGITS, CLASSES)
         height, width = batch.shape[2:]
+        module, key = split_key(path)
+        whole, output = output, pick(output, key)
         if isinstance(output, Tensor) and output.dim() == 4 and is_map(output, height, width):
             stride = round(height / output.shape[2])
-            return Path(path, level, None, stride), FeatureSpec(output.shape[1], stride, logits=logits)
+            return Path(module, level, None, stride, key), FeatureSpec(output.shape[1], stride, logits=logits)
         if isinstance(output, Tensor) and output.dim() == 2:
-            return Path(path, level), FeatureSpec(output.shape[1], 0, logits=True)
+            return Path(module, level, key=key), FeatureSpec(output.shape[1], 0, logits=True)
         if isinstance(output, Tensor) and output.dim() == 3:
             found = folded(output.shape[1], height, width)
             if found:
                 leading, patch = found
-                return Path(path, level, leading, patch), FeatureSpec(output.shape[2], patch, logits=logits)
+                return Path(module, level, leading, patch, key), FeatureSpec(output.shape[2], patch, logits=logits)
         shape = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        hint = "name a submodule below it, or another one"
+        if isinstance(output, Tensor) and output.dim() == 3:
+            hint += f"; {output.shape[1]} tokens, 0 to 32 leading ones left out, are no patches of {height} x {width}"
+        elif keys := keys_of(whole):
+            hint += f"; or a part of its output: {', '.join(f'{module}[{name}]' for name in keys[:8])}"
         raise ConfigError(
             f"{self.role}_levels", f"{level}: {path}, which gives {shape}", "(N, C, H, W), tokens (N, L, C) or (N, K)",
-            "name a submodule below it, or another one",
+            hint,
         )  # fmt: skip
 
     def _measured_backbone(self) -> dict[str, FeatureSpec]:

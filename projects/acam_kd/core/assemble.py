@@ -21,6 +21,7 @@ from .inheritance import inherit
 from .methods import build_distiller
 from .options import CHOICES, Request, read_request
 from .pair_checks import check_annotations, check_class_heads, check_models, check_names
+from .pairing import resized_levels
 from .scores import SCORES, check_scores, scored
 from .selection import check_taps, pair_levels, taps_of
 from .targets import Targets
@@ -146,6 +147,13 @@ def assemble(
         for model in (student.model, network):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     kind.logger.info("distilling with %s on %s", _title(plan), ", ".join(f"{s} <- {pairs[s]}" for s in method.levels))
+    for s in resized_levels(pairs, shapes):
+        specs = {"student": shapes["student"][s], "teacher": shapes["teacher"][pairs[s]]}
+        fine, coarse = sorted(specs, key=lambda role: specs[role].stride)
+        kind.logger.info(
+            "at %s the %s's map (stride %d) is resized to the %s's grid (stride %d)", s, fine, specs[fine].stride,
+            coarse, specs[coarse].stride,
+        )  # fmt: skip
     for request, part, levels in zip(requests, taps_by, pairs_by):
         kind.logger.info("%s", request.describe([*levels], part))
     return built

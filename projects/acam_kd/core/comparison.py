@@ -14,7 +14,7 @@ from .classes import CommonClasses
 from .distiller import Distiller
 from .errors import ConfigError, first_line
 from .features import Features, Pyramid
-from .pairing import paired, sized_targets
+from .pairing import paired, resized_levels, sized_targets
 from .reader import Step
 from .scores import with_scores
 from .taps import restore_autocast
@@ -50,6 +50,7 @@ class Comparison:
         self, levels: Mapping[str, str], shapes: Mapping[str, Pyramid], classes: Mapping[str, CommonClasses]
     ) -> None:
         self.levels, self.shapes, self.classes = levels, shapes, classes
+        self.resized = resized_levels(levels, shapes)
         self._taken: tuple[int, ...] | None = None  # by the teacher: channels and sides of a batch
         self._gradients_checked = False
 
@@ -70,7 +71,9 @@ class Comparison:
             regions = () if step.predictions is None else (step.predictions.regions,)
             cast = bool(teacher.precision) or not step.call.autocast[2]  # autocast looks after types itself
             answered = self._ask(teacher, step.batch, *regions)
-            of_student, of_teacher = paired(step.features, answered, self.levels, self.classes, cast=cast)
+            of_student, of_teacher = paired(
+                step.features, answered, self.levels, self.classes, cast=cast, resized=self.resized
+            )
             check_pair(of_student, of_teacher, self.levels, self.shapes)
             frozen = frozen_levels(of_student, method)
             finite = {s: x.isfinite().all() for s, x in of_teacher.items()} if teacher.precision else {}

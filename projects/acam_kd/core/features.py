@@ -102,8 +102,21 @@ def describe(pyramid: Pyramid) -> str:
     return ", ".join(f"{name} (stride {s.stride}, {s.channels} channels)" for name, s in pyramid.items())
 
 
+def near(student: FeatureSpec, teacher: FeatureSpec) -> bool:
+    """Say whether two maps have strides that differ by less than a factor of 2, so that one can be resized.
+
+    Example:
+        >>> near(FeatureSpec(256, 16), FeatureSpec(384, 14)), near(FeatureSpec(256, 16), FeatureSpec(384, 8))
+        (True, False)
+    """
+    low, high = sorted((student.stride, teacher.stride))
+    return not (student.logits or teacher.logits) and 0 < low < high < 2 * low
+
+
 def match_levels(student: Pyramid, teacher: Pyramid, levels: Sequence[str] = ()) -> dict[str, str]:
     """Pair the levels of two pyramids: by name where name and stride agree, else by stride; logits with logits.
+
+    Where no stride agrees, a level of the same name and a near stride is the partner; see ``near``.
 
     Args:
         student: the student's pyramid.
@@ -179,4 +192,6 @@ def _partners(name: str, spec: FeatureSpec, teacher: Pyramid) -> list[str]:
     if spec.logits:
         return [level for level, other in teacher.items() if other.tap == spec.tap]
     same = {level: other for level, other in teacher.items() if other.stride == spec.stride and not other.logits}
+    if not same and name in teacher and near(spec, teacher[name]):
+        return [name]
     return [name] if name in same else list(same)

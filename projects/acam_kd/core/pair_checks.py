@@ -11,7 +11,7 @@ from torch import nn
 from .adapter import Adapter
 from .distiller import Distiller
 from .errors import ConfigError
-from .features import CLASSES, Pyramid
+from .features import CLASSES, Pyramid, near
 from .scores import SCORES
 
 __all__ = ["check_annotations", "check_class_heads", "check_models", "check_names"]
@@ -45,10 +45,11 @@ def check_models(student: Any, teacher: Any, *, alone: bool = False) -> None:
 
 
 def check_names(shapes: Mapping[str, Pyramid]) -> None:
-    """Raise ConfigError for levels that both sides call by one name and that have different strides."""
+    """Raise ConfigError for levels that both sides call by one name and whose strides are too different to resize."""
     for name, spec in shapes["student"].items():
         other = shapes["teacher"].get(name, spec)
-        if other.stride != spec.stride and not (spec.logits and other.logits):  # maps of logits are resized
+        resized = near(spec, other) or (spec.logits and other.logits)
+        if other.stride != spec.stride and not resized:
             raise ConfigError(
                 "teacher_levels", f"{name} of stride {other.stride}", f"the student's stride, {spec.stride}",
                 "choose parts of one stride, or give them different names",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from .class_head import Predictions
 from .classes import CommonClasses
 from .errors import ConfigError
-from .features import CLASSES, LOGITS, Features
+from .features import CLASSES, LOGITS, Features, Pyramid, near
 from .targets import Targets
 
-__all__ = ["paired", "sized_targets"]
+__all__ = ["paired", "resized_levels", "sized_targets"]
 
 
 def paired(
@@ -24,6 +24,7 @@ def paired(
     classes: Mapping[str, CommonClasses],
     *,
     cast: bool = False,
+    resized: Collection[str] = (),
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return both models' maps under the student's level names, predictions reduced to the common classes.
 
@@ -35,6 +36,7 @@ def paired(
         levels: student's level name -> teacher's level name.
         classes: student's level name -> its common classes, where not all are.
         cast: the teacher's maps get the student's data type.
+        resized: the levels of which the finer map is resized to the coarser one's grid, bilinearly.
     """
     of_student = {s: student[s] for s in levels}
     of_teacher = {s: teacher[t] for s, t in levels.items()}
@@ -44,9 +46,22 @@ def paired(
             of_teacher[level] = common.of_teacher(of_teacher[level], levels[level])
     if LOGITS in levels:
         of_teacher[LOGITS] = _resized(of_teacher[LOGITS], of_student[LOGITS])
+    for level in resized:
+        if level in levels:
+            of_student[level], of_teacher[level] = _on_one_grid(of_student[level], of_teacher[level])
     if cast:
         of_teacher = {s: x.to(of_student[s].dtype) for s, x in of_teacher.items()}
     return of_student, of_teacher
+
+
+def resized_levels(levels: Mapping[str, str], shapes: Mapping[str, Pyramid]) -> list[str]:
+    """List the student's levels whose partner has a near stride, as patches of 14 pixels beside a stride of 16.
+
+    Args:
+        levels: student's level name -> teacher's level name.
+        shapes: ``"student"`` and ``"teacher"`` -> level -> its declared shape.
+    """
+    return [s for s, t in levels.items() if near(shapes["student"][s], shapes["teacher"][t])]
 
 
 def sized_targets(
@@ -75,6 +90,15 @@ def _resized(logits: Tensor, like: Tensor) -> Tensor:
     if logits.shape[2:] == like.shape[2:]:
         return logits
     return F.interpolate(logits, like.shape[2:], mode="bilinear", align_corners=True)
+
+
+def _on_one_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    size = [min(sides) for sides in zip(student.shape[2:], teacher.shape[2:])]
+    one, two = (
+        x if list(x.shape[2:]) == size else F.interpolate(x.float(), size, mode="bilinear", antialias=True).to(x.dtype)
+        for x in (student, teacher)
+    )
+    return one, two
 
 
 def _labels_at(labels: Tensor, logits: Tensor) -> Tensor:

@@ -13,7 +13,33 @@ from .errors import ConfigError
 from .features import Features
 from .taps import ModuleTap
 
-__all__ = ["Path", "Paths", "folded", "is_map"]
+__all__ = ["Path", "Paths", "folded", "is_map", "keys_of", "pick", "split_key"]
+
+
+def split_key(path: str) -> tuple[str, str]:
+    """Divide the path of an output into that of its submodule and a key or an index of what it returns.
+
+    Example:
+        >>> split_key("blocks.11[0]"), split_key("layer3")
+        (('blocks.11', '0'), ('layer3', ''))
+    """
+    module, bracket, key = path.partition("[")
+    return (module, key[:-1]) if bracket and key.endswith("]") else (path, "")
+
+
+def keys_of(output: Any) -> list[str]:
+    """List the keys of a mapping, or the indices of a sequence, as text; nothing for other outputs."""
+    if isinstance(output, Mapping):
+        return [str(key) for key in output]
+    return [str(index) for index in range(len(output))] if isinstance(output, (tuple, list)) else []
+
+
+def pick(output: Any, key: str) -> Any:
+    """Return the part of an output under a key or an index; the output itself without one, None if there is no such."""
+    if not key:
+        return output
+    parts = output.values() if isinstance(output, Mapping) else output
+    return dict(zip(keys_of(output), parts)).get(key) if keys_of(output) else None
 
 
 @dataclass(frozen=True)
@@ -25,15 +51,18 @@ class Path:
         level: the level's name.
         leading: class and register tokens before those of the positions; None for a map that is one already.
         stride: in pixels of the batch.
+        key: of the output, if it is a mapping or a sequence.
     """
 
     path: str
     level: str
     leading: int | None = None
     stride: int = 1
+    key: str = ""
 
     def __call__(self, output: Any, batch: Tensor) -> Mapping[str, Tensor]:
         """Return the map under its name: (N, K) gets positions, tokens (N, L, C) are folded to (N, C, H, W)."""
+        output = pick(output, self.key)
         if isinstance(output, Tensor) and output.dim() == 2:
             output = output[..., None, None]
         if self.leading is not None:

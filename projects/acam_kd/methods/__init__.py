@@ -2,6 +2,7 @@
 
 from .acam import ACAMKD
 from .at import AT
+from .cosine import Cosine
 from .cwd import CWD
 from .dkd import DKD
 from .dmkd import DMKD
@@ -26,6 +27,7 @@ __all__ = [
     "MGD",
     "NKD",
     "PKD",
+    "Cosine",
     "FreeKD",
     "MasKD",
     "Mimic",

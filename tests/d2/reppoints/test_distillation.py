@@ -11,6 +11,8 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.export import TracingAdapter
 from detectron2.modeling import build_model
+from detectron2.modeling.meta_arch import retinanet as stock_retinanet
+from fvcore.nn import sigmoid_focal_loss
 
 from acam_kd.core import DISTILLER_REGISTRY
 from acam_kd.d2 import add_segmentation_config, exported_student_config, student_config
@@ -69,7 +71,9 @@ def test_it_trains_in_half_precision(tmp_path, storage):
 
 
 @pytest.mark.parametrize("pair", ["from a retinanet", "of a retinanet", "from a faster rcnn"])
-def test_features_go_between_kinds(pair, tmp_path, storage):
+def test_features_go_between_kinds(pair, tmp_path, storage, monkeypatch):
+    # Detectron2's own is a script, and its first calls decide how the golden tests are rounded
+    monkeypatch.setattr(stock_retinanet, "sigmoid_focal_loss_jit", sigmoid_focal_loss)
     others = {"a retinanet": "Base-RetinaNet.yaml", "a faster rcnn": "Base-RCNN-FPN.yaml"}
     other = detector_config(others[pair.partition(" ")[2]])
     models = (tiny(), other) if pair.startswith("from") else (other, tiny())
@@ -115,7 +119,8 @@ def test_fgd_distils_the_neck_before_its_normalisation(tmp_path, storage):
 def test_the_normalised_neck_is_chosen_by_its_tap_or_its_levels(tmp_path):
     assert list(build(tmp_path, "FGD", "DISTILL.FGD.TAPS", "['backbone']").distillation.levels)[0] == "p3"
     assert list(build(tmp_path, "FGD", "DISTILL.FGD.LEVELS", "['p4_conv']").distillation.levels) == ["p4_conv"]
-    assert list(build(tmp_path, "FGD+PKD").distillation.levels)[::5] == ["p3", "p4_conv"]
+    both = build(tmp_path, "FGD+PKD").distillation.levels
+    assert {*both} == {f"p{k}_conv" for k in range(3, 8)} | {f"p{k}" for k in range(3, 7)}
     with refused("taps", "neck_convs", "backbone with PKD"):
         build(tmp_path, "PKD", "DISTILL.TAPS", "['neck_convs']")
 
@@ -159,7 +164,7 @@ def test_the_class_head_is_compared_at_every_cell(tmp_path, storage):
 def test_class_heads_with_anchors_do_not_correspond(tmp_path):
     with refused("teacher", "other anchors"):
         build(tmp_path, "KD", teacher=detector_config("Base-RetinaNet.yaml"))
-    with refused("teacher", "regions"):
+    with refused("teacher", "one softmax"):
         build(tmp_path, "KD", teacher=detector_config("Base-RCNN-FPN.yaml"))
 
 
