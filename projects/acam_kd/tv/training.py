@@ -22,6 +22,7 @@ from .interrupts import Signals
 from .labels import load_data
 from .loop import Moment, Training
 from .models import plain
+from .names import option
 from .reports import Reports
 from .run import Settings
 from .teacher_check import check_teacher
@@ -110,8 +111,10 @@ def _scaled(asked: Settings, images: int) -> Settings:
     if settings != asked:
         epochs = settings.iterations * settings.batch_size / images
         logger.info(
-            "%d iterations of %d images: %.1f epochs of %d; learning rate %.3g",
+            "%d iterations of %d images: %.1f epochs of %d; learning rate %.3g; an evaluation every %d steps, "
+            "a checkpoint every %d",
             *(settings.iterations, settings.batch_size, epochs, images, settings.learning_rate),
+            *(settings.eval_period, settings.checkpoint_period),
         )
     return settings
 
@@ -124,9 +127,22 @@ def _load(settings: Settings) -> tuple[Images, Images]:
             f"none beside a size of {settings.size}, to which it would be resized",
             "choose one of {crop} and {size}",
         )
-    name = settings.student_name
-    training = load_data(settings.train_split, name, name="training data", crop=settings.crop)
-    validation = load_data(settings.val_split, name, name="validation data")
+    name, loaded, errors = settings.student_name, list[Images](), list[ConfigError]()
+    for title, split, crop in (
+        ("training data", settings.train_split, settings.crop),
+        ("validation data", settings.val_split, None),
+    ):
+        try:
+            loaded.append(load_data(split, name, name=title, crop=crop))
+        except ConfigError as error:
+            errors.append(error)
+    if len(errors) == 2 and errors[0].argument == errors[1].argument == "dataset":
+        logger.error("%s", errors[1].render(option))
+        hint = f"{errors[0].hint}; the validation data has troubles too: see above".removeprefix("; ")
+        raise ConfigError("dataset", errors[0].value, errors[0].allowed, hint)
+    if errors:
+        raise errors[0]
+    training, validation = loaded
     if training.categories != validation.categories:
         raise ConfigError(
             "val_split", f"the categories {validation.categories}", f"those of the training data, {training.categories}"
