@@ -186,7 +186,10 @@ def test_epochs_are_counted_printed_and_resumed(data, tmp_path, refused, capsys)
         place = start.index(name)
         start = start[:place] + start[place + 2 :]
     run(*start, "--epochs", 1)
-    assert "3 iterations of 2 images: 1.0 epochs of 6; learning rate 0.00125" in capsys.readouterr().err
+    assert (
+        "3 iterations of 2 images: 1.0 epochs of 6; learning rate 0.00125; evaluated at the end"
+        in capsys.readouterr().err
+    )
     settings = json.loads((tmp_path / "run/settings.json").read_text())
     assert (settings["iterations"], settings["learning_rate"]) == (3, 0.00125)
     file = tmp_path / "run/settings.yaml"

@@ -110,11 +110,10 @@ def _scaled(asked: Settings, images: int) -> Settings:
     settings = asked.scaled(images)
     if settings != asked:
         epochs = settings.iterations * settings.batch_size / images
+        often = f"every {settings.eval_period} steps and " if settings.eval_period < settings.iterations else ""
         logger.info(
-            "%d iterations of %d images: %.1f epochs of %d; learning rate %.3g; an evaluation every %d steps, "
-            "a checkpoint every %d",
-            *(settings.iterations, settings.batch_size, epochs, images, settings.learning_rate),
-            *(settings.eval_period, settings.checkpoint_period),
+            "%d iterations of %d images: %.1f epochs of %d; learning rate %.3g; evaluated %sat the end",
+            *(settings.iterations, settings.batch_size, epochs, images, settings.learning_rate, often),
         )
     return settings
 
