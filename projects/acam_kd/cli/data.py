@@ -92,9 +92,9 @@ class Validation:
             else find_whole(self.data, self.classes, self.image_range)
         )
         division = Division(fraction, self.split_seed, self.group_by)
-        return (
-            divide_labels(whole, division, folder) if isinstance(whole, LabelSplit) else divide(whole, division, folder)
-        )
+        if isinstance(whole, LabelSplit):
+            return divide_labels(whole, division, folder)
+        return divide(whole, division, folder)
 
 
 @dataclass(frozen=True)

@@ -63,12 +63,10 @@ def divide_labels(whole: LabelSplit, division: Division, folder: Path | None = N
         return parts
     chosen = _chosen(whole, pairs, division)
     try:
-        for number, pair in enumerate(pairs):
+        for number, (image, label) in enumerate(pairs):
             part = parts["val" if number in chosen else "train"]
-            for file, root, target in zip(
-                pair, (whole.image_root, whole.label_root), (part.image_root, part.label_root)
-            ):
-                _link(Path(file), Path(target) / os.path.relpath(file, root))
+            _link(Path(image), Path(part.image_root) / os.path.relpath(image, whole.image_root))
+            _link(Path(label), Path(part.label_root) / os.path.relpath(label, whole.label_root))
         write_atomically(record, json.dumps({"acam_kd_split": asked}))
     except OSError as error:
         value = f"{folder}, which cannot be written ({error.strerror})"
