@@ -119,7 +119,7 @@ BELOW = {
     "report": {"core"},
     "compare": {"core", "methods", "report", "data", "lock"},
     "tv": {"core", "methods", "data", "report", "lock", "fields"},
-    "d2": {"core", "methods", "data", "report"},
+    "d2": {"core", "methods", "data", "report", "lock"},
     "demo": {"core", "methods", "data", "report", "lock"},
     "cli": {"core", "methods", "data", "tv", "demo", "compare", "lock", "fields"},
     "__init__": {"core", "methods"},

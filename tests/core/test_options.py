@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import acam_kd
-from acam_kd.core import DISTILLER_REGISTRY, ModuleAdapter, Plan, Recipe, assemble
-from acam_kd.core.options import all_arguments, note_own, read_request
+from acam_kd.core import DISTILLER_REGISTRY, ModuleAdapter, Plan, Recipe, assemble, read_request
+from acam_kd.core.options import all_arguments, note_own
 from acam_kd.methods import Mimic
 
 from .detectors import Backbone, Detector, refused

@@ -41,6 +41,39 @@ def files(tmp_path):
             MetadataCatalog.remove(name)
 
 
+@pytest.mark.parametrize("named", ["folders", "folder", "yaml"])
+def test_yolos_files_are_registered_as_they_lie(files, tmp_path, named):
+    """The class of each object, its box and its image are those of the text file."""
+    root = tmp_path / "set"
+    for name in ("images", "labels"):
+        (root / "train" / name).mkdir(parents=True)
+    Image.new("RGB", (40, 20)).save(root / "train/images/a.png")
+    (root / "train/labels/a.txt").write_text("1 0.5 0.5 0.25 0.5\n")
+    (root / "data.yaml").write_text("path: .\ntrain: train/images\nval: train/images\nnc: 2\nnames: [cat, dog]\n")
+    if named == "folders":  # which have no data.yaml above them to go by
+        (root / "train/labels/classes.txt").write_text("cat\ndog\n")
+    places = {
+        "folders": (root / "train/images", root / "train/labels"),
+        "folder": (root, "train"),
+        "yaml": (root / "data.yaml", "train"),
+    }
+    register_coco_datasets([["mine", *map(str, places[named])]])
+    (record,) = DatasetCatalog.get("mine")
+    assert record["file_name"] == str(root / "train/images/a.png")
+    (found,) = record["annotations"]
+    assert found["bbox"] == [15, 5, 10, 10] and MetadataCatalog.get("mine").thing_classes[found["category_id"]] == "dog"
+
+
+def test_label_images_are_for_another_option(files, tmp_path):
+    for name in ("images", "labels"):
+        (tmp_path / "set" / "train" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "set" / "train" / name / "a.png")
+    (tmp_path / "set/classes.txt").write_text("a\nb\n")
+    with pytest.raises(ConfigError) as error:
+        register_coco_datasets([["mine", str(tmp_path / "set"), "train"]])
+    assert error.value.argument == "DATASETS.COCO_FORMAT" and error.value.hint == "give them by --sem-seg-dataset"
+
+
 def test_a_mended_json_is_registered_for_training_and_evaluation(files, tmp_path, caplog):
     entry = files()
     register_coco_datasets([entry], output_dir=str(tmp_path / "run"))

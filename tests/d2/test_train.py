@@ -27,6 +27,7 @@ from acam_kd.d2 import (
 from acam_kd.d2.teacher_check import check_teacher
 from acam_kd.d2.trunk import _torchvision
 from acam_kd.data import shapes
+from acam_kd.lock import Lock
 
 from .conftest import ROOT, broken, detector_config, distillation_config, inputs, save_config, save_weights
 
@@ -71,6 +72,21 @@ def arguments(data, tmp_path):
 
 def run(command):
     return train_net.main(train_net.parser().parse_args(command))
+
+
+def test_a_folder_in_which_a_run_trains_is_refused_and_left_as_it_is(arguments, tmp_path):
+    """An evaluation may look into it all the same."""
+    out = tmp_path / "out"
+    with Lock(out):
+        with pytest.raises(SystemExit) as error:
+            run(arguments("OUTPUT_DIR", out))
+        assert str(error.value).startswith(f"train_net.py: OUTPUT_DIR: found {out}, in which another run is at work (")
+        assert str(error.value).endswith("wait for that run, end it, or choose another OUTPUT_DIR")
+        assert os.listdir(out) == ["run.lock"]
+        run(arguments("OUTPUT_DIR", out, flags=["--eval-only"]))
+        assert (out / "run.lock").is_file()
+    run(arguments("OUTPUT_DIR", out, "SOLVER.MAX_ITER", 1))
+    assert (out / "model_final.pth").is_file() and not (out / "run.lock").exists()
 
 
 class FixedOrder:

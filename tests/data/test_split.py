@@ -12,7 +12,7 @@ import pytest
 from acam_kd import cli
 from acam_kd.data.coco import CocoSplit
 from acam_kd.data.division import Division, choose, divide
-from acam_kd.data.splits import LabelSplit, find_whole, only_coco
+from acam_kd.data.splits import find_whole
 
 from .drawn import draw, objects, own_cache, refused, write  # noqa: F401
 
@@ -171,8 +171,6 @@ def test_what_cannot_be_divided(whole, tmp_path):
         write(tmp_path / "bad.json", text)
         with refused(value):
             divide(CocoSplit(str(tmp_path / "bad.json"), "x"), Division(0.2))
-    with refused("a fraction of the label PNGs in labels", "annotated objects", argument="val_fraction"):
-        only_coco(LabelSplit("images", "labels", ("a",)))
 
 
 def test_a_byte_order_mark(whole):

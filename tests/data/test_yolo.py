@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from acam_kd.core.errors import ConfigError, RunError
+from acam_kd.data.check import check_coco
 from acam_kd.data.splits import LabelSplit, find_any_split, find_whole, named_split
 
 from .drawn import content, draw, objects, own_cache, refused, write  # noqa: F401
@@ -283,6 +284,19 @@ def test_all_files_that_are_wrong_are_said_at_once(folder, caplog):
         find_any_split(folder, "train")
     errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert [f"{stem}.txt:1: class 7, expected 0 to 1" in error for stem, error in zip("ab", errors)] == [True, True]
+
+
+def test_a_trouble_that_the_check_finds_names_the_users_file(folder):
+    """The json in the cache is nothing that a user knows, or could mend."""
+    (folder / "data.yaml").write_text(YAML)
+    found = find_any_split(folder, "train")
+    Image.new("F", (40, 20)).save(folder / "train/images/c.tif")
+    write(folder / "train/labels/c.txt", BOX)
+    found = find_any_split(folder, "train")
+    with pytest.raises(ConfigError) as error:
+        check_coco(found.json_file, found.image_root, name="train")
+    assert str(folder) in str(error.value) and found.json_file not in str(error.value)
+    assert "c.tif" in str(error.value)
 
 
 def test_converted_once_and_again_when_something_changes(folder, cache, monkeypatch):

@@ -113,6 +113,16 @@ def test_a_run_ends_with_a_line_before_anything_is_built(own, tmp_path, segmenta
     assert "val.json: annotations[3] (id 4) with segmentation " in message and not (tmp_path / "run").exists()
 
 
+def test_a_run_tells_the_troubles_of_both_splits(own, tmp_path, capsys):
+    for split in ("train", "val"):
+        change(own, split, lambda content: content["annotations"][3].update(bbox=[1, 2]))
+    arguments = ["train", "--data", own, "--student", STUDENT, "--output", tmp_path / "run"]
+    message = refused(*arguments, "--iterations", 1)
+    assert "train.json: annotations[3] (id 4) with a bbox of 2 numbers" in message
+    assert message.endswith("the validation data has troubles too: see above")
+    assert "val.json: annotations[3] (id 4) with a bbox of 2 numbers" in capsys.readouterr().err
+
+
 def test_sixteen_bits_are_trained_as_the_option_says(own, tmp_path):
     for path in own.glob("*/*.png"):
         if "labels" not in path.parent.name:

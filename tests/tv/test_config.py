@@ -157,6 +157,7 @@ def test_every_setting_is_repeated(settings, tmp_path):
 
 def test_the_rule(settings):
     free = dataclasses.replace(settings, iterations=0, learning_rate=0.0, batch_size=16)
+    free = dataclasses.replace(free, eval_period=0, checkpoint_period=0)
 
     def scaled(images, **change):
         found = dataclasses.replace(free, **change).scaled(images)
@@ -172,6 +173,14 @@ def test_the_rule(settings):
     assert scaled(300, iterations=7, learning_rate=0.5, optimizer="adamw") == (7, 0.5)
     assert scaled(300, iterations=7, epochs=3) == (7, 0.01)
 
+    def periods(**change):
+        found = dataclasses.replace(free, **change).scaled(300)
+        return found.eval_period, found.checkpoint_period
+
+    assert periods() == (750, 300)  # of 3000
+    assert periods(iterations=90000) == (5000, 1000) and periods(iterations=7) == (100, 100)
+    assert periods(iterations=90000, eval_period=20000, checkpoint_period=3) == (20000, 3)
+
 
 def test_epochs_are_counted_printed_and_resumed(data, tmp_path, refused, capsys):
     start = quick(data, tmp_path / "run")
@@ -179,7 +188,10 @@ def test_epochs_are_counted_printed_and_resumed(data, tmp_path, refused, capsys)
         place = start.index(name)
         start = start[:place] + start[place + 2 :]
     run(*start, "--epochs", 1)
-    assert "3 iterations of 2 images: 1.0 epochs of 6; learning rate 0.00125" in capsys.readouterr().err
+    assert (
+        "3 iterations of 2 images: 1.0 epochs of 6; learning rate 0.00125; evaluated at the end"
+        in capsys.readouterr().err
+    )
     settings = json.loads((tmp_path / "run/settings.json").read_text())
     assert (settings["iterations"], settings["learning_rate"]) == (3, 0.00125)
     file = tmp_path / "run/settings.yaml"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import ConfigError
-from ..data.coco import CocoSplit
 from ..data.division import Division, divide
 from ..data.images import AUTO, RANGES
-from ..data.splits import Split, find_any_split, find_whole, named_split, only_coco
+from ..data.label_division import divide_labels
+from ..data.splits import LabelSplit, Split, find_any_split, find_whole, named_split
 from ..fields import natural, option
 
 __all__ = ["Data", "Validation"]
@@ -80,17 +81,20 @@ class Validation:
             )
         return find_any_split(self.data, name, self.classes, self.image_range)
 
-    def _divided(self, fraction: float, folder: Path | None) -> dict[str, CocoSplit]:
+    def _divided(self, fraction: float, folder: Path | None) -> Mapping[str, Split]:
         named = [files for name in ("train", "val") if (files := getattr(self, name, None))]
         if bool(self.data) + len(named) != 1:
             found = "a fraction without data" if not named else "a fraction of two datasets"
             raise ConfigError("val_fraction", found, "one dataset", "give one of {data}, {train_split}, {val_split}")
         whole = (
-            only_coco(named_split(named[0][0], named[0][1], self.classes, self.image_range))
+            named_split(named[0][0], named[0][1], self.classes, self.image_range)
             if named
             else find_whole(self.data, self.classes, self.image_range)
         )
-        return divide(whole, Division(fraction, self.split_seed, self.group_by), folder)
+        division = Division(fraction, self.split_seed, self.group_by)
+        if isinstance(whole, LabelSplit):
+            return divide_labels(whole, division, folder)
+        return divide(whole, division, folder)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ class Inherited:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"inherited {len(self.copied)} tensors of the teacher's neck and head, skipped {len(self.skipped)}"]
+        lines = [f"inherited {len(self.copied)} tensors of the teacher's neck and head"]
+        if self.skipped:
+            lines[0] += f", skipped {len(self.skipped)} of the student's that do not fit and keep their own values:"
         return "\n".join(lines + [f"  {name}: {reason}" for name, reason in self.skipped.items()])
 
 

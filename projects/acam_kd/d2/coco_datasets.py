@@ -15,6 +15,8 @@ from detectron2.utils import comm
 
 from ..core.errors import ConfigError, RunError
 from ..data.check import Checked, Needs, check_coco
+from ..data.coco import NAMES, CocoSplit
+from ..data.splits import find_any_split, named_split
 from ..files import cache_folder, to_json, write_atomically
 from .keypoints import keypoint_metadata
 from .sem_seg_datasets import errors_of_dataset
@@ -33,7 +35,7 @@ def register_coco_datasets(
     masks: bool | None = None,
     evaluated: Collection[str] | None = None,
 ) -> None:
-    """Register COCO-format datasets with Detectron2, after a check of their files.
+    """Register COCO-format datasets, or those of YOLO's or Pascal VOC's format, after a check of their files.
 
     Where something was mended, a json with the corrections is written, and it is the one that is registered. So
     training and evaluation read the same.
@@ -43,7 +45,8 @@ def register_coco_datasets(
     pair if they differ only by left and right.
 
     Args:
-        datasets: ``[name, json file, image folder]`` each.
+        datasets: ``[name, json file, image folder]`` each; of YOLO's and Pascal VOC's format ``[name, image folder,
+            label folder]``, or ``[name, folder or data.yaml, split]`` with the split ``train`` or ``val``.
         output_dir: the folder of mended jsons, as the run's; else the cache's.
         masks: see ``data.check.Needs``.
         evaluated: the names of the datasets that are evaluated on; None for all. Others need no areas, and may have
@@ -61,6 +64,7 @@ def register_coco_datasets(
         name, json_file, image_root = (os.path.expanduser(str(value)) for value in entry)
         read = evaluated is None or name in evaluated
         try:
+            json_file, image_root = _as_coco(name, json_file, image_root)
             checked = _check(name, json_file, image_root, Needs(masks=masks, areas=read, ids=read))
         except ConfigError as error:
             errors.append(error)
@@ -68,6 +72,17 @@ def register_coco_datasets(
         _register(name, json_file, image_root, checked, output_dir)
     if errors:
         raise errors[0]
+
+
+def _as_coco(name: str, first: str, second: str) -> tuple[str, str]:
+    """Return json file and image folder; a dataset of another format is converted to a json in the cache folder."""
+    if not os.path.isdir(first) and not first.endswith((".yaml", ".yml")):
+        return first, second
+    with errors_of_dataset(name, KEY):
+        split = find_any_split(first, second) if second in NAMES else named_split(first, second)
+    if not isinstance(split, CocoSplit):
+        raise ConfigError(KEY, f"{name}: label PNGs in {split.label_root}", "boxes", "give them by --sem-seg-dataset")
+    return split.json_file, split.image_root
 
 
 def _check(name: str, json_file: str, image_root: str, needs: Needs) -> Checked:

@@ -53,7 +53,7 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar=("NAME", "JSON", "IMAGES"),
-        help=f"register a COCO-format dataset {use}",
+        help=f"register a COCO-format dataset {use}; YOLO's or Pascal VOC's as NAME FOLDER train, or NAME FOLDER val",
     )
     parser.add_argument(
         "--sem-seg-dataset",

@@ -10,6 +10,7 @@ KEYS = {
     "dataset": "DATASETS.COCO_FORMAT, or --dataset",
     "learning_rate": "SOLVER.BASE_LR",
     "optimizer": "the optimizer",
+    "output": "OUTPUT_DIR",
     "student": "the student (MODEL, DISTILL.STUDENT_META_ARCHITECTURE)",
     "student_class_names": "the classes in the metadata of DATASETS.TRAIN",
     "student_levels": "DISTILL.LEVELS",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from ..core.errors import RunError, one_line_errors
+from ..lock import Lock
 from .checkpoint import check_after_backward, checkpoint_distiller, guard_gradients
 from .config import add_distillation_config, check_student, exported_student_config, merge, student_config
 from .datasets import add_dataset_options, check_datasets, register_datasets
@@ -98,12 +100,22 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         ConfigError: a key, a value or a dataset is wrong.
     """
+    cfg = _read(args)
+    _prepare(cfg, args)
+    return cfg
+
+
+def _read(args: argparse.Namespace) -> CfgNode:
     cfg = get_cfg()
     add_distillation_config(cfg)
     merge(cfg, args.config_file, args.opts)
     cfg.DATASETS.COCO_FORMAT = [*cfg.DATASETS.COCO_FORMAT, *args.dataset]
     cfg.DATASETS.SEM_SEG = [*cfg.DATASETS.SEM_SEG, *args.sem_seg_dataset]
     cfg.freeze()
+    return cfg
+
+
+def _prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
     student = student_config(cfg)
     register_datasets(cfg, training=not args.eval_only)
     check_datasets(student, training=not args.eval_only)
@@ -112,7 +124,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if comm.is_main_process():
         with open(os.path.join(cfg.OUTPUT_DIR, "student_config.yaml"), "w") as file:
             file.write(exported_student_config(cfg).dump())
-    return cfg
 
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
@@ -128,9 +139,15 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
 
 
 def main(args: argparse.Namespace) -> Any:
-    """Train or evaluate; every process runs this."""
-    with one_line_errors(PROGRAM, key):
-        cfg = setup(args)
+    """Train or evaluate; every process runs this.
+
+    While a run trains, its first process holds the lock of OUTPUT_DIR; an evaluation needs none.
+    """
+    with one_line_errors(PROGRAM, key), contextlib.ExitStack() as held:
+        cfg = _read(args)
+        if comm.is_main_process() and not args.eval_only:
+            held.enter_context(Lock(cfg.OUTPUT_DIR))
+        _prepare(cfg, args)
         if args.eval_only:
             return evaluate(cfg, args.resume)
         trainer = Trainer(with_tokens(cfg))

@@ -21,6 +21,10 @@ LAYOUTS = (
     ("{split}/_annotations.coco.json", "{split}"),
 )
 """The known places of the json and of the images in a dataset's folder: COCO's own layout and other common ones."""
+
+CONVERTED = "converted by acam-kd from "
+"""The beginning of the description in a json that was made of another format; the user's file or folder follows."""
+
 NAMES = {"train": ("train",), "val": ("val", "valid", "test")}
 
 

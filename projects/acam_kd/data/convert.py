@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from ..core.errors import ConfigError, RunError
 from ..files import cache_folder, write_atomically
-from .coco import CocoSplit
+from .coco import CONVERTED, CocoSplit
 from .images import image_size
 from .labels import IMAGES
 
@@ -206,7 +206,7 @@ def _coco(source: FilePairs, root: Path) -> dict[str, Any]:
     if errors:
         raise _together(errors)
     categories = [{"id": number, "name": name} for number, name in enumerate(source.reader.names, 1)]
-    info = {"description": f"converted by acam-kd from {source.place}"}
+    info = {"description": f"{CONVERTED}{source.place}"}
     return {"info": info, "images": images, "annotations": annotations, "categories": categories}
 
 

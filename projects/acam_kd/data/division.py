@@ -16,7 +16,7 @@ from ..core.errors import ConfigError
 from ..files import cache_folder, sha256, write_atomically
 from .coco import CocoSplit
 
-__all__ = ["Division", "choose", "divide"]
+__all__ = ["Division", "check_same", "choose", "divide"]
 
 PARTS = {"train": "split_train.json", "val": "split_val.json"}
 SHOWN = 10
@@ -89,7 +89,7 @@ def divide(whole: CocoSplit, division: Division, folder: Path | None = None) -> 
     files = {part: folder / name for part, name in PARTS.items()}
     if all(file.is_file() for file in files.values()):
         for file in files.values():
-            _compare(file, asked)
+            check_same(file, asked)
         logger.info("the split in %s is used", folder)
     else:
         parts = _parts(content, division, whole.json_file)
@@ -117,8 +117,16 @@ def _read(json_file: str) -> dict[str, Any]:
     return content  # type: ignore[no-any-return]
 
 
-def _compare(file: Path, asked: Mapping[str, Any]) -> None:
-    """Refuse parts that were made of other data or in another way."""
+def check_same(file: Path, asked: Mapping[str, Any]) -> None:
+    """Refuse parts that were made of other data or in another way.
+
+    Args:
+        file: a part, or the record of both.
+        asked: the division and the data of this run.
+
+    Raises:
+        ConfigError: the file says something else, or nothing.
+    """
     try:
         was = json.loads(file.read_text(encoding="utf-8-sig"))["acam_kd_split"]
     except (ValueError, LookupError, TypeError) as error:
@@ -127,7 +135,7 @@ def _compare(file: Path, asked: Mapping[str, Any]) -> None:
         if was.get(name) != value:
             shown = "data that changed since its split was made" if name == "data" else value
             allowed = "the same data" if name == "data" else f"{was.get(name)!r}"
-            hint = "choose another {output}, or delete split_train.json and split_val.json there"
+            hint = "choose another {output}, or delete what begins with split_ there"
             raise ConfigError(name, shown, f"{allowed}, as in {file}", hint)
 
 

@@ -16,7 +16,7 @@ from .labels import read_class_names
 from .voc import find_voc, voc_pairs
 from .yolo import YAML_NAMES, find_yolo, yolo_pairs
 
-__all__ = ["LabelSplit", "Split", "find_any_split", "find_whole", "named_split", "only_coco", "read_classes"]
+__all__ = ["LabelSplit", "Split", "find_any_split", "find_whole", "named_split", "read_classes"]
 
 CLASSES_FILE = "classes.txt"
 
@@ -112,11 +112,11 @@ def _same(first: FilePairs, second: object) -> bool:
     return isinstance(second, FilePairs) and first.pairs == second.pairs
 
 
-def find_whole(folder: str | Path, classes: str = "", image_range: str = AUTO) -> CocoSplit:
+def find_whole(folder: str | Path, classes: str = "", image_range: str = AUTO) -> Split:
     """Find the one annotated part of a dataset that has no split.
 
     It is the only json of the folder or of its ``annotations``, with the images in ``images`` or beside it; or YOLO's
-    or Pascal VOC's files without a split; or a part to train on without one to validate on.
+    or Pascal VOC's files without a split; or a part to train on, label PNGs too, without one to validate on.
 
     Args:
         folder, classes, image_range: see ``find_any_split``.
@@ -135,20 +135,8 @@ def find_whole(folder: str | Path, classes: str = "", image_range: str = AUTO) -
         allowed = "one json with the images in images/ or beside it, a data.yaml as YOLO's, or Pascal VOC's Annotations"
         hint = "or name json and images by {train_split}"
         raise ConfigError("data", f"no dataset without a split in {folder.absolute()}", allowed, hint)
-    whole = only_coco(convert(found) if isinstance(found, FilePairs) else found)
+    whole = convert(found) if isinstance(found, FilePairs) else found
     return replace(whole, image_range=image_range)
-
-
-def only_coco(split: Split) -> CocoSplit:
-    """Return a split that can be divided.
-
-    Raises:
-        ConfigError: it has label PNGs.
-    """
-    if isinstance(split, LabelSplit):
-        allowed = "annotated objects in COCO's, YOLO's or Pascal VOC's format"
-        raise ConfigError("val_fraction", f"a fraction of the label PNGs in {split.label_root}", allowed)
-    return split
 
 
 def _whole_coco(folder: Path) -> CocoSplit | None:

@@ -43,6 +43,7 @@ COCO_STEPS, COCO_IMAGES = 90000, 118287
 COCO_EPOCHS = COCO_STEPS * BATCH / COCO_IMAGES
 MIN_STEPS = 3000
 SGD_RATE, ADAMW_RATE = 0.01, 0.0002
+MIN_PERIOD, CHECKPOINT_PERIOD, EVAL_PERIOD = 100, 1000, 5000
 
 
 def _method(text: str) -> str:
@@ -216,8 +217,19 @@ class Settings:
         "whole images",
     )
     seed: int = option(0, type=natural, metavar="N", help="decides the start and the order of images; 0 if left out")
-    eval_period: int = option(5000, type=positive, metavar="STEPS", help="between two evaluations")
-    checkpoint_period: int = option(1000, type=positive, metavar="STEPS", help="between two checkpoints")
+    eval_period: int = option(
+        0,
+        type=positive,
+        metavar="STEPS",
+        help=f"between two evaluations. Default: a quarter of the run, but {MIN_PERIOD} to {EVAL_PERIOD}",
+    )
+    checkpoint_period: int = option(
+        0,
+        type=positive,
+        metavar="STEPS",
+        help=f"between two checkpoints. Default: a tenth of the run, but {MIN_PERIOD} to {CHECKPOINT_PERIOD}; there is "
+        "one before each evaluation too",
+    )
     devices: int | str = option(
         1, type=_devices, metavar="N|auto", help="GPUs, or processes on a CPU, per node; or auto"
     )
@@ -246,10 +258,11 @@ class Settings:
         )
 
     def scaled(self, images: int) -> Settings:
-        """Return the settings with the iterations and the learning rate that were left out.
+        """Return the settings with the iterations, the learning rate and the periods that were left out.
 
         Iterations follow from ``epochs``. Without these, there are as many epochs as ``COCO_STEPS`` steps are on COCO,
-        or ``MIN_STEPS`` steps if these are more. Both are steps of ``BATCH`` images.
+        or ``MIN_STEPS`` steps if these are more. Both are steps of ``BATCH`` images. There are four evaluations and ten
+        checkpoints, where the limits of their periods allow it.
 
         Args:
             images: the number of images to train on.
@@ -257,11 +270,14 @@ class Settings:
         seen = self.epochs * images or max(COCO_EPOCHS * images, MIN_STEPS * BATCH)
         share = self.batch_size / BATCH
         rate = SGD_RATE * share if self.optimizer == "sgd" else ADAMW_RATE * share**0.5
+        iterations = self.iterations or max(1, round(seen / self.batch_size))
         return dataclasses.replace(
             self,
             epochs=0.0,
-            iterations=self.iterations or max(1, round(seen / self.batch_size)),
+            iterations=iterations,
             learning_rate=self.learning_rate or rate,
+            eval_period=self.eval_period or max(MIN_PERIOD, min(iterations // 4, EVAL_PERIOD)),
+            checkpoint_period=self.checkpoint_period or max(MIN_PERIOD, min(iterations // 10, CHECKPOINT_PERIOD)),
         )
 
     def asdict(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from .interrupts import Signals
 from .labels import load_data
 from .loop import Moment, Training
 from .models import plain
+from .names import option
 from .reports import Reports
 from .run import Settings
 from .teacher_check import check_teacher
@@ -109,9 +110,10 @@ def _scaled(asked: Settings, images: int) -> Settings:
     settings = asked.scaled(images)
     if settings != asked:
         epochs = settings.iterations * settings.batch_size / images
+        often = f"every {settings.eval_period} steps and " if settings.eval_period < settings.iterations else ""
         logger.info(
-            "%d iterations of %d images: %.1f epochs of %d; learning rate %.3g",
-            *(settings.iterations, settings.batch_size, epochs, images, settings.learning_rate),
+            "%d iterations of %d images: %.1f epochs of %d; learning rate %.3g; evaluated %sat the end",
+            *(settings.iterations, settings.batch_size, epochs, images, settings.learning_rate, often),
         )
     return settings
 
@@ -124,9 +126,22 @@ def _load(settings: Settings) -> tuple[Images, Images]:
             f"none beside a size of {settings.size}, to which it would be resized",
             "choose one of {crop} and {size}",
         )
-    name = settings.student_name
-    training = load_data(settings.train_split, name, name="training data", crop=settings.crop)
-    validation = load_data(settings.val_split, name, name="validation data")
+    name, loaded, errors = settings.student_name, list[Images](), list[ConfigError]()
+    for title, split, crop in (
+        ("training data", settings.train_split, settings.crop),
+        ("validation data", settings.val_split, None),
+    ):
+        try:
+            loaded.append(load_data(split, name, name=title, crop=crop))
+        except ConfigError as error:
+            errors.append(error)
+    if len(errors) == 2 and errors[0].argument == errors[1].argument == "dataset":
+        logger.error("%s", errors[1].render(option))
+        hint = f"{errors[0].hint}; the validation data has troubles too: see above".removeprefix("; ")
+        raise ConfigError("dataset", errors[0].value, errors[0].allowed, hint)
+    if errors:
+        raise errors[0]
+    training, validation = loaded
     if training.categories != validation.categories:
         raise ConfigError(
             "val_split", f"the categories {validation.categories}", f"those of the training data, {training.categories}"

@@ -11,6 +11,7 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from ...core.errors import ConfigError
+from ..coco import CONVERTED
 from ..images import AUTO, Header
 from .annotations import Annotations, Needs
 from .cache import State, read_entry, write_entry
@@ -71,6 +72,8 @@ def check_coco(
     findings = Findings(f"{name}: {json_file}")
     content = _parse(data, findings)
     _check_parts(content, findings, say)
+    if place := _converted_from(content):
+        findings.where = f"{name}: {place}"
     entries = [image for image in content["images"] if isinstance(image, dict)]
     paths = [_path(image_root, image) for image in entries]
     looked = headers_of(paths, image_root, f"{name}: images")
@@ -114,6 +117,13 @@ def _parse(data: bytes, findings: Findings) -> Any:
     if encoding != "utf-8" or (not data.isascii() and local != "utf8"):
         findings.mend("files that other readers of json cannot read here, for their encoding or byte order mark")
     return content
+
+
+def _converted_from(content: dict[str, Any]) -> str:
+    """Return the file or folder that a json was made of, which the user knows; empty if it is the user's own."""
+    info = content.get("info")
+    description = str(info.get("description", "")) if isinstance(info, dict) else ""
+    return description.removeprefix(CONVERTED) if description.startswith(CONVERTED) else ""
 
 
 def _check_parts(content: Any, findings: Findings, say: Say) -> None:
