@@ -115,7 +115,7 @@ class CrossAttentionFusion(nn.Module):
         """Fuse two (N, C, H, W) maps into one of the query source's size."""
         with self._computing(student):
             query_source, value_source = self._sources(student, teacher)
-            if self.path != "materialized" and student.is_cuda and self._in_half(student):
+            if self.path != "materialized" and student.device.type == "cuda" and self._in_half(student):
                 fused = self._map(query_source, value_source)
             else:
                 attention = materialized_attention if self.path == "materialized" else fused_attention
@@ -135,7 +135,7 @@ class CrossAttentionFusion(nn.Module):
             mean: True where the mean is wanted.
         """
         path = self._chosen(student, teacher, mean=mean)
-        fused = student.is_cuda and self._in_half(student)
+        fused = student.device.type == "cuda" and self._in_half(student)
         with self._computing(student):
             query_source, value_source = self._sources(student, teacher)
             if path == "parts":

@@ -107,7 +107,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 
 def _kernels(query: Tensor, key: Tensor) -> AbstractContextManager[None]:
     """Ask for the kernels in the best order; one that does not take these inputs is passed over in silence."""
-    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+    if query.device.type != "cuda" or query.dtype not in (torch.float16, torch.bfloat16):
         return nullcontext()
     many = max(query.shape[1], key.shape[1]) >= MANY
     return sdpa_kernel(CUDNN_FIRST if many and _sound(query.device) else FLASH_FIRST, set_priority=True)
@@ -193,7 +193,7 @@ def _with_columns(q: Tensor, k: Tensor, u: Tensor, column: Tensor) -> Tensor:
 
 def _takes(q: Tensor, k: Tensor, width: int) -> bool:
     """Tell if a fast kernel takes values that are narrower than queries and keys: cuDNN's does."""
-    if not q.is_cuda or max(q.shape[1], k.shape[1]) < MANY or not _sound(q.device):
+    if q.device.type != "cuda" or max(q.shape[1], k.shape[1]) < MANY or not _sound(q.device):
         return False
     value = k.new_empty(len(k), 1, k.shape[1], width).requires_grad_()
     parameters = torch.backends.cuda.SDPAParams(q[:, None], k[:, None], value, None, 0.0, False, False)
