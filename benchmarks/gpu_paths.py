@@ -18,14 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from acam_kd.core import FeatureSpec
 from acam_kd.methods import ACAMKD
 from acam_kd.methods.acam.attention import summarized_attention
-from acam_kd.methods.acam.kernels import attend, received_attention
+from acam_kd.methods.acam.kernels import attend
 
 from .gpu_case import Case, Scale
 from .timing import Clock
 
 __all__ = ["exactness", "kernels"]
 
-PATHS = ("auto", "map", "parts", "received", "summary")
+PATHS = ("auto", "map", "parts", "summary")
 PRECISIONS: dict[str, tuple[torch.dtype, str, torch.dtype | None]] = {
     "float64": (torch.float64, "auto", None),
     "float32": (torch.float32, "float32", None),
@@ -47,8 +47,6 @@ def exactness(scale: Scale) -> Iterator[Case]:
         for mode in MODES:
             reference = _Level(channels, mode, scale)
             for path, precision in itertools.product(PATHS, scale.of(PRECISIONS, ("float64", "AMP bfloat16"))):
-                if path == "received" and mode == "spatial masks":
-                    continue  # the same columns as "parts"
                 name = f"C {channels}, {mode}, {path}, {precision}"
                 about = {"channels": channels, "mode": mode, "path": path, "precision": precision}
                 yield Case(name, partial(reference.compare, path, precision), about)
@@ -140,7 +138,6 @@ KERNELS: tuple[tuple[str, SDPBackend, torch.dtype, int, int], ...] = (
 )
 OWN: dict[str, tuple[Callable[..., Any], torch.dtype]] = {
     "attend (our order)": (attend, torch.bfloat16),
-    "received_attention": (received_attention, torch.bfloat16),
     "summarized_attention": (summarized_attention, torch.float32),
 }
 

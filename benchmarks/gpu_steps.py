@@ -72,7 +72,7 @@ def _setting(pair: Pair, scale: Scale, *, amp: bool) -> Setting:
 
 def _variants(pair: Pair, *, amp: bool) -> list[Variant]:
     """List the variants of a pair; in float32 also the attention in float32, which half precision replaces."""
-    paths = [path for path in ("map", "received", "summary") if path not in pair.dear]
+    paths = [path for path in ("map", "summary") if path not in pair.dear]
     found = [Variant(PLAIN, ("DISTILL.METHOD", "")), Variant(FLOOR, MIMIC), Variant("uniform masks", UNIFORM)]
     found += [Variant("ACAM-KD"), *(Variant(f"ACAM-KD, {path}", path=path) for path in paths), *pair.extra]
     return found if amp else [*found, EXACT_FLOAT32]

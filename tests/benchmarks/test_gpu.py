@@ -21,7 +21,7 @@ def test_the_whole_script(tmp_path, capsys):
         assert not [row["error"] for row in section["rows"].values() if "error" in row], name
         assert all(row.get("within", True) for row in section["rows"].values()), name
     exact = [row for row in record["sections"]["paths"]["rows"].values() if row["precision"] == "float64"]
-    assert {row["path"] for row in exact} == {"auto", "map", "parts", "received", "summary"}
+    assert {row["path"] for row in exact} == {"auto", "map", "parts", "summary"}
     assert all(row["masks"] < 1e-12 and row["gradient"] < 1e-9 for row in exact)
     text = (tmp_path / "gpu.md").read_text()
     assert capsys.readouterr().out == text and "| ACAM-KD |" in text and "FAILED" not in text

@@ -101,7 +101,7 @@ class Comparison:
             batch: (N, C, H, W).
         """
         levels = {s: t for s, t in self.levels.items() if s in student}
-        student, of_teacher = paired(student, teacher(batch), levels, self.classes, cast=True)
+        student, of_teacher = paired(student, teacher(batch), levels, self.classes, cast=True, resized=self.resized)
         for part in method.parts():
             if not part.needs and all(level in student for level in part.levels):
                 part(student, of_teacher)

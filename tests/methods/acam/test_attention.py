@@ -127,7 +127,7 @@ def acam(mode, path="summary", channels=6):
     return method
 
 
-@pytest.mark.parametrize("path", ["auto", "map", "parts", "received", "materialized"])
+@pytest.mark.parametrize("path", ["auto", "map", "parts", "materialized"])
 @pytest.mark.parametrize("mode", MODES)
 def test_acam_is_the_same_by_every_path(mode, path, monkeypatch):
     """Losses, masks, and the gradients of student and parameters, in float64."""
@@ -182,7 +182,7 @@ def test_the_map_is_made_only_where_it_is_needed(mode, monkeypatch):
     assert bool(made) == (mode in NEED_THE_MAP)
 
 
-@pytest.mark.parametrize("path", ["summary", "map", "parts", "received"])
+@pytest.mark.parametrize("path", ["summary", "map", "parts"])
 @pytest.mark.parametrize("mode", MODES)
 def test_nothing_has_the_size_of_the_matrix(mode, path, sizes):
     """The largest result of any operator, forward and backward, has the size of a block or of the features."""

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ...core.errors import ConfigError
 from ...core.registry import FUSION_REGISTRY
 from .attention import fused_attention, materialized_attention, summarized_attention
-from .kernels import attend, joined, padded, projected, received_attention, widths
+from .kernels import attend, joined, padded, projected, widths
 from .paths import HALF, PATHS, attention_dtype, check_precision, chosen_path
 
 __all__ = ["CrossAttentionFusion", "Summary", "TeacherFusion"]
@@ -83,11 +83,11 @@ class CrossAttentionFusion(nn.Module):
         * ``"auto"``: the cheapest, by the table in ``paths.py``;
         * ``"map"``: the whole map by torch's fused kernels;
         * ``"parts"``: the map in parts as wide as the queries, each by a fused kernel; it is never put together;
-        * ``"received"``: the projections, and the attention that every key receives, by fused kernels;
-        * ``"summary"``: the same two, a block of rows of the matrix at a time;
+        * ``"summary"``: the projections, and the attention that every key receives, a block of rows of the matrix at a
+          time;
         * ``"materialized"``: with the matrix written out, the reference.
 
-        Where the masks need projections alone, ``"parts"``, ``"received"`` and ``"summary"`` are one kernel for them.
+        Where the masks need projections alone, ``"parts"`` and ``"summary"`` are one kernel for them.
         """
         return self._path
 
@@ -140,8 +140,8 @@ class CrossAttentionFusion(nn.Module):
             query_source, value_source = self._sources(student, teacher)
             if path == "parts":
                 return self._by_parts(query_source, value_source, units)
-            if path == "received" or (path == "columns" and fused):
-                return self._by_columns(query_source, value_source, units, mean=mean)
+            if path == "columns" and fused and units is not None:
+                return self._by_columns(query_source, value_source, units)
             return self._by_blocks(query_source, value_source, units, mean=mean)
 
     def summarizes(self, student: Tensor, teacher: Tensor, *, mean: bool) -> bool:
@@ -210,31 +210,16 @@ class CrossAttentionFusion(nn.Module):
         projection = torch.bmm(fused, units.t().expand(len(fused), -1, -1)).transpose(1, 2)
         return Summary(projection.view(*projection.shape[:2], *query_source.shape[2:]), mean)
 
-    def _by_columns(self, query_source: Tensor, value_source: Tensor, units: Tensor | None, *, mean: bool) -> Summary:
-        """Compute the projection as columns, and the mean by the received attention, by fused kernels."""
+    def _by_columns(self, query_source: Tensor, value_source: Tensor, units: Tensor) -> Summary:
+        """Compute the projection alone, as columns, by one fused kernel."""
         query, key, value = self._weights()
-        folded = value[:0] if units is None else units @ value
-        width = padded(max(len(query), len(folded) + 1))
-        rows = [(query, width), (key, width), (folded, len(folded) if mean else width)]
+        width = padded(max(len(query), len(units)))
+        rows = [(query, width), (key, width), (units @ value, width)]
         weights = joined(rows, self._dtype(query_source))
         q, k_u = projected(query_source, weights[0]), projected(value_source, torch.cat(weights[1:]))
-        k, columns = torch.split_with_sizes(k_u, [width, len(weights[2])], 2)
-        scale = len(query) ** -0.5
-        received = None
-        if mean:
-            weighted, received = received_attention(q, k, columns, scale)
-        else:
-            weighted = attend(q, k, columns, scale)[..., : len(folded)]
-        projection = None
-        if units is not None:
-            projection = weighted.transpose(1, 2).reshape(*weighted.shape[::2], *query_source.shape[2:])
-        return Summary(projection, None if received is None else self._mean_of(value_source, received))
-
-    def _mean_of(self, value_source: Tensor, received: Tensor) -> Tensor:
-        """Return the mean of the map over positions, (N, C, 1, 1), from the received attention, (N, K)."""
-        with torch.autocast(received.device.type, enabled=False):
-            features, weight = value_source.flatten(2).to(received.dtype), self._weights()[2].to(received.dtype)
-            return (torch.bmm(features, received.unsqueeze(2)).squeeze(2) @ weight.t())[:, :, None, None]
+        k, columns = torch.split_with_sizes(k_u, [width, width], 2)
+        weighted = attend(q, k, columns, len(query) ** -0.5)[..., : len(units)]
+        return Summary(weighted.transpose(1, 2).reshape(*weighted.shape[::2], *query_source.shape[2:]), None)
 
     def _by_blocks(self, query_source: Tensor, value_source: Tensor, units: Tensor | None, *, mean: bool) -> Summary:
         """Compute the projection as columns, and the mean by the received attention, a block of rows at a time."""

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["attend", "joined", "padded", "part_width", "projected", "received_attention", "widths"]
+__all__ = ["attend", "joined", "padded", "part_width", "projected", "widths"]
 
 CUDNN_FIRST = [
     SDPBackend.CUDNN_ATTENTION,
@@ -37,8 +35,6 @@ NARROW = 128
 """The width up to which the kernels are fast: wider values are taken in parts."""
 WIDEST = 256
 """The largest width of the queries that the fast kernels take."""
-COLUMN_SCALE = 16.0
-"""The received attention is summed by a kernel in half precision, over 16, since a sum over queries may be large."""
 
 
 def padded(width: int) -> int:
@@ -94,7 +90,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     Args:
         query: (N, Q, E).
         key: (N, K, E).
-        value: (N, K, V).
+        value: (N, K, V). Rows of all three must begin at multiples of 16 bytes: cuDNN's kernel is wrong without a
+            word where they do not (measured on an H200), and others refuse.
         scale: of the products.
 
     Returns:
@@ -120,81 +117,3 @@ def _sound(device: torch.device) -> bool:
     """
     version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return (version or 0) > SOUND and torch.cuda.get_device_capability(device)[0] in HOPPER
-
-
-def received_attention(query: Tensor, key: Tensor, columns: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Compute A times a few columns, and the mean attention that every key receives, by fused kernels alone.
-
-    The received attention is the gradient of one column's output with respect to its values, which the backward of a
-    kernel gives. Its own gradient is that of an attention with one column more: ``attention._Summary`` has the algebra.
-
-    Args:
-        query: (N, Q, E).
-        key: (N, K, E).
-        columns: (N, K, M).
-        scale: of the products.
-
-    Returns:
-        (N, Q, M), and (N, K) in float32 at least: the mean over queries of A, whose sum is 1 in every image.
-    """
-    if query.dtype == torch.float16:  # the gradient of a mean over positions leaves its range
-        query, key, columns = (x.to(torch.bfloat16) for x in (query, key, columns))
-    with torch.autocast(query.device.type, enabled=False):
-        found: tuple[Tensor, Tensor] = _Received.apply(query, key, columns, scale)  # type: ignore[no-untyped-call]
-    return found
-
-
-class _Received(torch.autograd.Function):
-    """The operator Y = A U, r = mean over queries of A, by two runs of a kernel forward and two backward."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, u: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        m = u.shape[2]
-        value = _with_columns(q, k, u, u.new_zeros(*u.shape[:2], 1)).requires_grad_()
-        with torch.enable_grad():
-            y = attend(q.detach(), k.detach(), value, scale)
-        ones = torch.zeros_like(y)
-        ones[..., m] = 1 / COLUMN_SCALE
-        (gradient,) = torch.autograd.grad(y, value, ones)
-        dtype = torch.promote_types(q.dtype, torch.float32)
-        received = gradient[..., m].to(dtype) * (COLUMN_SCALE / q.shape[1])
-        ctx.save_for_backward(q, k, u)
-        ctx.scale = scale
-        return y.detach()[..., :m].contiguous(), received
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor, dr: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, u = ctx.saved_tensors
-        m = u.shape[2]
-        # dr is the extra column and 1 / Q the gradient of its output; only their product counts.
-        # A constant in the column changes no gradient of a softmax; without it half precision loses less.
-        column = (dr - dr.mean(1, keepdim=True)).unsqueeze(2).to(u.dtype)
-        value = _with_columns(q, k, u, column)
-        with torch.autocast(q.device.type, enabled=False), torch.enable_grad():
-            inputs = [x.detach().requires_grad_() for x in (q, k, value)]
-            y = attend(inputs[0], inputs[1], inputs[2], ctx.scale)
-            gradient = torch.zeros_like(y)
-            gradient[..., :m] = dy
-            gradient[..., m] = 1 / q.shape[1]
-            dq, dk, dv = torch.autograd.grad(y, inputs, gradient)
-        return dq, dk, dv[..., :m], None
-
-
-def _with_columns(q: Tensor, k: Tensor, u: Tensor, column: Tensor) -> Tensor:
-    """Append a column to the values, and zeros up to a width that a fast kernel takes."""
-    narrow = padded(u.shape[2] + 1)
-    width = narrow
-    if narrow != q.shape[2] and not _takes(q, k, narrow):
-        width = max(q.shape[2], narrow)
-    nothing = u.new_zeros(*u.shape[:2], width - u.shape[2] - 1)
-    return torch.cat([u, column, nothing], 2)
-
-
-def _takes(q: Tensor, k: Tensor, width: int) -> bool:
-    """Tell if a fast kernel takes values that are narrower than queries and keys: cuDNN's does."""
-    if q.device.type != "cuda" or max(q.shape[1], k.shape[1]) < MANY or not _sound(q.device):
-        return False
-    value = k.new_empty(len(k), 1, k.shape[1], width).requires_grad_()
-    parameters = torch.backends.cuda.SDPAParams(q[:, None], k[:, None], value, None, 0.0, False, False)
-    return bool(torch.backends.cuda.can_use_cudnn_attention(parameters))
