@@ -26,7 +26,7 @@ MODE = os.environ.get("ACAM_KD_GOLDEN", "")
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> dict:
-    """Of a state dict: norm and a projection of all floating-point tensors, and the hash of every byte."""
+    """Summarise a state dict: norm and a projection of all floating-point tensors, and the hash of every byte."""
     digest, norm, projection = hashlib.sha256(), 0.0, 0.0
     for name, value in sorted(state.items()):
         value = value.detach().cpu().contiguous()

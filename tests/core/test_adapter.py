@@ -44,12 +44,12 @@ class Transformer(nn.Module):
 
 
 def features(adapter, batch):
-    """What a teacher of this adapter gives for a batch."""
+    """Return a teacher's features of a batch, as this adapter extracts them."""
     return FrozenTeacher(adapter.network(adapter.offered)[0], None, adapter.network(adapter.offered)[1])(batch)
 
 
 def step(adapter, batch):
-    """What a student of this adapter leaves in its taps."""
+    """Return a student's features, as its taps recorded them."""
     reader = adapter.reader(adapter.offered)
     reader.arm()
     adapter.model(batch)

@@ -1,4 +1,4 @@
-"""What makes a step cheaper: distilling every k-th one, another precision, another memory format, a compiled teacher."""
+"""Cheaper steps: distilling every k-th one, another precision or memory format, a compiled teacher."""
 
 from __future__ import annotations
 

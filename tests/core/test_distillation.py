@@ -405,7 +405,7 @@ def build_on_logits(method=Mimic, teacher_stride=8, levels=LOGITS, targets=None,
 
 
 def logits_of(model, batch):
-    """What the student, and in evaluation the teacher, predict for a batch."""
+    """Return the predictions of the student, and of the teacher in evaluation, for a batch."""
     teacher = model.distillation.teacher.network
     with torch.no_grad():
         return model.head(model.backbone(batch)["p3"]), copy.deepcopy(teacher).eval()(batch)
@@ -445,7 +445,7 @@ def test_masks_on_logits_can_be_observed_and_a_deep_copy_is_its_own(batch):
 
 
 class ClassReader:
-    """What an engine's reader of a class head does: logits of every position are an anchor's, or a region's."""
+    """An engine's reader of a class head: logits of every position are an anchor's, or a region's."""
 
     def __init__(self, head, regions=None):
         self.taps, self.regions = [MethodTap(head, "forward")], regions
@@ -471,7 +471,7 @@ CLASSES = {"p3": FeatureSpec(4, 8), "classes": FeatureSpec(2, 0, logits=True, si
 
 
 class ClassAdapter(Adapter):
-    """What an engine says of a detector whose class head can be distilled."""
+    """An engine's adapter of a detector whose class head can be distilled."""
 
     offered = ("backbone", "classes")
 

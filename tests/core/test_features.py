@@ -234,7 +234,7 @@ def test_levels_that_do_not_name_the_predictions_choose_among_the_features(predi
 
 @pytest.mark.parametrize("classes", [3, 4])
 def test_a_sigmoid_for_each_class_does_not_correspond_to_a_softmax_over_all(classes):
-    """Whether or not the channel of the background makes their numbers differ."""
+    """The channel of the background may make their numbers differ, or not."""
     other = {"classes": FeatureSpec(classes, 0, logits=True)}
     each, one = "a sigmoid for each class (3)", f"one softmax ({classes})"
     for pair, names in (((SIGMOID, other), (one, each)), ((other, SIGMOID), (each, one))):

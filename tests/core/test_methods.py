@@ -1,4 +1,4 @@
-"""What reads a method of a module, and several methods at once: names, levels, losses, what is reported."""
+"""Taps of a module, and several methods at once: names, levels, losses, reports."""
 
 from __future__ import annotations
 

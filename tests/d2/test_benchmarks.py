@@ -1,4 +1,4 @@
-"""What benchmarks/step.py measures: every variant makes a step whose parts add up, and what does not fit is left out."""
+"""The measurements of benchmarks/step.py: the parts of each variant's step add up, and misfits are left out."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def names(*opts, methods=()):
 def test_a_variant_makes_a_step(name, storage):
     step = Step(named(name, methods=[] if name in OWN else [name]), setting(), SIZE)
     ticks = iter(range(100))
-    step.timer.clock.now = lambda: next(ticks)  # every reading of the clock is a second
+    step.timer.clock.now = lambda: next(ticks)  # each look at the clock is a second later
     alone = name == PLAIN
     expected = dict.fromkeys(PARTS, 0) | {"student forward": 1, "backward": 1}
     if not alone:
         expected = dict.fromkeys(PARTS, 1) | {"student forward": 3}
     assert step(seed=1) == expected
-    assert sum(expected.values()) == next(ticks) - 1  # from the first reading to the last
+    assert sum(expected.values()) == next(ticks) - 1  # from the first look to the last
     assert all(p.grad is not None for p in step.model.parameters() if p.requires_grad)
 
 

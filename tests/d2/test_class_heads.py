@@ -67,7 +67,7 @@ def build(tmp_path, student, teacher=None, method="KD", *opts):
 
 
 def spy(model):
-    """What the distiller is given: (student, teacher, targets) of every step."""
+    """Record the distiller's inputs: (student, teacher, targets) of every step."""
     seen = []
     model.distillation.method.register_forward_pre_hook(lambda module, args: seen.append(args))
     return seen

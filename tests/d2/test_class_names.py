@@ -49,7 +49,7 @@ def build(tmp_path, student, teacher, method="KD", *opts):
 
 
 def spy(model, monkeypatch):
-    """What the method is given, and what the teacher gave before."""
+    """Record the inputs of the method, and the teacher's features before they are reduced."""
     seen, whole = [], []
     model.distillation.method.register_forward_pre_hook(lambda module, args: seen.append(args))
     ask = FrozenTeacher.__call__

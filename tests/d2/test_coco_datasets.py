@@ -1,4 +1,4 @@
-"""What is mended for Detectron2 is read by training and evaluation alike, and what it would misread is refused."""
+"""Datasets for Detectron2: mended ones are read by training and evaluation alike, misread ones are refused."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_two_rows(tmp_path, monkeypatch):
     config = yaml.safe_load((tmp_path / "out/toy/mimicking_seed1/config.yaml").read_text())
     assert config["SEED"] == 1 and config["DISTILL"]["METHOD"] == "Mimic"
 
-    # The comparison was killed before the run's evaluation: it goes on there, and trains nothing again.
+    # The comparison was killed before the run's evaluation: it resumes there, and trains nothing again.
     path.write_text("")
     folder = tmp_path / "out/toy/mimicking_seed1"
     known = json.loads((folder / "compare.json").read_text())

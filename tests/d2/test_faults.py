@@ -1,4 +1,4 @@
-"""What people meet when they use distillation as they use Detectron2: each fault that was found, with its right outcome."""
+"""Faults that were found where distillation is used as Detectron2 is, each with its right outcome."""
 
 from __future__ import annotations
 

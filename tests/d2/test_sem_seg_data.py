@@ -148,7 +148,7 @@ def test_augmentations_that_cannot_be(cfg, opts, argument, value, allowed):
 
 
 def test_labels_that_nobody_has_looked_at(cfg, sample, tmp_path):
-    """Of datasets that are registered in Python."""
+    """The datasets are registered in Python."""
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 19, 250
     mapper = build_sem_seg_mapper(cfg)
     mapper(sample([[0, 18], [250, 3]]))

@@ -48,7 +48,7 @@ def test_missing_and_mismatched_tensors_are_an_error_that_lists_them(retinanet, 
 
 
 def test_backbone_weights_alone_are_not_a_teacher(retinanet, retinanet_teacher, tmp_path):
-    """What happens to peers when MODEL.WEIGHTS of the teacher's file, an ImageNet backbone, is used."""
+    """MODEL.WEIGHTS of the teacher's config file, an ImageNet backbone, is not a trained teacher."""
     weights = save_weights(retinanet, tmp_path / "t.pth")
     content = torch.load(weights)["model"]
     torch.save({"model": {k: v for k, v in content.items() if k.startswith("backbone.bottom_up")}}, weights)

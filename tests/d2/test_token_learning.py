@@ -62,7 +62,7 @@ def pair(teacher, drawn, tmp_path, *opts):
 
 @pytest.fixture
 def watched(monkeypatch):
-    """What is learnt on, as it was before."""
+    """Record the teacher and the tokens before learning changes anything."""
     seen = {}
 
     def keep(learning, batches, **named):

@@ -261,7 +261,7 @@ def test_the_tool(cfg, tmp_path):
 
 @pytest.mark.parametrize("methods", ["ACAMKD+KD", "KD+ACAMKD"])
 def test_masks_beside_a_class_head(retinanet, retinanet_teacher, tmp_path, storage, methods):
-    """What it predicts lies on no map, and a method without masks may come first."""
+    """Predictions of a class head lie on no map, and a method without masks may come first."""
     cfg = distillation_config(retinanet, retinanet_teacher, "DISTILL.METHOD", methods, "VIS_PERIOD", 1)
     model = build_model(cfg).train()
     model.vis_period = 0

@@ -37,7 +37,7 @@ def distil(student, teacher, method="Mimic", **arguments):
 
 
 def logits_of(network, batch):
-    """Of torchvision's own forward, before it upsamples."""
+    """Return the logits of torchvision's own forward, before it upsamples."""
     seen = []
     handle = network.classifier.register_forward_hook(lambda module, args, out: seen.append(out))
     network(batch)

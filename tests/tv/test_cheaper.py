@@ -26,7 +26,7 @@ STUDENT = "retinanet_resnet18_fpn32"
 
 @pytest.fixture
 def cheaper(settings, finished):
-    """Of four steps the first and the last are distilled."""
+    """The first and the last of four steps are distilled."""
     how = {"distill_period": 3, "teacher_precision": "bfloat16", "channels_last": True}
     return replace(settings, teacher=str(finished), method="ACAMKD", student=STUDENT, **how)
 

@@ -61,7 +61,7 @@ def class_weight(detector):
 
 
 def spy(built):
-    """What the method is given: (student, teacher, targets) of every step."""
+    """Record the method's inputs: (student, teacher, targets) of every step."""
     seen = []
     built.distillation.method.register_forward_pre_hook(lambda module, args: seen.append(args))
     return seen

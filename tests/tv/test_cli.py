@@ -273,7 +273,7 @@ WORDS = {
     "an image",
     "a label image",
 }
-"""What an argument is called that has no single option."""
+"""The words for an argument that has no single option."""
 NOT_OURS = {
     "teacher_channels",
     *("example_inputs", "path"),  # of calls in Python only

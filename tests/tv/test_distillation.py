@@ -140,7 +140,7 @@ def test_a_method_needs_a_teacher():
 
 
 def test_a_level_without_a_partner_is_said(caplog):
-    """It used to be a whisper here, and a warning in Detectron2."""
+    """It is a warning in both engines."""
     student = build(model("fcos_mobilenet_v3_small_fpn64"), model("fasterrcnn_resnet18_fpn32"))
     assert student.distillation.levels == {"0": "1", "1": "2", "2": "3", "p6": "pool"}
     (record,) = [r for r in caplog.records if r.levelname == "WARNING"]

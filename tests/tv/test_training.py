@@ -1,4 +1,4 @@
-"""Whole runs of a few steps: what they leave, how they go on, how they fail."""
+"""Whole runs of a few steps: their files, their resuming and their failures."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_what_is_complete_is_not_run_again(settings, finished):
 
 @pytest.mark.slow
 def test_every_method_starts_from_the_same_student(distilling, tmp_path):
-    """What teacher and distiller draw for their own start moves neither the student's nor the data."""
+    """The random numbers of teacher and distiller change neither the student's start nor the data."""
     starts = {}
 
     def keep(name):

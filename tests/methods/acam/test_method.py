@@ -124,7 +124,7 @@ def dense(method, student, teacher):
 @pytest.mark.parametrize("gradient", ["detached", "full"])
 @pytest.mark.parametrize("diversity", ["pairwise", "ratio"])
 def test_values_and_gradients_are_those_of_the_formulas(official, filled, gradient, diversity):
-    """Of every loss, to the student and to every parameter."""
+    """Each loss is compared, and its gradients to the student and to every parameter."""
     method = filled(mask_gradient=gradient, diversity=diversity).double()
     with torch.no_grad():  # so that masks, and with them gradients, differ
         for levels in method.masking.values():
