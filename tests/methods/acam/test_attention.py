@@ -7,11 +7,13 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from acam_kd.core import FeatureSpec
 from acam_kd.methods import ACAMKD
-from acam_kd.methods.acam import attention, paths
+from acam_kd.methods.acam import attention, kernels, paths
 from acam_kd.methods.acam.attention import fused_attention, materialized_attention, summarized_attention
+from acam_kd.methods.acam.fusion import CrossAttentionFusion
 
 
 def attend(q, k, v):
@@ -234,3 +236,31 @@ def test_a_step_at_real_resolution_is_small():
     """100 x 168 positions, C = 256, forward and backward: under 0.3 GiB more (the matrix alone is 1.05 GiB)."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 0.3
+
+
+class Gradients(TorchDispatchMode):
+    """Notes the layout of the gradients that attention kernels get."""
+
+    def __init__(self):
+        super().__init__()
+        self.layouts = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name.endswith("attention_for_cpu_backward"):
+            self.layouts.append((args[0].shape, args[0].stride()))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("path", ["map", "parts"])
+def test_kernels_get_gradients_of_one_layout(path, monkeypatch):
+    """Torch's plans of cuDNN's backward do not know the layout of the gradient, which must not change therefore."""
+    monkeypatch.setattr(kernels, "NARROW", 8)  # so that 32 channels are two parts
+    fusion = CrossAttentionFusion(32)
+    student, teacher, units = torch.randn(2, 32, 6, 7), torch.randn(2, 32, 6, 7), torch.randn(6, 32)
+    fused, _ = fusion._positions(teacher.clone().requires_grad_(), student, units)
+    if path == "map":
+        fused = fused.transpose(1, 2).reshape(2, 32, 6, 7)
+    with Gradients() as seen:
+        (fused * torch.randn_like(fused)).sum().backward()
+    assert seen.layouts and all(stride == (42 * shape[3], 42 * shape[3], shape[3], 1) for shape, stride in seen.layouts)
+    assert len(seen.layouts) == len(kernels.widths(16, 32)[1])

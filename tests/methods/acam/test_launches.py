@@ -46,7 +46,7 @@ CASES = {
     "in float32, the attention in bfloat16": (
         ACAMKD, {"path": "parts", "dtype": torch.float32, "attention_precision": "bfloat16"}, 150, 200,
     ),
-    "the full gradient": (ACAMKD, {"path": "parts", "mask_gradient": "full"}, 150, 220),
+    "the full gradient": (ACAMKD, {"path": "parts", "mask_gradient": "full"}, 150, 230),
     "spatial masks alone": (ACAMKD, {"path": "parts", "channel_masking": ""}, 150, 200),
     "uniform masks": (ACAMKD, UNIFORM, 60, 40),
     "mimicking": (Mimic, {}, 55, 45),

@@ -99,7 +99,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """
     with _kernels(query, key):
         fused = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=scale)
-    return fused.squeeze(1)
+    fused = fused.squeeze(1)
+    if fused.requires_grad:
+        # Torch keeps cuDNN's backward plans by the layout of the inputs, but not of the gradient: one of another
+        # layout is read at wrong places, even outside of its memory (seen on an H200 with torch 2.11).
+        fused.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
+    return fused
 
 
 def _kernels(query: Tensor, key: Tensor) -> AbstractContextManager[None]:
