@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 __all__ = ["Agreement", "compare"]
@@ -53,6 +52,7 @@ def compare(reference: Output, other: Output) -> Agreement:
             ``masks`` (K, 1, H, W).
 
     Example:
+        >>> import torch
         >>> one = {"boxes": torch.tensor([[0.0, 0, 9, 9]]), "scores": torch.tensor([0.9]), "labels": torch.tensor([1])}
         >>> print(compare(one, one), "and", compare(one, {**one, "labels": torch.tensor([2])}))
         2 of 2 detections agree and 0 of 2 detections agree

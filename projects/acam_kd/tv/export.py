@@ -8,7 +8,7 @@ import itertools
 import logging
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ def _make(model: Deployed, metadata: Metadata, path: Path, kind: str, example: T
     if kind == "onnx":
         for package in ("onnx", "onnxruntime"):
             needed(package, "the export")
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _silent("torch", "onnxscript", "onnx_ir"):
         warnings.simplefilter("ignore")  # the tracers' about constants, which the check at three sizes is for
         try:
             makers[kind](model, metadata, path, example)
@@ -147,17 +147,37 @@ def _make(model: Deployed, metadata: Metadata, path: Path, kind: str, example: T
             ) from error
 
 
+@contextlib.contextmanager
+def _silent(*names: str) -> Iterator[None]:
+    """Keep back the logs of the exporters, which are those of a debugger."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, before):
+            each.setLevel(level)
+
+
 def _make_onnx(model: Deployed, metadata: Metadata, path: Path, example: Tensor) -> None:
     onnx = needed("onnx", "the export")
     axes = {"images": {2: "height", 3: "width"} | ({0: "batch"} if metadata.semantic else {})}
-    outputs = list(model.outputs)
-    buffer = io.BytesIO()
+    names: Any = {"input_names": ["images"], "output_names": list(model.outputs)}
+    part = path.with_suffix(".part")
     with contextlib.redirect_stdout(io.StringIO()):  # of a failure the exporter prints its whole graph
-        torch.onnx.export(
-            model, (example,), buffer, dynamo=False, opset_version=OPSET,
-            input_names=["images"], output_names=outputs, dynamic_axes={**axes, **_output_axes(outputs)},
-        )  # fmt: skip
-    made = onnx.load_from_string(buffer.getvalue())
+        if metadata.semantic and metadata.size:  # the other exporter has no resizing with antialiasing
+            needed("onnxscript", "the export of a segmentation model with a size")
+            dynamic, example = torch.export.Dim.DYNAMIC, torch.cat([example, example])
+            shapes = ({0: dynamic, 2: dynamic, 3: dynamic},)
+            torch.onnx.export(
+                model, (example,), part, dynamo=True, dynamic_shapes=shapes, external_data=False, verbose=False, **names
+            )
+        else:
+            axes |= _output_axes(model.outputs)
+            torch.onnx.export(model, (example,), part, dynamo=False, opset_version=OPSET, dynamic_axes=axes, **names)
+    made = onnx.load(str(part))
     entry = made.metadata_props.add()
     entry.key, entry.value = ENTRY, metadata.to_json()
     onnx.save(made, str(path))

@@ -5,8 +5,8 @@ from __future__ import annotations
 __all__ = ["option"]
 
 SAME = (
-    "accelerator", "batch_size", "channels_last", "checkpoint_period", "class_map", "classes", "config", "crop",
-    "data", "devices", "distill_period", "engine", "epochs", "eval_period", "fix", "group_by", "image_range",
+    "accelerator", "batch_size", "beside", "channels_last", "checkpoint", "checkpoint_period", "class_map", "classes", "config", "crop",
+    "data", "devices", "distill_period", "engine", "epochs", "eval_period", "fix", "format", "group_by", "image_range",
     "inherit", "iterations", "levels", "method", "no_teacher_check", "num_nodes", "optimizer", "output", "precision",
     "resume", "schedule", "seed", "share", "size", "split_seed", "student", "student_backbone_weights",
     "student_weights", "taps", "teacher", "teacher_class_names", "teacher_classes", "teacher_compile",
@@ -24,6 +24,7 @@ OPTIONS = {
     "name": "--student",
     "options": "--set",
     "period": "--distill-period",
+    "run": "the run",
     "stop_at": "--distill-stop",
     "student_class_names": "the data",
     "student_levels": "--levels",
