@@ -44,8 +44,9 @@ class Prediction:
 class Predictor(Protocol):
     """A model that predicts an image, uint8 RGB (H, W, 3)."""
 
-    categories: Mapping[int, str]
-    """Class number -> name."""
+    @property
+    def categories(self) -> Mapping[int, str]:
+        """Class number -> name."""
 
     def __call__(self, image: Array) -> Prediction:
         """Predict one image."""

@@ -67,7 +67,7 @@ def _label_maps(model: Segmentor, images: Tensor) -> Tensor:
 def _resized(images: Tensor, size: int) -> Tensor:
     """Resize as ``Segmentor`` does, with sizes that a trace keeps as variables."""
     height, width = images.shape[2:]
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         sides = torch._shape_as_tensor(images)[2:].double()
         new = torch.round(sides * size / sides.min()).long()
         return F.interpolate(images, [new[0], new[1]], mode="bilinear", antialias=True, align_corners=False)  # type: ignore[list-item]

@@ -102,7 +102,7 @@ def check_file(model: Deployed, path: str | Path, images: Sequence[Tensor]) -> l
                 reference = dict(zip(model.outputs, model(pixels[None])))
             (other,) = _run(exported, pixels, path)
             reference = {"semantic": reference["semantic"][0]} if exported.metadata.semantic else reference
-            found.append(Comparison(*pixels.shape[1:], compare(reference, other)))
+            found.append(Comparison(pixels.shape[1], pixels.shape[2], compare(reference, other)))
     return found
 
 
@@ -190,7 +190,7 @@ def _output_axes(outputs: Sequence[str]) -> dict[str, dict[int, str]]:
 
 
 def _make_script(model: Deployed, metadata: Metadata, path: Path, example: Tensor) -> None:
-    script = torch.jit.trace(model, (example,), check_trace=False)
+    script = torch.jit.trace(model, (example,), check_trace=False)  # type: ignore[no-untyped-call]
     torch.jit.save(script, str(path), _extra_files={ENTRY: metadata.to_json()})
 
 

@@ -82,12 +82,13 @@ class Metadata:
         """
         if not text:
             raise ConfigError("student", f"{path} without metadata", "a file that acam-kd export has written")
-        content = json.loads(text)
+        content: dict[str, Any] = json.loads(text)
         if content.get("version") != VERSION:
             found = f"{path} of version {content.get('version')}"
             raise ConfigError("student", found, f"version {VERSION}", "export the run anew with this version")
         content["categories"] = {int(label): name for label, name in content["categories"].items()}
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in content.items()})
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
+        return cls(**values)
 
 
 class Exported(nn.Module):
@@ -127,7 +128,7 @@ def load_exported(path: str | Path) -> Exported:
         raise ConfigError("student", f"{path} without metadata", "a file that acam-kd export has written", hint)
     extra: dict[str, Any] = {ENTRY: ""}
     if any("/code/" in name for name in names):
-        script = torch.jit.load(path, map_location="cpu", _extra_files=extra)
+        script = torch.jit.load(path, map_location="cpu", _extra_files=extra)  # type: ignore[no-untyped-call]
         text = extra[ENTRY]
         return Exported(_tensors(script), Metadata.read(text.decode() if isinstance(text, bytes) else text, path))
     with open(path, "rb") as file:  # a path would have to end in .pt2

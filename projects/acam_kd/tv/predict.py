@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ class TorchPredictor:
         device: of the model.
     """
 
-    def __init__(self, model: nn.Module, categories: dict[int, str], device: torch.device) -> None:
+    def __init__(self, model: nn.Module, categories: Mapping[int, str], device: torch.device) -> None:
         self.model, self.categories, self.device = model, categories, device
 
     @torch.no_grad()

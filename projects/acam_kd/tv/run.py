@@ -55,6 +55,13 @@ def _devices(text: str) -> int | str:
     return text if text == "auto" else positive(text)
 
 
+def _decay(text: str) -> float:
+    value = rate(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"must be below 1, found {value}")
+    return value
+
+
 @dataclass(frozen=True)
 class Settings:
     """The settings that decide a run.
@@ -186,6 +193,12 @@ class Settings:
         metavar=("H", "W"),
         help="segmentation: train on parts of this size, cut out of the images at 0.5 to 2 times their size; else "
         "whole images",
+    )
+    ema: float = option(
+        0.0,
+        type=_decay,
+        metavar="DECAY",
+        help="keep a moving average of the student's weights, as with 0.999, and evaluate, save and export that",
     )
     seed: int = option(0, type=natural, metavar="N", help="decides the start and the order of images; 0 if left out")
     eval_period: int = option(5000, type=positive, metavar="STEPS", help="between two evaluations")
