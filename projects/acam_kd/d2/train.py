@@ -18,11 +18,13 @@ from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from ..core.errors import RunError, one_line_errors
+from .best import with_best
 from .checkpoint import checkpoint_distiller, guard_gradients
 from .config import add_distillation_config, check_student, exported_student_config, merge, student_config
 from .datasets import add_dataset_options, check_datasets, register_datasets
 from .evaluation import build_evaluator
 from .names import key
+from .runs import write_classes
 from .sem_seg_data import build_sem_seg_mapper
 from .solver import build_lr_scheduler
 from .teacher_check import check_teacher
@@ -41,6 +43,10 @@ class Trainer(DefaultTrainer):
         checkpoint_distiller(self)
         if cfg.TEST.AUG.ENABLED:
             self.register_hooks([hooks.EvalHook(0, lambda: self.test_with_tta(cfg, self.model))])
+
+    def build_hooks(self) -> Any:
+        """Build Detectron2's, with the average of the weights and the best checkpoint."""
+        return with_best(self, super().build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> Any:
         """Resume from the last checkpoint, or load MODEL.WEIGHTS.
@@ -107,6 +113,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if comm.is_main_process():
         with open(os.path.join(cfg.OUTPUT_DIR, "student_config.yaml"), "w") as file:
             file.write(exported_student_config(cfg).dump())
+        write_classes(cfg)
     return cfg
 
 

@@ -16,8 +16,8 @@ from lightning.fabric.plugins.precision import Precision
 from torch import nn
 
 from ..core import Distillation, RunError
+from ..core.average import Average
 from ..core.errors import first_line
-from .average import Average
 
 __all__ = ["Parts", "read_checkpoint", "restore_random"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 import torchvision
@@ -11,13 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torchvision.ops import boxes as box_ops
 
+from ..export.exported import DETECTION, INSTANCES, SEGMENTATION
 from .segmentation import Segmentor
 
-__all__ = ["DETECTION", "INSTANCES", "SEGMENTATION", "Deployed", "exportable_nms", "outputs_of"]
-
-DETECTION = ("boxes", "scores", "labels")
-INSTANCES = (*DETECTION, "masks")
-SEGMENTATION = ("semantic",)
+__all__ = ["Deployed", "outputs_of"]
 
 
 def outputs_of(model: nn.Module) -> tuple[str, ...]:
@@ -55,6 +52,23 @@ class Deployed(nn.Module):
         (found,) = self.model([images[0]])
         return tuple(found[name] for name in self.outputs)
 
+    def exporting(self) -> AbstractContextManager[None]:
+        """Let torchvision's suppression of boxes by class go one way for all numbers of boxes, for torch.export."""
+        return _one_way_nms()
+
+
+@contextmanager
+def _one_way_nms() -> Iterator[None]:
+    def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
+        beyond = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1  # classes are moved apart by that
+        return box_ops.nms(boxes + (labels.to(boxes) * beyond)[:, None], scores, threshold)
+
+    before, box_ops.batched_nms = box_ops.batched_nms, batched_nms
+    try:
+        yield
+    finally:
+        box_ops.batched_nms = before
+
 
 def _label_maps(model: Segmentor, images: Tensor) -> Tensor:
     mean, std = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in (model.image_mean, model.image_std))
@@ -74,18 +88,3 @@ def _resized(images: Tensor, size: int) -> Tensor:
     shorter = min(height, width)
     shape = [(2 * side * size + shorter) // (2 * shorter) for side in (height, width)]  # torch.export knows no round
     return F.interpolate(images, shape, mode="bilinear", antialias=True, align_corners=False)
-
-
-@contextmanager
-def exportable_nms() -> Iterator[None]:
-    """Let torchvision's suppression of boxes by class take one way for all numbers of boxes, as torch.export needs."""
-
-    def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-        beyond = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1  # classes are moved apart by that
-        return box_ops.nms(boxes + (labels.to(boxes) * beyond)[:, None], scores, threshold)
-
-    before, box_ops.batched_nms = box_ops.batched_nms, batched_nms
-    try:
-        yield
-    finally:
-        box_ops.batched_nms = before

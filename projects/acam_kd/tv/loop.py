@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..core import Distillation, RunError, clip_gradients
+from ..core.average import Average
 from ..core.outputs import non_finite
 from ..core.teacher import evaluating
-from .average import Average
 from .best import Best
 from .card import Card
 from .checkpoint import Parts, restore_random

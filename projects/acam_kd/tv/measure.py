@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from ..data.splits import Split
+from ..export.exported import Exported, load_exported
 from .card import read_card
 from .data import Images
 from .evaluation import evaluate_model
-from .exported import Exported, load_exported
 from .labels import load_data
 from .predict import load_student
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from ..export.exported import load_exported
 from ..report.panels import Array
 from ..report.predictions import Prediction
 from .card import Card, read_card
 from .distillation import load_weights
-from .exported import load_exported
 from .models import build_model
 
 __all__ = ["CHECKPOINTS", "TorchPredictor", "load_predictor", "load_student"]

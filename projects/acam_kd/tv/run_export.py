@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from ..data.images import read_rgb
+from ..export.checked import Comparison, export_model
+from ..export.exported import FORMATS, Metadata
 from ..report.media import IMAGES, media_files
 from .card import Card
 from .deployed import Deployed
-from .export import Comparison, export_model
-from .exported import FORMATS, Metadata
 from .predict import CHECKPOINTS, load_student
 from .segmentation import Segmentor
 

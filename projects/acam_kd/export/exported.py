@@ -11,17 +11,33 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 import acam_kd
 
 from ..core.errors import ConfigError, first_line
-from .deployed import SEGMENTATION
 
-__all__ = ["FORMATS", "Exported", "Metadata", "load_exported", "needed", "package_commit"]
+__all__ = [
+    "DETECTION",
+    "FORMATS",
+    "INSTANCES",
+    "SEGMENTATION",
+    "Exported",
+    "Metadata",
+    "load_exported",
+    "needed",
+    "package_commit",
+]
 
 VERSION = 1
+DETECTION = ("boxes", "scores", "labels")
+INSTANCES = (*DETECTION, "masks")
+SEGMENTATION = ("semantic",)
+"""The names of a model's outputs."""
 ENTRY = "acam_kd.json"
 """The name of the metadata in a file."""
 EXTRA = "pip install 'acam-kd[export]'"
@@ -47,6 +63,8 @@ class Metadata:
         package: version of the package.
         torch: version of torch.
         version: of these entries.
+        resize: the shorter side that images are to have, and the longest that a longer side may have, where the file
+            does not resize by itself.
     """
 
     name: str
@@ -63,6 +81,7 @@ class Metadata:
     package: str = acam_kd.__version__
     torch: str = torch.__version__
     version: int = VERSION
+    resize: tuple[int, int] | None = None
 
     @property
     def semantic(self) -> bool:
@@ -108,8 +127,25 @@ class Exported(nn.Module):
         return [self._predict(image) for image in images]
 
     def _predict(self, image: Tensor) -> dict[str, Tensor]:
-        found = dict(zip(self.metadata.outputs, self.run(image[None])))
-        return {"semantic": found["semantic"][0]} if self.metadata.semantic else found
+        pixels = image if self.metadata.resize is None else _resized(image, *self.metadata.resize)
+        found = dict(zip(self.metadata.outputs, self.run(pixels[None])))
+        if self.metadata.semantic:
+            labels = found["semantic"][0]
+            if labels.shape != image.shape[1:]:
+                labels = F.interpolate(labels[None, None].float(), image.shape[1:])[0, 0].long()
+            return {"semantic": labels}
+        scale = [image.shape[axis] / pixels.shape[axis] for axis in (2, 1, 2, 1)]
+        return {**found, "boxes": found["boxes"] * torch.tensor(scale)}
+
+
+def _resized(image: Tensor, shorter: int, longest: int) -> Tensor:
+    """Resize an image (3, H, W) in [0, 1] as Detectron2 does: by Pillow, on whole numbers."""
+    height, width = image.shape[1:]
+    scale = min(shorter / min(height, width), longest / max(height, width))
+    size = (int(width * scale + 0.5), int(height * scale + 0.5))
+    pixels = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+    resized = np.array(pixels.resize(size, Image.Resampling.BILINEAR))
+    return torch.from_numpy(resized).permute(2, 0, 1).float().div(255)
 
 
 def load_exported(path: str | Path) -> Exported:

@@ -8,10 +8,11 @@ import itertools
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,10 +21,9 @@ from torch.nn import functional as F  # noqa: N812
 from ..core.errors import ConfigError, RunError, first_line
 from ..files import write_atomically
 from .agreement import Agreement, compare
-from .deployed import Deployed, exportable_nms
 from .exported import ENTRY, FORMATS, Metadata, load_exported, needed
 
-__all__ = ["Comparison", "check_file", "export_model"]
+__all__ = ["Comparison", "Deployable", "check_file", "export_model"]
 
 logger = logging.getLogger("acam_kd")
 
@@ -35,6 +35,20 @@ SHAPES = ((1.0, 4 / 3), (1.25, 1.0), (0.75, 0.8))
 AT_LEAST = 64
 IMAGES = 2
 """The number of images that a file is checked with at each size."""
+
+
+class Deployable(Protocol):
+    """A module that takes (1, 3, H, W), RGB in [0, 1], and returns tensors."""
+
+    outputs: tuple[str, ...]
+    """Their names."""
+
+    @property
+    def __call__(self) -> Callable[..., Any]:
+        """Predict one image: a tensor in, a tuple of tensors out."""
+
+    def exporting(self) -> AbstractContextManager[Any]:
+        """Return a context for torch.export."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,7 @@ class Comparison:
 
 
 def export_model(
-    model: Deployed, metadata: Metadata, images: Sequence[Tensor], path: str | Path, *, kind: str
+    model: Deployable, metadata: Metadata, images: Sequence[Tensor], path: str | Path, *, kind: str
 ) -> list[Comparison]:
     """Export a model, run the file on images of three sizes, and write it if both agree.
 
@@ -75,7 +89,7 @@ def export_model(
     path = Path(path)
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "model"
-        _make(model, metadata, made, kind, _example(images[0], metadata.size))
+        _make(model, metadata, made, kind, _example(images[0], metadata.size or (metadata.resize or (SIZE,))[0]))
         found = check_file(model, made, images)
         for each in found:
             if not each.agreement:
@@ -90,10 +104,11 @@ def export_model(
     return found
 
 
-def check_file(model: Deployed, path: str | Path, images: Sequence[Tensor]) -> list[Comparison]:
+def check_file(model: Deployable, path: str | Path, images: Sequence[Tensor]) -> list[Comparison]:
     """Run an exported file beside the model in torch, on images of three sizes."""
     exported = load_exported(path)
-    size = exported.metadata.size or SIZE
+    size = exported.metadata.size or (exported.metadata.resize or (SIZE,))[0]
+    exported.metadata = replace(exported.metadata, resize=None)  # the images have the sizes that are to be checked
     found = []
     for height, width in ((round(h * size), round(w * size)) for h, w in SHAPES):
         for image in itertools.islice(images, IMAGES):
@@ -118,8 +133,8 @@ def _run(exported: Any, pixels: Tensor, path: str | Path) -> Any:
         ) from error
 
 
-def _example(image: Tensor, size: int | None) -> Tensor:
-    height, width = (round(side * (size or SIZE)) for side in SHAPES[0])
+def _example(image: Tensor, size: int) -> Tensor:
+    height, width = (round(side * size) for side in SHAPES[0])
     return _fitted(image, height, width)[None]
 
 
@@ -128,7 +143,7 @@ def _fitted(image: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(image[None], shape, mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1)
 
 
-def _make(model: Deployed, metadata: Metadata, path: Path, kind: str, example: Tensor) -> None:
+def _make(model: Deployable, metadata: Metadata, path: Path, kind: str, example: Tensor) -> None:
     makers = {"onnx": _make_onnx, "torchscript": _make_script, "torch-export": _make_program}
     if kind == "onnx":
         for package in ("onnx", "onnxruntime"):
@@ -161,7 +176,7 @@ def _silent(*names: str) -> Iterator[None]:
             each.setLevel(level)
 
 
-def _make_onnx(model: Deployed, metadata: Metadata, path: Path, example: Tensor) -> None:
+def _make_onnx(model: Any, metadata: Metadata, path: Path, example: Tensor) -> None:
     onnx = needed("onnx", "the export")
     axes = {"images": {2: "height", 3: "width"} | ({0: "batch"} if metadata.semantic else {})}
     names: Any = {"input_names": ["images"], "output_names": list(model.outputs)}
@@ -189,17 +204,17 @@ def _output_axes(outputs: Sequence[str]) -> dict[str, dict[int, str]]:
     return {name: {0: "detections"} | ({2: "height", 3: "width"} if name == "masks" else {}) for name in outputs}
 
 
-def _make_script(model: Deployed, metadata: Metadata, path: Path, example: Tensor) -> None:
+def _make_script(model: Any, metadata: Metadata, path: Path, example: Tensor) -> None:
     script = torch.jit.trace(model, (example,), check_trace=False)  # type: ignore[no-untyped-call]
     torch.jit.save(script, str(path), _extra_files={ENTRY: metadata.to_json()})
 
 
-def _make_program(model: Deployed, metadata: Metadata, path: Path, example: Tensor) -> None:
+def _make_program(model: Any, metadata: Metadata, path: Path, example: Tensor) -> None:
     auto = torch.export.Dim.AUTO
     shapes = ({0: auto if metadata.semantic else torch.export.Dim.STATIC, 2: auto, 3: auto},)
     if metadata.semantic:
         example = torch.cat([example, example])  # a batch of one would be taken for a constant
-    with exportable_nms():
+    with model.exporting():
         program = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
     torch.export.save(program, str(path.with_suffix(".pt2")), extra_files={ENTRY: metadata.to_json()})
     path.with_suffix(".pt2").rename(path)

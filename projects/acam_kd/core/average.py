@@ -63,6 +63,10 @@ class Average:
         finally:
             _copy(before, own)
 
+    def restart(self) -> None:
+        """Begin anew with the model's weights of now."""
+        self.load_state_dict({})
+
     def state_dict(self) -> dict[str, object]:
         """Return the average for a checkpoint; empty without one."""
         return {"updates": self.updates, "tensors": self.tensors} if self.decay else {}
