@@ -9,6 +9,7 @@ from ..fields import instance, option, positive
 from ..lock import Lock
 from ..report.media import media_files, predict_files
 from ..report.predictions import Predictor
+from ..tv.names import option as option_of
 from .command import Command, Values
 from .runs import detectron2, is_detectron2
 
@@ -59,4 +60,5 @@ COMMAND = Command(
     run,
     (Predict,),
     "acam-kd predict output/run photos --output predictions",
+    names=lambda name: "IMAGES" if name == "images" else option_of(name),
 )

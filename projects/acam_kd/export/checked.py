@@ -170,7 +170,8 @@ def _silent(*names: str) -> Iterator[None]:
     for each in loggers:
         each.setLevel(logging.CRITICAL)
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # whole graphs
+            yield
     finally:
         for each, level in zip(loggers, before):
             each.setLevel(level)
@@ -181,17 +182,16 @@ def _make_onnx(model: Any, metadata: Metadata, path: Path, example: Tensor) -> N
     axes = {"images": {2: "height", 3: "width"} | ({0: "batch"} if metadata.semantic else {})}
     names: Any = {"input_names": ["images"], "output_names": list(model.outputs)}
     part = path.with_suffix(".part")
-    with contextlib.redirect_stdout(io.StringIO()):  # of a failure the exporter prints its whole graph
-        if metadata.semantic and metadata.size:  # the other exporter has no resizing with antialiasing
-            needed("onnxscript", "the export of a segmentation model with a size")
-            dynamic, example = torch.export.Dim.DYNAMIC, torch.cat([example, example])
-            shapes = ({0: dynamic, 2: dynamic, 3: dynamic},)
-            torch.onnx.export(
-                model, (example,), part, dynamo=True, dynamic_shapes=shapes, external_data=False, verbose=False, **names
-            )
-        else:
-            axes |= _output_axes(model.outputs)
-            torch.onnx.export(model, (example,), part, dynamo=False, opset_version=OPSET, dynamic_axes=axes, **names)
+    if metadata.semantic and metadata.size:  # the other exporter has no resizing with antialiasing
+        needed("onnxscript", "the export of a segmentation model with a size")
+        dynamic, example = torch.export.Dim.DYNAMIC, torch.cat([example, example])
+        shapes = ({0: dynamic, 2: dynamic, 3: dynamic},)
+        torch.onnx.export(
+            model, (example,), part, dynamo=True, dynamic_shapes=shapes, external_data=False, verbose=False, **names
+        )
+    else:
+        axes |= _output_axes(model.outputs)
+        torch.onnx.export(model, (example,), part, dynamo=False, opset_version=OPSET, dynamic_axes=axes, **names)
     made = onnx.load(str(part))
     entry = made.metadata_props.add()
     entry.key, entry.value = ENTRY, metadata.to_json()

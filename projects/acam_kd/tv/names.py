@@ -8,7 +8,7 @@ SAME = (
     "accelerator", "batch_size", "beside", "channels_last", "checkpoint", "checkpoint_period", "class_map", "classes",
     "config", "crop",
     "data", "devices", "distill_period", "ema", "engine", "epochs", "eval_period", "fix", "format", "group_by",
-    "image_range",
+    "image_range", "images",
     "inherit", "iterations", "levels", "method", "no_teacher_check", "num_nodes", "optimizer", "output", "precision",
     "resume", "schedule", "seed", "share", "size", "split_seed", "student", "student_backbone_weights",
     "student_weights", "taps", "teacher", "teacher_class_names", "teacher_classes", "teacher_compile",
