@@ -22,6 +22,7 @@ from .best import with_best
 from .checkpoint import checkpoint_distiller, guard_gradients
 from .config import add_distillation_config, check_student, exported_student_config, merge, student_config
 from .datasets import add_dataset_options, check_datasets, register_datasets
+from .doctor import doctor
 from .evaluation import build_evaluator
 from .names import key
 from .runs import write_classes
@@ -135,6 +136,10 @@ def main(args: argparse.Namespace) -> Any:
         cfg = setup(args)
         if args.eval_only:
             return evaluate(cfg, args.resume)
+        if args.doctor:
+            looked = doctor(cfg, Trainer)
+            print(looked.table())
+            raise SystemExit(looked.status)
         trainer = Trainer(with_tokens(cfg))
         trainer.resume_or_load(resume=args.resume)
         if trainer.start_iter == 0:
@@ -145,6 +150,7 @@ def main(args: argparse.Namespace) -> Any:
 def parser() -> argparse.ArgumentParser:
     """Return Detectron2's options and those that register datasets."""
     built: argparse.ArgumentParser = default_argument_parser()
+    built.add_argument("--doctor", action="store_true", help="look at the set-up, and do not train")
     add_dataset_options(built)
     return built
 
