@@ -59,8 +59,6 @@ def doctor(cfg: CfgNode, trainer: Any) -> Examination:
 def _look_at_teacher(part: Part, cfg: CfgNode) -> None:
     value = check_teacher(cfg, count=TEACHER_IMAGES)
     if value is None:
-        part.look(
-            "there is nothing to measure: no teacher, random weights, other classes, or DISTILL.TEACHER.CHECK off"
-        )
+        part.look("nothing to measure: no teacher, random weights, other classes, or DISTILL.TEACHER.CHECK off")
     elif value < POOR:
         part.broken("nothing can be learnt from predictions like these")

@@ -59,7 +59,7 @@ def _look_at_gradients(part: Part, student: nn.Module, attached: Distillation, l
         raise ConfigError("method", "losses without a gradient", "a gradient into the student", "see {taps}")
     norm = float(torch.stack([g.float().norm() for g in reached]).norm())
     part.ok(
-        f"the method's gradient reaches {len(reached)} of {len(parameters)} tensors of the student, norm {norm:.3g}"
+        f"the method's gradient reaches {len(reached)} of {len(parameters)} of the student's tensors, norm {norm:.3g}"
     )
     task = sum(float(loss.detach()) for name, loss in losses.items() if name not in own)
     part.ok(f"the method's losses are {float(total.detach()) / max(task, 1e-9):.3g} times the task's")
