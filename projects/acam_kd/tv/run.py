@@ -16,12 +16,14 @@ from ..core.weighting import WEIGHTS
 from ..data.splits import LabelSplit, Split
 from ..fields import flag, natural, option, positive, rate
 from .card import read_card
+from .loggers import LOGGERS
 from .names import option as name_of
 
 __all__ = ["ANYTIME", "SCALED", "Settings"]
 
 ANYTIME = (
     "devices",
+    "logger",
     "num_nodes",
     "accelerator",
     "workers",
@@ -203,6 +205,9 @@ class Settings:
     seed: int = option(0, type=natural, metavar="N", help="decides the start and the order of images; 0 if left out")
     eval_period: int = option(5000, type=positive, metavar="STEPS", help="between two evaluations")
     checkpoint_period: int = option(1000, type=positive, metavar="STEPS", help="between two checkpoints")
+    logger: tuple[str, ...] = option(
+        (), choices=tuple(LOGGERS), help="more loggers, beside TensorBoard's file; Lightning's"
+    )
     devices: int | str = option(
         1, type=_devices, metavar="N|auto", help="GPUs, or processes on a CPU, per node; or auto"
     )
