@@ -37,7 +37,9 @@ def certain(name, size=96):
     generator = torch.Generator().manual_seed(1)
     for key, value in model.named_parameters():
         if value.dim() == 4 and ("cls_logits" in key or "classification_head" in key):
-            value.data = torch.randn(value.shape, generator=generator) * 0.02
+            value.data = torch.randn(value.shape, generator=generator) * (0.25 if "ssd" in name else 0.02)
+        if "retinanet" in name and key.endswith("cls_logits.bias"):
+            value.data.zero_()
         if value.dim() == 2 and "cls_score" in key:
             value.data = torch.randn(value.shape, generator=generator)
     return model

@@ -22,14 +22,15 @@ class Average:
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.zeros_(model.weight)
         >>> average = Average(model, 0.5)
         >>> for value in (0.0, 1.0):
         ...     _ = nn.init.constant_(model.weight, value)
         ...     average.update()
         >>> with average.applied():
-        ...     inside = float(model.weight)
-        >>> round(inside, 2), float(model.weight)
-        (0.82, 1.0)
+        ...     inside = model.weight.item()
+        >>> inside, model.weight.item()
+        (0.75, 1.0)
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
