@@ -39,10 +39,23 @@ def certain(name, size=96):
         if value.dim() == 4 and ("cls_logits" in key or "classification_head" in key):
             value.data = torch.randn(value.shape, generator=generator) * (0.25 if "ssd" in name else 0.02)
         if "retinanet" in name and key.endswith("cls_logits.bias"):
-            value.data.zero_()
+            value.data.fill_(-2)
         if value.dim() == 2 and "cls_score" in key:
             value.data = torch.randn(value.shape, generator=generator)
+    if "_bn" in name or "ssd" in name:  # statistics of features, else these vanish
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None
+        target = {"boxes": torch.tensor([[1.0, 1, 50, 50]]), "labels": torch.tensor([1])}
+        target["masks"] = torch.ones(1, 96, 96, dtype=torch.uint8)
+        with torch.no_grad():
+            model(pixels(), [target, target])
     return model
+
+
+def pixels():
+    generator = torch.Generator().manual_seed(2)
+    return [torch.rand(3, 12, 12, generator=generator).repeat_interleave(8, 1).repeat_interleave(8, 2) for _ in "ab"]
 
 
 def metadata(model, name, size=96):
@@ -52,8 +65,7 @@ def metadata(model, name, size=96):
 
 @pytest.fixture(scope="module")
 def images():
-    generator = torch.Generator().manual_seed(2)
-    return [torch.rand(3, 12, 12, generator=generator).repeat_interleave(8, 1).repeat_interleave(8, 2) for _ in "ab"]
+    return pixels()
 
 
 def write_run(folder, name, size, categories=NAMES):
@@ -264,9 +276,9 @@ def test_predictions_are_those_of_the_model(run, pictures, tmp_path):
     content = json.loads((tmp_path / "out" / "images.json").read_text())
     assert [entry["file_name"] for entry in content["images"]] == ["p0.png", "p1.png"]
     model = certain("fcos_mobilenet_v3_small_fpn64").eval()
-    pixels = cv2.imread(str(pictures / "p0.png"))[:, :, ::-1]
+    image = cv2.imread(str(pictures / "p0.png"))[:, :, ::-1]
     with torch.no_grad():
-        (found,) = model([torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255])
+        (found,) = model([torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255])
     own = [result for result in results if result["image_id"] == 1]
     assert [r["score"] for r in own] == pytest.approx(found["scores"].tolist()) and own
     x0, y0, x1, y1 = found["boxes"][0].tolist()
