@@ -129,6 +129,8 @@ def test_every_setting_is_repeated(settings, tmp_path):
             "warmup": 0,
             "crop": (32, 64),
             "eval_period": 6,
+            "ema": 0.9,
+            "logger": ("csv",),
             "devices": "auto",
         },
         **{"weight": "share", "share": 0.25, "warmup_iters": 8, "stop_at": 9},
