@@ -35,6 +35,8 @@ setup(
         "jinja2",
     ],
     extras_require={
+        # acam-kd export --format onnx; the other formats need nothing.
+        "export": ["onnx", "onnxruntime", "onnxscript"],
         # Detectron2 is not on the package index; README.md, Set-up. timm: its ViT imports it, and is tested.
         "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "types-PyYAML", "timm"],
     },

@@ -129,6 +129,8 @@ def test_every_setting_is_repeated(settings, tmp_path):
             "warmup": 0,
             "crop": (32, 64),
             "eval_period": 6,
+            "ema": 0.9,
+            "logger": ("csv",),
             "devices": "auto",
         },
         **{"student_backbone_order": "BGR", "freeze_stages": 0, "freeze_norm": "trained"},

@@ -4,6 +4,8 @@ acam-kd shapes --output datasets
 acam-kd train --data datasets/shapes_160_0 --student fcos_resnet18_fpn --output output/teacher
 acam-kd train --data datasets/shapes_160_0 --student fcos_mobilenet_v3_small_fpn --teacher output/teacher --output output/acam
 acam-kd eval --data datasets/shapes_160_0 --student output/acam
+acam-kd predict output/acam datasets/shapes_160_0/val --output output/predictions
+acam-kd export output/acam --format onnx --output output/acam.onnx
 acam-kd check datasets/shapes_160_0
 acam-kd compare --plan PLAN.yaml --output output/compare
 acam-kd demo
@@ -20,13 +22,15 @@ from collections.abc import Sequence
 import acam_kd
 
 from ..core.errors import ConfigError, one_line_errors
-from . import check, compare, demo, evaluate, masks, shapes, train
+from . import check, compare, demo, doctor, evaluate, export, masks, predict, shapes, train
 from .command import Parser
 from .train import train_settings
 
 __all__ = ["main", "train_settings"]
 
-COMMANDS = tuple(module.COMMAND for module in (train, evaluate, check, compare, demo, shapes, masks))
+COMMANDS = tuple(
+    module.COMMAND for module in (train, doctor, evaluate, predict, export, check, compare, demo, shapes, masks)
+)
 TOKENS_COMMAND = ConfigError(
     "command", "tokens", "train --method MasKD or FreeKD, which learns the tokens itself",
     "--set tokens=FILE keeps them in a file for other runs; see docs/migration.md",

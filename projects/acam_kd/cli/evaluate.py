@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from ..fields import instance, like
+from ..core.errors import ConfigError
+from ..fields import instance, like, option
 from ..tv.run import Settings
 from .command import Command, Values
 from .data import Validation
@@ -17,11 +19,21 @@ __all__ = ["COMMAND"]
 class Model:
     """The model to evaluate."""
 
-    student: str = like(Settings, "student", section="the model")
+    student: str = like(
+        Settings, "student", section="the model", metavar="NAME|FOLDER|FILE",
+        help="a torchvision model's name, the folder of a finished run, or a file that acam-kd export has written",
+    )  # fmt: skip
     student_weights: str = like(Settings, "student_weights")
     size: int | None = like(Settings, "size")
     batch_size: int = like(Settings, "batch_size", default=8, help="images at a time")
     workers: int = like(Settings, "workers", help="processes that read images")
+    checkpoint: str = option("last", choices=("last", "best"), help="which weights of a run's folder")
+    beside: tuple[str, ...] = option(
+        (),
+        metavar="FOLDER|FILE",
+        help="more runs and exported files, as the teacher and the student in torch: a table with metric, size and "
+        "latency of all",
+    )
 
 
 def run(values: Values) -> None:
@@ -31,10 +43,20 @@ def run(values: Values) -> None:
         ConfigError: an option, the data or the weights cannot be used.
     """
     from ..tv.build import evaluate
+    from ..tv.measure import measure, table
 
     model = asdict(instance(Model, values))
     split = instance(Validation, values).splits("val")["val"]
-    print_metrics(evaluate(model.pop("student"), model.pop("student_weights"), split, **model))
+    beside, name, weights = model.pop("beside"), model.pop("student"), model.pop("student_weights")
+    if Path(name).is_file() or beside or (model["checkpoint"] != "last" and Path(name).is_dir()):
+        if weights:
+            raise ConfigError("student_weights", weights, "none for an exported file or a table")
+        rows = [measure(each, split, **model) for each in (name, *beside)]
+        print_metrics(rows[0].metrics)
+        print(table(rows))
+        return
+    model.pop("checkpoint")
+    print_metrics(evaluate(name, weights, split, **model))
 
 
 COMMAND = Command(

@@ -14,7 +14,7 @@ from ..tv.run import Settings
 from .command import Command, Parser, Values
 from .data import Data
 
-__all__ = ["COMMAND", "print_metrics", "train_settings"]
+__all__ = ["COMMAND", "print_metrics", "settings_of", "train_settings"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def run(values: Values) -> None:
     from ..tv.training import train
 
     folder = instance(Folder, values)
-    result = train(_settings(values), folder.output, resume=folder.resume)
+    result = train(settings_of(values), folder.output, resume=folder.resume)
     if result is not None:  # else another process of this run has it
         print_metrics(result["metrics"])
         print(f"the student: {folder.output / 'student.pth'}")
@@ -50,10 +50,11 @@ def train_settings(arguments: Sequence[str]) -> Settings:
     """Return the settings of ``acam-kd train`` with these arguments."""
     parser = Parser("acam-kd")
     COMMAND.add_to(parser.add_subparsers())
-    return _settings(COMMAND.values(parser.parse_args([COMMAND.name, *arguments])))
+    return settings_of(COMMAND.values(parser.parse_args([COMMAND.name, *arguments])))
 
 
-def _settings(values: Values) -> Settings:
+def settings_of(values: Values) -> Settings:
+    """Return the settings that the options of ``acam-kd train`` mean."""
     splits = instance(Data, values).splits("train", "val", folder=values["output"])
     method = values["method"] or ("ACAMKD" if values["teacher"] else "none")
     names = values["teacher_class_names"]

@@ -171,6 +171,13 @@ def add_distillation_config(cfg: CfgNode) -> None:
     # Largest norm of all gradients together, 0 for any. SOLVER.CLIP_GRADIENTS clips each parameter alone.
     cfg.DISTILL.MAX_GRADIENT_NORM = 0.0
 
+    # The metric of the best checkpoint, model_best.pth and best.json, as "bbox/AP": higher is better. "auto": bbox/AP
+    # or sem_seg/mIoU, if TEST.EVAL_PERIOD is not 0 and there is one test dataset. "": none is kept.
+    cfg.DISTILL.BEST = "auto"
+    # The decay of an exponential moving average of the student's weights, as 0.999; 0 for none. It is what evaluations
+    # see, and what model_best.pth and model_average.pth hold; model_final.pth holds the last weights.
+    cfg.DISTILL.EMA = 0.0
+
     cfg.DISTILL.TEACHER = CfgNode()
     # A Detectron2 config file: a path, or a name in the model zoo such as
     # "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml".

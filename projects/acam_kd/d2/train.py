@@ -20,11 +20,14 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from ..core.errors import RunError, one_line_errors
 from ..lock import Lock
+from .best import with_best
 from .checkpoint import check_after_backward, checkpoint_distiller, guard_gradients
 from .config import add_distillation_config, check_student, exported_student_config, merge, student_config
 from .datasets import add_dataset_options, check_datasets, register_datasets
+from .doctor import doctor
 from .evaluation import build_evaluator
 from .names import key
+from .runs import write_classes
 from .sem_seg_data import build_sem_seg_mapper
 from .solver import build_lr_scheduler
 from .teacher_check import check_teacher
@@ -45,6 +48,10 @@ class Trainer(DefaultTrainer):
         check_after_backward(self._trainer)
         if cfg.TEST.AUG.ENABLED:
             self.register_hooks([hooks.EvalHook(0, lambda: self.test_with_tta(cfg, self.model))])
+
+    def build_hooks(self) -> Any:
+        """Build Detectron2's, with the average of the weights and the best checkpoint."""
+        return with_best(self, super().build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> Any:
         """Resume from the last checkpoint, or load MODEL.WEIGHTS: a checkpoint, or the file of a classifier.
@@ -124,6 +131,7 @@ def _prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
     if comm.is_main_process():
         with open(os.path.join(cfg.OUTPUT_DIR, "student_config.yaml"), "w") as file:
             file.write(exported_student_config(cfg).dump())
+        write_classes(cfg)
 
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
@@ -141,15 +149,19 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
 def main(args: argparse.Namespace) -> Any:
     """Train or evaluate; every process runs this.
 
-    While a run trains, its first process holds the lock of OUTPUT_DIR; an evaluation needs none.
+    While a run trains, its first process holds the lock of OUTPUT_DIR; an evaluation and the doctor need none.
     """
     with one_line_errors(PROGRAM, key), contextlib.ExitStack() as held:
         cfg = _read(args)
-        if comm.is_main_process() and not args.eval_only:
+        if comm.is_main_process() and not (args.eval_only or args.doctor):
             held.enter_context(Lock(cfg.OUTPUT_DIR))
         _prepare(cfg, args)
         if args.eval_only:
             return evaluate(cfg, args.resume)
+        if args.doctor:
+            looked = doctor(cfg, Trainer)
+            print(looked.table())
+            raise SystemExit(looked.status)
         trainer = Trainer(with_tokens(cfg))
         trainer.resume_or_load(resume=args.resume)
         if trainer.start_iter == 0:
@@ -160,6 +172,7 @@ def main(args: argparse.Namespace) -> Any:
 def parser() -> argparse.ArgumentParser:
     """Return Detectron2's options and those that register datasets."""
     built: argparse.ArgumentParser = default_argument_parser()
+    built.add_argument("--doctor", action="store_true", help="look at the set-up, and do not train")
     add_dataset_options(built)
     return built
 

@@ -11,7 +11,7 @@ import numpy as np
 from .panels import Array, Colour, draw_detections
 from .results import Detections
 
-__all__ = ["Sample", "sheet", "spread"]
+__all__ = ["OPACITY", "Sample", "colour_of", "sheet", "spread"]
 
 SIDE = 320
 """The longest side of one image on a sheet, in pixels."""
@@ -53,7 +53,7 @@ def sheet(samples: Sequence[Sample], classes: Sequence[str], *, columns: int = 2
         classes: the names of the classes; each has a colour of its own.
         columns: pairs in a row.
     """
-    colours = {name: _colour(number) for number, name in enumerate(classes)}
+    colours = {name: colour_of(number) for number, name in enumerate(classes)}
     pairs = [np.concatenate([_drawn(s.image, part, colours) for part in (s.truth, s.predicted)], 1) for s in samples]
     height, width = (max(pair.shape[axis] for pair in pairs) + GAP for axis in (0, 1))
     padded = [_padded(pair, height, width) for pair in pairs]
@@ -87,7 +87,7 @@ def _drawn(image: Array, part: Detections | Array, colours: dict[str, Colour]) -
     return _padded(out, out.shape[0], out.shape[1] + GAP)
 
 
-def _colour(number: int) -> Colour:
+def colour_of(number: int) -> Colour:
     """Return the colour of a class: hues far apart for neighbours, and black for a map's class 0."""
     hue = round(number * GOLDEN * 180) % 180
     pixel = cv2.cvtColor(np.array([[[hue, SATURATION, BRIGHTNESS]]], np.uint8), cv2.COLOR_HSV2RGB)

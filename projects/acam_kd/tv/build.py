@@ -17,9 +17,9 @@ from ..core.weighting import WeightSchedule
 from ..data.splits import Split
 from .card import Card, read_card
 from .class_names import names_of_labels, names_of_weights, with_background
-from .data import Images, evaluation_loader
+from .data import Images
 from .distillation import build_distillation, load_weights, parse_options
-from .evaluation import build_evaluator
+from .evaluation import evaluate_model
 from .labels import load_data
 from .models import build_model, is_model
 from .run import Settings
@@ -246,9 +246,4 @@ def evaluate(
     if card:
         _check_categories(student, card, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device).eval()
-    evaluator = build_evaluator(data)
-    with torch.inference_mode():
-        for images, targets in evaluation_loader(data, batch_size=batch_size, workers=workers):
-            evaluator.add(model([image.to(device) for image in images]), targets)
-    return evaluator.metrics()
+    return evaluate_model(model, data, device, batch_size=batch_size, workers=workers)

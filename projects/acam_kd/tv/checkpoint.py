@@ -16,6 +16,7 @@ from lightning.fabric.plugins.precision import Precision
 from torch import nn
 
 from ..core import Distillation, RunError
+from ..core.average import Average
 from ..core.errors import first_line
 
 __all__ = ["Parts", "read_checkpoint", "restore_random"]
@@ -35,6 +36,7 @@ class Parts:
         optimizer: of both.
         schedule: of the learning rate.
         precision: Fabric's; float16 has a loss scale.
+        average: of the student's weights; perhaps an empty one.
     """
 
     model: nn.Module
@@ -42,6 +44,7 @@ class Parts:
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     precision: Precision
+    average: Average
 
     def state(self, *, step: int, seconds: float) -> dict[str, Any]:
         """Collect the state after a step, with that of the random numbers."""
@@ -58,6 +61,8 @@ class Parts:
             state["rng_cuda"] = torch.cuda.get_rng_state()
         if self.attached is not None:
             state["distiller"] = self.attached.state_dict()
+        if average := self.average.state_dict():
+            state["average"] = average
         return state
 
     def load(self, state: Mapping[str, Any], path: Path) -> None:
@@ -78,6 +83,7 @@ class Parts:
             self.model.load_state_dict(tensors)
             self.optimizer.load_state_dict(state["optimizer_states"][0])
             self.schedule.load_state_dict(state["lr_schedulers"][0])
+            self.average.load_state_dict(state.get("average", {}))
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise RunError(f"it is the checkpoint of another student ({reason})", str(path), ANEW) from error

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from pycocotools import mask as rle
 from pycocotools.cocoeval import COCOeval
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.labels import IGNORED
-from .data import CocoImages, Images
+from .data import CocoImages, Images, evaluation_loader
 
-__all__ = ["CocoEvaluator", "Evaluator", "SegmentationEvaluator", "build_evaluator"]
+__all__ = ["CocoEvaluator", "Evaluator", "SegmentationEvaluator", "build_evaluator", "evaluate_model"]
 
 AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 MASK_THRESHOLD = 0.5
@@ -136,3 +136,15 @@ def build_evaluator(dataset: Images) -> Evaluator:
     if isinstance(dataset, CocoImages) and not dataset.semantic:
         return CocoEvaluator(dataset)
     return SegmentationEvaluator(dataset)
+
+
+@torch.inference_mode()
+def evaluate_model(
+    model: nn.Module, data: Images, device: torch.device, *, batch_size: int, workers: int
+) -> dict[str, float]:
+    """Evaluate a model, which is put into evaluation mode, on a dataset."""
+    model.to(device).eval()
+    evaluator = build_evaluator(data)
+    for images, targets in evaluation_loader(data, batch_size=batch_size, workers=workers):
+        evaluator.add(model([image.to(device) for image in images]), targets)
+    return evaluator.metrics()

@@ -33,7 +33,7 @@ This folder is a run of acam-kd: {run}.
 The student is student.pth, the state dict of a plain torchvision model; student.json has its name, classes, size, and \
 pixel statistics other than torchvision's.
 Its results: result.json (there when the run is complete), metrics.jsonl (losses, evaluations), predictions.json, \
-pictures/, tensorboard/.
+pictures/, tensorboard/. The best evaluation's student is best.pth, its metrics best.json.
 What was asked for: settings.json; settings.yaml repeats it (train --config). Fingerprints of the data: data.json.
 To resume: the same command with --resume, from last.ckpt. While a run is at work here, run.lock names its process.
 """
@@ -53,6 +53,7 @@ class RunFolder:
     | ``pictures/step_N.jpg`` | predictions beside the ground truth, at every evaluation |
     | ``student.pth`` | the state dict of the plain torchvision model, from before the final evaluation |
     | ``student.json`` | the model's name, classes, size |
+    | ``best.pth``, ``best.json`` | the state dict of the best evaluation so far, and its metrics |
     | ``result.json`` | metrics, time, versions; written last, so a run that has it is complete |
     | ``run.lock`` | the process that is at work here |
 

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..core import Distillation, RunError, clip_gradients
+from ..core.average import Average
 from ..core.outputs import non_finite
 from ..core.teacher import evaluating
+from .best import Best
 from .card import Card
 from .checkpoint import Parts, restore_random
 from .data import Images, Stream, evaluation_loader, training_loader
@@ -82,7 +84,8 @@ class Training:
         optimizer = build_optimizer(student, settings)
         self.schedule = LambdaLR(optimizer, learning_rate_curve(settings))
         self.model, self.optimizer = fabric.setup(student, optimizer)
-        self.parts = Parts(student, self.attached, optimizer, self.schedule, fabric.strategy.precision)
+        self.average, self.best = Average(student, settings.ema), Best(folder)
+        self.parts = Parts(student, self.attached, optimizer, self.schedule, fabric.strategy.precision, self.average)
         self.step, self.saved, self.evaluated = 0, -1, -1
         self.metrics = dict[str, float]()
         self.seconds, self._started = 0.0, perf_counter()
@@ -140,6 +143,7 @@ class Training:
         if scaled:  # which has waited for the device by now
             explain()
         self.schedule.step()
+        self.average.update()
         self.step += 1
         return losses
 
@@ -158,9 +162,10 @@ class Training:
 
     def _evaluate_if_due(self) -> None:
         if self.step == self.settings.iterations:  # before the final evaluation, which may fail
-            self.folder.write_student(Card.of(self.settings, self.training), plain(self.student))
+            with self.average.applied():
+                self.folder.write_student(Card.of(self.settings, self.training), plain(self.student))
         if self.fabric.broadcast(self._evaluation_is_due()):  # the first process knows what is in metrics.jsonl
-            with self.signals.together(False):
+            with self.signals.together(False), self.average.applied():
                 self._evaluate()
             self.reports.progress.start()
 
@@ -186,6 +191,7 @@ class Training:
             with self.fabric.autocast():
                 self.reports.picture(self.step, draw(self.student, self.validation, self.fabric.device))
             self._observe()
+            self.best.offer(plain(self.student), self.step, self.metrics)
             self.reports.metrics(self.step, self.metrics)
 
     def _observe(self) -> None:

@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ..core import Distillation
 from ..report.panels import Array
 from .folder import RunFolder
+from .loggers import Loggers
 from .names import option
 from .pictures import to_jpeg
 from .progress import Progress
@@ -37,6 +38,7 @@ class Reports:
         self.folder, self.settings = folder, settings
         self.progress = Progress(settings.iterations, settings.batch_size, shown=folder.first)
         self._board: SummaryWriter | None = None
+        self._loggers: Loggers | None = None
         self._warned: set[str] = set()
 
     def __enter__(self) -> Reports:
@@ -45,6 +47,8 @@ class Reports:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.progress.__exit__()
+        if self._loggers is not None:
+            self._loggers.close(failed=error is not None)
         if self._board is not None:
             try:
                 self._board.close()
@@ -56,6 +60,7 @@ class Reports:
         if self.folder.first:
             with self.folder.writing(BOARD):
                 self._board = SummaryWriter(str(self.folder.path / BOARD), purge_step=step + 1)
+            self._loggers = Loggers(self.settings.logger, self.folder.path, self.settings.asdict())
         self.progress.start()
 
     def step(
@@ -120,6 +125,8 @@ class Reports:
                 self._board.add_image("validation", picture, step, dataformats="HWC")
 
     def _scalars(self, values: Mapping[str, float], step: int) -> None:
+        if self._loggers is not None:
+            self._loggers.scalars(values, step)
         if self._board is not None:
             with self.folder.writing(BOARD):
                 for name, value in values.items():

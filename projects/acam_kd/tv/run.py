@@ -17,6 +17,7 @@ from ..core.weighting import WEIGHTS
 from ..data.splits import LabelSplit, Split
 from ..fields import flag, natural, option, positive, rate
 from .card import read_card
+from .loggers import LOGGERS
 from .names import option as name_of
 from .trunk import NORMS
 
@@ -24,6 +25,7 @@ __all__ = ["ANYTIME", "SCALED", "Settings"]
 
 ANYTIME = (
     "devices",
+    "logger",
     "num_nodes",
     "accelerator",
     "workers",
@@ -56,6 +58,13 @@ def _method(text: str) -> str:
 
 def _devices(text: str) -> int | str:
     return text if text == "auto" else positive(text)
+
+
+def _decay(text: str) -> float:
+    value = rate(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"must be below 1, found {value}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -216,6 +225,12 @@ class Settings:
         help="segmentation: train on parts of this size, cut out of the images at 0.5 to 2 times their size; else "
         "whole images",
     )
+    ema: float = option(
+        0.0,
+        type=_decay,
+        metavar="DECAY",
+        help="keep a moving average of the student's weights, as with 0.999, and evaluate, save and export that",
+    )
     seed: int = option(0, type=natural, metavar="N", help="decides the start and the order of images; 0 if left out")
     eval_period: int = option(
         0,
@@ -229,6 +244,9 @@ class Settings:
         metavar="STEPS",
         help=f"between two checkpoints. Default: a tenth of the run, but {MIN_PERIOD} to {CHECKPOINT_PERIOD}; there is "
         "one before each evaluation too",
+    )
+    logger: tuple[str, ...] = option(
+        (), choices=tuple(LOGGERS), help="more loggers, beside TensorBoard's file; Lightning's"
     )
     devices: int | str = option(
         1, type=_devices, metavar="N|auto", help="GPUs, or processes on a CPU, per node; or auto"

@@ -20,6 +20,7 @@ from .devices import build_fabric, is_first, launch
 from .folder import RunFolder
 from .interrupts import Signals
 from .labels import load_data
+from .loggers import check_loggers
 from .loop import Moment, Training
 from .models import plain
 from .names import option
@@ -49,6 +50,7 @@ def train(settings: Settings, output: str | Path, *, resume: bool = False, obser
         RunError: a loss or gradient is not finite, or a file cannot be read or written.
         Interrupted: Ctrl-C or SIGTERM; what it says holds.
     """
+    check_loggers(settings.logger)
     fabric = build_fabric(settings)
     folder = RunFolder(output, first=is_first(fabric))
     with folder.locked(), Signals() as signals:

@@ -1,0 +1,37 @@
+"""The engine of a run's folder."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import ConfigError
+
+__all__ = ["detectron2", "is_detectron2"]
+
+CONFIG = "student_config.yaml"
+"""The file that a run of Detectron2's engine writes, and no other."""
+
+
+def is_detectron2(run: str) -> bool:
+    """Return whether a folder is a run of Detectron2's engine."""
+    folder = Path(run)
+    return (folder / CONFIG).is_file() and not (folder / "student.json").is_file()
+
+
+def detectron2(module: str) -> Any:
+    """Import a module of Detectron2's engine.
+
+    Raises:
+        ConfigError: Detectron2 is not installed.
+    """
+    try:
+        return importlib.import_module(f"..d2.{module}", __package__)
+    except ImportError as error:
+        raise ConfigError(
+            "run",
+            f"a run of Detectron2's, which cannot be imported ({error})",
+            allowed="Detectron2 to be installed",
+            hint="see Set-up in README.md",
+        ) from error

@@ -1,0 +1,61 @@
+"""Predictions of a Detectron2 run's student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.transforms import ResizeShortestEdge
+from torch import nn
+
+from ..report.panels import Array
+from ..report.predictions import Prediction
+from .runs import load_run, read_classes
+
+__all__ = ["D2Predictor", "load_predictor"]
+
+
+class D2Predictor:
+    """A predictor with a Detectron2 model.
+
+    Args:
+        model: in evaluation mode.
+        cfg: of the model; it decides size and order of the channels.
+        categories: the dataset's ids -> names, in the model's order; empty where they are unknown.
+    """
+
+    def __init__(self, model: nn.Module, cfg: CfgNode, categories: Mapping[int, str]) -> None:
+        self.model, self.categories = model, categories
+        self.order = cfg.INPUT.FORMAT
+        self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+        self._ids = np.array([*categories] or range(1, 10000))
+
+    @torch.no_grad()
+    def __call__(self, image: Array) -> Prediction:
+        """Predict one image, uint8 RGB (H, W, 3)."""
+        pixels = image[:, :, ::-1] if self.order == "BGR" else image
+        resized = self.resize.get_transform(pixels).apply_image(np.ascontiguousarray(pixels))
+        tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)).astype(np.float32))
+        height, width = image.shape[:2]
+        (output,) = self.model([{"image": tensor, "height": height, "width": width}])
+        return self._prediction(output)
+
+    def _prediction(self, output: Mapping[str, Any]) -> Prediction:
+        if "instances" not in output:
+            return Prediction.of_map(output["sem_seg"].argmax(0).cpu().numpy())
+        found = output["instances"].to("cpu")
+        masks = found.pred_masks.numpy() if found.has("pred_masks") else None
+        order = found.scores.argsort(descending=True).numpy()
+        boxes, labels = found.pred_boxes.tensor.numpy()[order], self._ids[found.pred_classes.numpy()[order]]
+        return Prediction(boxes, labels, found.scores.numpy()[order], None if masks is None else masks[order])
+
+
+def load_predictor(run: str, *, checkpoint: str = "last", size: int | None = None) -> D2Predictor:
+    """Load the student of a run's folder to predict with; see ``load_run``."""
+    model, cfg, _ = load_run(run, checkpoint=checkpoint, size=size)
+    semantic = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
+    categories = read_classes(run, semantic=semantic)
+    return D2Predictor(model, cfg, categories)

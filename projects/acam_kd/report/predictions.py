@@ -1,0 +1,79 @@
+"""Predictions for pictures without a truth, as one function of an image, whatever the model behind it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from .panels import Array, draw_detections
+from .samples import OPACITY, colour_of
+
+__all__ = ["Prediction", "Predictor", "draw_prediction"]
+
+MOST = 100
+"""The largest number of detections drawn on an image."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The output for one image: detections, the best first, or a map of class numbers.
+
+    Args:
+        boxes: (K, 4), x0, y0, x1, y1 in pixels.
+        labels: (K,) class numbers.
+        scores: (K,).
+        masks: (K, H, W), bool; None for a model without.
+        semantic: (H, W), class numbers; None for a detector.
+    """
+
+    boxes: Array
+    labels: Array
+    scores: Array
+    masks: Array | None = None
+    semantic: Array | None = None
+
+    @classmethod
+    def of_map(cls, semantic: Array) -> Prediction:
+        """Make the prediction of a segmentation model."""
+        return cls(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0), semantic=semantic)
+
+
+class Predictor(Protocol):
+    """A model that predicts an image, uint8 RGB (H, W, 3)."""
+
+    @property
+    def categories(self) -> Mapping[int, str]:
+        """Class number -> name."""
+
+    def __call__(self, image: Array) -> Prediction:
+        """Predict one image."""
+
+
+def draw_prediction(image: Array, found: Prediction, categories: Mapping[int, str], *, score: float) -> Array:
+    """Draw a prediction on a copy of the image.
+
+    Args:
+        image: uint8 RGB (H, W, 3).
+        found: for this image.
+        categories: class number -> name.
+        score: detections below it are left out.
+    """
+    if found.semantic is not None:
+        return _painted(image, found.semantic)
+    kept = [k for k in np.flatnonzero(found.scores >= score).tolist() if int(found.labels[k]) in categories][:MOST]
+    out = image.copy()
+    labels = [int(found.labels[k]) for k in kept]
+    if found.masks is not None:
+        for k, label in zip(reversed(kept), reversed(labels)):
+            out[found.masks[k]] = (0.5 * out[found.masks[k]] + 0.5 * np.array(colour_of(label))).round()
+    names, colours = [categories[label] for label in labels], [colour_of(label) for label in labels]
+    return draw_detections(out, found.boxes[kept], names, found.scores[kept], colours)
+
+
+def _painted(image: Array, semantic: Array) -> Array:
+    table = np.array([colour_of(number) for number in range(256)])
+    colours = table[semantic.clip(0, 255)]
+    return ((1 - OPACITY) * image + OPACITY * colours).round().astype(np.uint8)

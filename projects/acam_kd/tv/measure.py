@@ -1,0 +1,148 @@
+"""The metrics, size and latency of models beside each other: teacher, student and exported student."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError
+from ..data.splits import Split
+from ..export.exported import Exported, load_exported
+from .card import read_card
+from .data import Images
+from .evaluation import evaluate_model
+from .labels import load_data
+from .predict import load_student
+
+__all__ = ["Measured", "latency", "machine", "measure", "table"]
+
+WARM, REPEATS = 5, 50
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The figures of one model.
+
+    Args:
+        name: as it was given.
+        metrics: in percent.
+        parameters: their number; None for an exported file, which does not say.
+        mib: the size of the file.
+        milliseconds: median time for one image, warm.
+        device: what it ran on.
+    """
+
+    name: str
+    metrics: dict[str, float]
+    parameters: int | None
+    mib: float
+    milliseconds: float
+    device: str
+
+
+def measure(model: str, split: Split, *, checkpoint: str, size: int | None, batch_size: int, workers: int) -> Measured:
+    """Evaluate and time the student of a run's folder, or an exported file.
+
+    Args:
+        model: folder or file.
+        split: to evaluate on.
+        checkpoint: of a folder: one of ``predict.CHECKPOINTS``.
+        size: of a folder: the shorter side of images; None for the run's.
+        batch_size, workers: as in ``build.evaluate``.
+
+    Raises:
+        ConfigError: it is neither, or it knows other classes than the data has.
+    """
+    network: nn.Module
+    device = torch.device("cpu")
+    if Path(model).is_file():
+        network = load_exported(model)
+        metadata = network.metadata
+        data, path = load_data(split, metadata.name, name="validation data"), Path(model)
+        network = _relabelled(network, data, model)
+        parameters = None
+    else:
+        card, path = read_card(model, argument="student")
+        data = load_data(split, card.name, name="validation data")
+        if card.categories != data.categories:
+            value = f"{model} with the categories {card.categories}"
+            raise ConfigError("student", value, f"the data's {data.categories}")
+        network, card = load_student(model, checkpoint=checkpoint, size=size)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        network.to(device)
+        parameters = sum(p.numel() for p in network.parameters())
+    metrics = evaluate_model(network, data, device, batch_size=batch_size, workers=workers)
+    time = latency(network, data[0][0].to(device))
+    return Measured(model, metrics, parameters, path.stat().st_size / 2**20, time, device.type)
+
+
+class _Relabelled(nn.Module):
+    """An exported detector whose labels are turned into the data's."""
+
+    def __init__(self, inner: Exported, labels: dict[int, int]) -> None:
+        super().__init__()
+        self.inner, self.labels = inner, labels
+
+    def forward(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        outputs = self.inner(images)
+        for output in outputs:
+            numbers = [self.labels.get(int(label), -1) for label in output["labels"]]
+            output["labels"] = torch.tensor(numbers, dtype=torch.int64)
+        return outputs  # type: ignore[no-any-return]
+
+
+def _relabelled(exported: Exported, data: Images, path: str) -> nn.Module:
+    known = exported.metadata.categories
+    if known == data.categories:
+        return exported
+    labels = {name: label for label, name in data.categories.items()}
+    if exported.metadata.semantic or {*known.values()} != {*labels}:
+        raise ConfigError("student", f"{path} with the categories {known}", f"the data's {data.categories}")
+    return _Relabelled(exported, {label: labels[name] for label, name in known.items()})
+
+
+@torch.inference_mode()
+def latency(model: nn.Module, image: Tensor, *, repeats: int = REPEATS) -> float:
+    """Return the median time for one image in milliseconds, after a few runs to get warm.
+
+    Args:
+        model: in evaluation mode.
+        image: (3, H, W), on the model's device.
+        repeats: number of runs.
+    """
+    times = []
+    for number in range(WARM + repeats):
+        start = perf_counter()
+        model([image])
+        if image.is_cuda:
+            torch.cuda.synchronize()
+        if number >= WARM:
+            times.append(perf_counter() - start)
+    return 1000 * statistics.median(times)
+
+
+def machine() -> str:
+    """Return this machine's name and what it computes with."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.node()} ({os.cpu_count()} CPUs, {torch.get_num_threads()} threads{gpu})"
+
+
+def table(rows: Sequence[Measured]) -> str:
+    """Write the figures as a table of text."""
+    (metric, *_) = rows[0].metrics
+    cells = [("model", metric, "parameters", "MiB", "ms / image", "device")]
+    for row in rows:
+        parameters = "" if row.parameters is None else f"{row.parameters / 1e6:.2f} M"
+        value = next(iter(row.metrics.values()))
+        cells.append((row.name, f"{value:.2f}", parameters, f"{row.mib:.1f}", f"{row.milliseconds:.1f}", row.device))
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in cells]
+    return "\n".join([*lines, f"median of {REPEATS} single images, warm, on {machine()}"])

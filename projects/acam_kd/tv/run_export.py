@@ -1,0 +1,106 @@
+"""The export of a run's student, with the images that it is checked on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError
+from ..data.images import read_rgb
+from ..export.checked import Comparison, export_model
+from ..export.exported import FORMATS, Metadata
+from ..report.media import IMAGES, media_files
+from .card import Card
+from .deployed import Deployed
+from .predict import CHECKPOINTS, load_student
+from .segmentation import Segmentor
+
+__all__ = ["export_run", "images_of"]
+
+MOST = 2
+"""The number of images to check with."""
+
+
+def export_run(
+    run: str,
+    path: str | Path,
+    *,
+    kind: str,
+    checkpoint: str = "last",
+    size: int | None = None,
+    images: Sequence[str] = (),
+) -> list[Comparison]:
+    """Export the student of a run's folder; see ``export_model``.
+
+    Args:
+        run: the folder.
+        path: the file.
+        kind: one of ``FORMATS``.
+        checkpoint: one of ``CHECKPOINTS``.
+        size: the shorter side that images are resized to inside; None for the run's.
+        images: files and folders to check with; none for validation images of the run.
+    """
+    if kind not in FORMATS:
+        raise ConfigError("format", kind, f"one of {', '.join(FORMATS)}")
+    model, card = load_student(run, checkpoint=checkpoint, size=size)
+    files = media_files(images, suffixes=IMAGES)[:MOST] if images else images_of(run)
+    pixels = [_tensor(file) for file in files]
+    deployed = Deployed(model)
+    metadata = _metadata(run, card, deployed, size or card.size, CHECKPOINTS[checkpoint])
+    return export_model(deployed, metadata, pixels, path, kind=kind)
+
+
+def images_of(run: str, count: int = MOST) -> list[Path]:
+    """Return a few of a run's validation images, those with the most objects first.
+
+    Raises:
+        ConfigError: they are not there any more.
+    """
+    split = _settings(run).get("val_split", {})
+    root, found = Path(split.get("image_root", "")), list[Path]()
+    json_file = Path(split.get("json_file", ""))
+    if json_file.is_file():
+        content = json.loads(json_file.read_text(encoding="utf-8-sig"))
+        objects: dict[Any, int] = {}
+        for annotation in content.get("annotations", []):
+            objects[annotation.get("image_id")] = objects.get(annotation.get("image_id"), 0) + 1
+        entries = sorted(content.get("images", []), key=lambda entry: -objects.get(entry["id"], 0))
+        found = [root / entry["file_name"] for entry in entries]
+    elif split and root.is_dir():
+        found = sorted(file for file in root.iterdir() if file.suffix.lower() in IMAGES)
+    found = [file for file in found[: 10 * count] if file.is_file()][:count]
+    if not found:
+        raise ConfigError("images", f"none: the validation images of {run} are gone", "image files", "give {images}")
+    return found
+
+
+def _settings(run: str) -> dict[str, Any]:
+    path = Path(run) / "settings.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _metadata(run: str, card: Card, deployed: Deployed, size: int | None, weights: str) -> Metadata:
+    settings = _settings(run)
+    mean, std = _statistics(deployed.model)
+    return Metadata(
+        card.name, deployed.outputs, card.categories, card.num_classes, size, mean, std,
+        method=settings.get("method", ""), teacher=Path(settings.get("teacher", "")).name, weights=weights,
+    )  # fmt: skip
+
+
+def _statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    owner: Any = model if isinstance(model, Segmentor) else model.transform
+    return tuple(owner.image_mean), tuple(owner.image_std)
+
+
+def _tensor(file: Path) -> Tensor:
+    try:
+        image = read_rgb(str(file))
+    except ConfigError as error:
+        raise ConfigError("images", error.value, error.allowed, error.hint) from error
+    return torch.from_numpy(image).permute(2, 0, 1).float().div(255)
