@@ -279,7 +279,19 @@ WORDS = {
 NOT_OURS = {
     "teacher_channels",
     *("example_inputs", "path"),  # of calls in Python only
-    *("plan", "settings", "rows", "metrics", "key", "records"),  # keys of a plan: acam-kd compare names them
+    *(
+        "plan",
+        "settings",
+        "rows",
+        "metrics",
+        "key",
+        "records",
+        "seeds",
+        "control",
+        "threshold",
+        "tuning",
+        "mimicking",
+    ),  # keys of a plan: acam-kd compare names them
     "teacher_backbone_weights",  # of the function that loads both models; a teacher is given none
 }
 ROLES = {"role": ("student", "teacher"), "split": ("train", "val"), "kind": ("spatial", "channel")}
