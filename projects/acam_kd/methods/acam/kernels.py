@@ -101,8 +101,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         fused = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=scale)
     fused = fused.squeeze(1)
     if fused.requires_grad:
-        # Torch keeps cuDNN's backward plans by the layout of the inputs, but not of the gradient: one of another
-        # layout is read at wrong places, even outside of its memory (seen on an H200 with torch 2.11).
+        # Torch keeps the plans of cuDNN's backward without the gradient's layout in their key. With a gradient that was
+        # a view of wider rows, a run on an H200 read outside of memory (docs/performance.md).
         fused.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
     return fused
 
