@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import zipfile
 from pathlib import Path
@@ -11,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torchvision.models.detection import transform
 
 from acam_kd.cli import main
 from acam_kd.core.errors import ConfigError, RunError
@@ -20,6 +22,7 @@ from acam_kd.export import checked
 from acam_kd.export.agreement import compare
 from acam_kd.export.checked import export_model
 from acam_kd.export.exported import ENTRY, Metadata, load_exported
+from acam_kd.tv import deployed
 from acam_kd.tv.card import Card
 from acam_kd.tv.deployed import Deployed
 from acam_kd.tv.folder import RunFolder
@@ -343,3 +346,18 @@ def test_an_unknown_format_and_a_size_of_a_file_are_refused(images, tmp_path):
     model = Deployed(certain("fcos_mobilenet_v3_small_fpn64"))
     with pytest.raises(ConfigError, match="format: found tflite, expected one of onnx, torchscript, torch-export"):
         export_model(model, metadata(model, "fcos"), images, tmp_path / "x", kind="tflite")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trace_resizes_to_the_sizes_of_torch():
+    """In float32, as in a trace of torchvision's own, 428 x 640 would become 159 x 239 instead of 160 x 239."""
+
+    class Resizing(torch.nn.Module):
+        def forward(self, image):
+            return transform._resize_image_and_masks(image, 160, 266)[0]
+
+    with deployed._sizes_in_double():
+        trace = torch.jit.trace(Resizing(), (torch.zeros(3, 160, 213),), check_trace=False)
+    for height, width in ((428, 640), *itertools.product(range(150, 500, 7), (131, 480))):
+        image = torch.zeros(3, height, width)
+        assert trace(image).shape == Resizing()(image).shape, (height, width)

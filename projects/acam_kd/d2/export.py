@@ -1,4 +1,4 @@
-"""The export of a Detectron2 run's student by Detectron2's tracing adapter, checked on images of three sizes."""
+"""The export of a Detectron2 run's student by Detectron2's tracing adapter, checked on images of several sizes."""
 
 from __future__ import annotations
 

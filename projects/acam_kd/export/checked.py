@@ -31,7 +31,7 @@ OPSET = 18
 SIZE = 320
 """The shorter side of the example of a model without a size of its own."""
 SHAPES = ((1.0, 4 / 3), (1.25, 1.0), (0.75, 0.8))
-"""Height and width of the images that a file is checked with, in parts of the model's size."""
+"""Height and width of the images that a file is checked with, in parts of the model's size, beside their own."""
 AT_LEAST = 64
 IMAGES = 2
 """The number of images that a file is checked with at each size."""
@@ -71,7 +71,7 @@ class Comparison:
 def export_model(
     model: Deployable, metadata: Metadata, images: Sequence[Tensor], path: str | Path, *, kind: str
 ) -> list[Comparison]:
-    """Export a model, run the file on images of three sizes, and write it if both agree.
+    """Export a model, run the file on images of several sizes, and write it if both agree.
 
     Args:
         model: to export.
@@ -105,14 +105,15 @@ def export_model(
 
 
 def check_file(model: Deployable, path: str | Path, images: Sequence[Tensor]) -> list[Comparison]:
-    """Run an exported file beside the model in torch, on images of three sizes."""
+    """Run an exported file beside the model in torch, on images of three sizes and of their own."""
     exported = load_exported(path)
     size = exported.metadata.size or (exported.metadata.resize or (SIZE,))[0]
     exported.metadata = replace(exported.metadata, resize=None)  # the images have the sizes that are to be checked
+    shapes = [(round(h * size), round(w * size)) for h, w in SHAPES]
     found = []
-    for height, width in ((round(h * size), round(w * size)) for h, w in SHAPES):
-        for image in itertools.islice(images, IMAGES):
-            pixels = _fitted(image, height, width)
+    for image in itertools.islice(images, IMAGES):
+        for height, width in (*shapes, image.shape[1:]):
+            pixels = image if image.shape[1:] == (height, width) else _fitted(image, height, width)
             with torch.no_grad():
                 reference = dict(zip(model.outputs, model(pixels[None])))
             (other,) = _run(exported, pixels, path)
@@ -149,7 +150,7 @@ def _make(model: Deployable, metadata: Metadata, path: Path, kind: str, example:
         for package in ("onnx", "onnxruntime"):
             needed(package, "the export")
     with warnings.catch_warnings(), torch.no_grad(), _silent("torch", "onnxscript", "onnx_ir"):
-        warnings.simplefilter("ignore")  # the tracers' about constants, which the check at three sizes is for
+        warnings.simplefilter("ignore")  # the tracers' about constants, which the check at several sizes is for
         try:
             makers[kind](model, metadata, path, example)
         except ConfigError:

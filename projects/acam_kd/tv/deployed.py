@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torchvision.models.detection import transform
 from torchvision.ops import boxes as box_ops
 
 from ..export.exported import DETECTION, INSTANCES, SEGMENTATION
@@ -49,7 +51,8 @@ class Deployed(nn.Module):
         """
         if isinstance(self.model, Segmentor):
             return (_label_maps(self.model, images),)
-        (found,) = self.model([images[0]])
+        with _sizes_in_double() if torch.jit.is_tracing() else nullcontext():  # type: ignore[attr-defined,no-untyped-call]
+            (found,) = self.model([images[0]])
         return tuple(found[name] for name in self.outputs)
 
     def exporting(self) -> AbstractContextManager[None]:
@@ -68,6 +71,30 @@ def _one_way_nms() -> Iterator[None]:
         yield
     finally:
         box_ops.batched_nms = before
+
+
+@contextmanager
+def _sizes_in_double() -> Iterator[None]:
+    """Let a trace compute the sizes of resized images as torchvision does outside of one.
+
+    In a trace torchvision computes them in float32, where 428 * (160 / 428) is below 160, and a side loses a pixel.
+    """
+
+    def resized(image: Tensor, shorter: int, longest: int, target: Any = None, fixed_size: Any = None) -> Any:
+        if fixed_size is not None:
+            return before(image, shorter, longest, target, fixed_size)
+        sides = torch._shape_as_tensor(image)[-2:].double()
+        # Not 0-d: the exporter to ONNX would compute in float32 with them.
+        first, second = (torch.tensor([float(x)], dtype=torch.float64) for x in (shorter, longest))
+        first, second = first / sides.min(), second / sides.max()
+        new = torch.floor(sides * torch.where(first < second, first, second)).long()
+        return F.interpolate(image[None], [new[0], new[1]], mode="bilinear", align_corners=False)[0], target  # type: ignore[list-item]
+
+    before, transform._resize_image_and_masks = transform._resize_image_and_masks, resized
+    try:
+        yield
+    finally:
+        transform._resize_image_and_masks = before
 
 
 def _label_maps(model: Segmentor, images: Tensor) -> Tensor:
