@@ -78,7 +78,7 @@ def test_predict_and_export(run, data, tmp_path, capsys):  # noqa: F811
             str(pictures),
         ]
     )
-    assert capsys.readouterr().out.count("detections agree at") == 6
+    assert capsys.readouterr().out.count("detections agree at") == 8
     exported = load_exported(tmp_path / "x.pt")
     assert exported.metadata.resize == (64, 1333) and exported.metadata.categories[1] == "plain disc"
     main(["predict", str(tmp_path / "x.pt"), str(pictures), "--output", str(tmp_path / "same")])

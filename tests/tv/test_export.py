@@ -140,7 +140,7 @@ def test_export_of_a_detector(run, pictures, tmp_path, capsys, kind):
     if kind == "onnx":
         pytest.importorskip("onnxruntime")
     export(run, kind, tmp_path / "new" / "model", pictures)
-    assert capsys.readouterr().out.count("agree at") == 6
+    assert capsys.readouterr().out.count("agree at") == 8
     exported = load_exported(tmp_path / "new" / "model")
     assert (exported.metadata.name, exported.metadata.categories) == ("fcos_mobilenet_v3_small_fpn64", NAMES)
     assert exported.metadata.size == 96 and exported.metadata.weights == "student.pth"
@@ -161,7 +161,7 @@ def test_export_of_every_kind_of_model(name, kind, images, tmp_path):
     size = None if name.startswith(("ssd", "deeplab", "lraspp")) else 96
     model = Deployed(certain(name, size))
     found = export_model(model, metadata(model, name, size), images, tmp_path / "file", kind=kind)
-    assert len(found) == 6 and all(each.agreement for each in found) and sum(f.agreement.compared for f in found)
+    assert len(found) == 8 and all(each.agreement for each in found) and sum(f.agreement.compared for f in found)
 
 
 @pytest.mark.slow
