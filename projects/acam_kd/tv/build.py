@@ -16,7 +16,9 @@ from ..core.class_names import read_class_map
 from ..core.weighting import WeightSchedule
 from ..data.splits import Split
 from .card import Card, read_card
+from .class_images import ClassImages
 from .class_names import names_of_labels, names_of_weights, with_background
+from .classification import Classifier
 from .data import Images, evaluation_loader
 from .distillation import build_distillation, load_weights, parse_options
 from .evaluation import build_evaluator
@@ -166,6 +168,7 @@ def build_models(settings: Settings, data: Images, *, world: int = 1) -> Models:
     same = not names or list(names) == list(own)
     classes = len(names_of_weights(settings.teacher, settings.teacher_weights)) or settings.teacher_classes
     same = same and classes in (0, data.num_classes)
+    same = same and isinstance(teacher, Classifier) == isinstance(data, ClassImages)
     return Models(student, teacher, same and isinstance(teacher, Segmentor) == data.semantic)
 
 

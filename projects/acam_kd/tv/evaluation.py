@@ -14,6 +14,8 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from ..data.labels import IGNORED
+from .class_evaluation import ClassificationEvaluator
+from .class_images import ClassImages
 from .data import CocoImages, Images
 
 __all__ = ["CocoEvaluator", "Evaluator", "SegmentationEvaluator", "build_evaluator"]
@@ -135,4 +137,6 @@ def build_evaluator(dataset: Images) -> Evaluator:
     """Build the evaluator for the dataset's targets."""
     if isinstance(dataset, CocoImages) and not dataset.semantic:
         return CocoEvaluator(dataset)
+    if isinstance(dataset, ClassImages):
+        return ClassificationEvaluator(dataset.categories)
     return SegmentationEvaluator(dataset)

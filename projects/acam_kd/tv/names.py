@@ -11,7 +11,7 @@ SAME = (
     "optimizer", "output", "pixel_mean", "pixel_std", "precision", "resume", "schedule", "seed", "share", "size",
     "split_seed", "student", "student_backbone_order", "student_backbone_weights", "student_weights", "taps",
     "teacher", "teacher_class_names", "teacher_classes", "teacher_compile", "teacher_precision", "teacher_weights",
-    "val_fraction", "warmup", "weight", "workers",
+    "val_fraction", "warmup", "weight", "workers", "augment",
 )  # fmt: skip
 """The settings that are options of the same name."""
 

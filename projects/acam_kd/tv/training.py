@@ -132,7 +132,8 @@ def _load(settings: Settings) -> tuple[Images, Images]:
         ("validation data", settings.val_split, None),
     ):
         try:
-            loaded.append(load_data(split, name, name=title, crop=crop))
+            size, augment = settings.size, settings.augment
+            loaded.append(load_data(split, name, name=title, crop=crop, size=size, augment=augment))
         except ConfigError as error:
             errors.append(error)
     if len(errors) == 2 and errors[0].argument == errors[1].argument == "dataset":
