@@ -63,6 +63,7 @@ ROWS = {
     ("ScoreWeighted", "retinanet"): ({"alpha": 6.0}, ALL, ()),
     ("ScoreWeighted", "fcos"): ({"alpha": 6.0}, ALL, ()),
     ("ScoreWeighted", "rcnn"): ({"alpha": 6.0}, ALL, ()),
+    ("USKD", "classifier"): ({"alpha": 1.0, "beta": 0.1, "mu": 0.005}, (-2, -1), ("backbone", "classes")),
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from acam_kd.core.errors import ConfigError
 from acam_kd.data.splits import find_any_split
 from acam_kd.tv.adapter import adapt
 from acam_kd.tv.build import build_models, evaluate
@@ -179,3 +180,40 @@ def test_an_image_that_cannot_be_read_is_named(folders, tmp_path):
         (tmp_path / "train" / name / "x.png").write_bytes(b"no image")
     with refuses("dataset", "x.png, which cannot be read", "a whole image file"):
         ClassImages(find_any_split(tmp_path, "train"), size=16)
+
+
+def test_a_student_learns_from_itself(folders, tmp_path):
+    settings = tiny(folders, method="USKD", options=("mu=0.1",))
+    result = train(settings, tmp_path / "run")
+    assert result["metrics"]["top1"] >= 0
+    state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert state["distiller"]["weak_head.weight"].shape == (3, 32)  # the second-last stage
+    assert not any("weak" in name for name in torch.load(tmp_path / "run" / "student.pth", weights_only=True))
+
+
+def test_uskd_on_a_transformer_takes_the_class_token(folders):
+    data = load_data(find_any_split(folders, "train"), "vit_b_16", name="data", size=32)
+    student = build_models(tiny(folders, student="vit_b_16", size=32, method="USKD"), data).student
+    images, targets = zip(*(data[k, 1] for k in (0, 9)))
+    losses = student.train()(list(images), list(targets))
+    assert losses["loss_uskd_weak"] > 0
+    block = student.network.encoder.layers
+    sum(loss for name, loss in losses.items() if "weak" in name).backward()
+    assert block[5].mlp[0].weight.grad.abs().sum() > 0 and block[6].mlp[0].weight.grad is None
+
+
+def test_methods_for_classifiers_refuse_other_models(data):
+    images = load_data(find_any_split(data, "train"), "fcos_mobilenet_v3_small_fpn64", name="data")
+    settings = Settings(
+        find_any_split(data, "train"), find_any_split(data, "val"), "fcos_mobilenet_v3_small_fpn64", size=64,
+        method="USKD",
+    )  # fmt: skip
+    with refuses("method", "USKD", "meaning for a FCOS"):
+        build_models(settings, images)
+
+
+def test_a_teacher_beside_a_method_that_needs_none_is_refused(folders, teacher):
+    data = load_data(find_any_split(folders, "train"), "resnet8", name="data", size=16)
+    with pytest.raises(ConfigError) as error:
+        build_models(tiny(folders, teacher=str(teacher), method="USKD"), data)
+    assert error.value.argument == "teacher" and "USKD learns from the student alone" in error.value.hint

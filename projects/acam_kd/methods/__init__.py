@@ -15,6 +15,7 @@ from .mimic import Mimic
 from .nkd import NKD
 from .pkd import PKD
 from .score_weighted import ScoreWeighted
+from .uskd import USKD
 
 __all__ = [
     "ACAMKD",
@@ -27,6 +28,7 @@ __all__ = [
     "MGD",
     "NKD",
     "PKD",
+    "USKD",
     "Cosine",
     "FreeKD",
     "MasKD",
