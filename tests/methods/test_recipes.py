@@ -62,6 +62,7 @@ ROWS = {
     ("PKD", "rcnn"): ({"alpha": 6.0}, FIRST_FOUR, ()),
     ("ScoreWeighted", "retinanet"): ({"alpha": 6.0}, ALL, ()),
     ("ScoreWeighted", "fcos"): ({"alpha": 6.0}, ALL, ()),
+    ("PSKD", "classifier"): ({"alpha": 0.8}, ALL, ("classes",)),
     ("ScoreWeighted", "rcnn"): ({"alpha": 6.0}, ALL, ()),
     ("USKD", "classifier"): ({"alpha": 1.0, "beta": 0.1, "mu": 0.005}, (-2, -1), ("backbone", "classes")),
 }  # fmt: skip

@@ -217,3 +217,22 @@ def test_a_teacher_beside_a_method_that_needs_none_is_refused(folders, teacher):
     with pytest.raises(ConfigError) as error:
         build_models(tiny(folders, teacher=str(teacher), method="USKD"), data)
     assert error.value.argument == "teacher" and "USKD learns from the student alone" in error.value.hint
+
+
+def test_past_predictions_outlive_an_interruption_within_an_epoch(folders, tmp_path):
+    settings = tiny(folders, method="PSKD", iterations=11, eval_period=5, batch_size=6)  # 24 images: epochs of 4 steps
+
+    def stop(student, step):
+        if step == 5:
+            raise InterruptedError
+
+    train(settings, tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        train(settings, tmp_path / "parts", observers=[stop])
+    train(settings, tmp_path / "parts", resume=True)
+    one, two = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "parts"))
+    assert all(torch.equal(one["state_dict"][name], two["state_dict"][name]) for name in one["state_dict"])
+    tables = [state["distiller"]["_extra_state"] for state in (one, two)]
+    assert torch.equal(tables[0]["table"], tables[1]["table"]) and tables[0]["seen"].sum() == 66
+    logged = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert any("loss_pskd_past" in line for line in logged)

@@ -14,6 +14,7 @@ from .mgd import MGD
 from .mimic import Mimic
 from .nkd import NKD
 from .pkd import PKD
+from .pskd import PSKD
 from .score_weighted import ScoreWeighted
 from .uskd import USKD
 
@@ -28,6 +29,7 @@ __all__ = [
     "MGD",
     "NKD",
     "PKD",
+    "PSKD",
     "USKD",
     "Cosine",
     "FreeKD",

@@ -129,6 +129,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "rcnn": Recipe("the authors' numbers for ImageNet (assumption)", NKD_IMAGENET),
         "semseg": Recipe("the authors' numbers for ImageNet (assumption)", NKD_IMAGENET, taps=(LOGITS,)),
     },
+    "PSKD": {
+        "classifier": Recipe("the authors' for CIFAR-100, 300 epochs", {"alpha": 0.8}, taps=(CLASSES,)),
+    },
     "PKD": {
         "retinanet": Recipe("the authors' MMRazor config for a ResNeXt-101 teacher", {"alpha": 10.0}, FIRST_FOUR),
         "fcos": Recipe(
