@@ -47,6 +47,7 @@ ROWS = {
     ("MasKD", "reppoints"): ({"alpha": 10.0, "custom_mask_warmup": 5000}, ALL, ()),
     ("MasKD", "rcnn"): ({"alpha": 1.0, "custom_mask_warmup": 7330}, ALL, ()),
     ("MasKD", "semseg"): ({"alpha": 1.0}, ALL, ("logits",)),
+    ("MCMI", "classifier"): ({"lambda_cmi": 0.15}, ALL, ("classes",)),
     ("MGD", "retinanet"): ({"alpha": 0.00002, "lambda_mask": 0.65}, ALL, ()),
     ("MGD", "fcos"): ({"alpha": 0.00002, "lambda_mask": 0.65}, ALL, ()),
     ("MGD", "reppoints"): ({"alpha": 0.00002, "lambda_mask": 0.65}, ALL, ()),

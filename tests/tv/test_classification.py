@@ -17,10 +17,11 @@ from acam_kd.tv.adapter import adapt
 from acam_kd.tv.build import build_models, evaluate
 from acam_kd.tv.cifar_nets import CIFAR_NETS, build_cifar_net
 from acam_kd.tv.class_evaluation import ClassificationEvaluator, calibration_error, confusion
-from acam_kd.tv.class_images import ClassImages
+from acam_kd.tv.class_images import ClassImages, reduce_classes
 from acam_kd.tv.classification import Classifier
 from acam_kd.tv.labels import load_data
 from acam_kd.tv.models import build_model, plain
+from acam_kd.tv.preparation import prepare
 from acam_kd.tv.run import Settings
 from acam_kd.tv.training import train
 from tests.tv.conftest import refuses
@@ -236,3 +237,47 @@ def test_past_predictions_outlive_an_interruption_within_an_epoch(folders, tmp_p
     assert torch.equal(tables[0]["table"], tables[1]["table"]) and tables[0]["seen"].sum() == 66
     logged = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert any("loss_pskd_past" in line for line in logged)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_a_teacher_learns_on_by_mcmi(folders, teacher, tmp_path, mode):
+    settings = tiny(folders, student=str(teacher), method="MCMI", options=(f"centroids={mode}",), iterations=2)
+    train(settings, tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["distiller"]
+    assert state["taken"] and state["table"].argmax(1).tolist() == [0, 1, 2]
+    assert state["table"].sum(1).tolist() == pytest.approx([1, 1, 1])
+
+
+def test_centroids_move_no_statistics_in_eval_mode(folders, teacher):
+    data = load_data(find_any_split(folders, "train"), "resnet14", name="data", size=16)
+    for mode, same in (("eval", True), ("train", False)):
+        settings = tiny(folders, student=str(teacher), method="MCMI", options=(f"centroids={mode}",))
+        student = build_models(settings, data).student.train()
+        before = student.network.bn1.running_mean.clone()
+        prepare(student, data, settings, torch.device("cpu"))
+        assert torch.equal(before, student.network.bn1.running_mean) is same and student.training
+
+
+def test_few_shots_are_balanced_and_classes_can_be_left_out(folders):
+    split = find_any_split(folders, "train")
+    data = ClassImages(split, size=16)
+    reduce_classes(data, 0.25, (), 3)
+    assert data.labels == (0, 0, 1, 1, 2, 2) and len({*data.ids}) == 6 and data[5][1]["label"] == 2
+    other = ClassImages(split, size=16)
+    reduce_classes(other, 1.0, ("bee",), 0)
+    assert {*other.labels} == {0, 2} and other.num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("fraction", "leave_out", "argument", "value"),
+    [(1.5, (), "fraction", ""), (1.0, ("dog",), "leave_out", "dog"), (1.0, ("ant", "bee"), "leave_out", "ant, bee")],
+)
+def test_bad_reductions_are_one_line(folders, fraction, leave_out, argument, value):
+    with refuses(argument, value):
+        reduce_classes(ClassImages(find_any_split(folders, "train"), size=16), fraction, leave_out, 0)
+
+
+def test_only_classes_can_be_reduced(data):
+    images = load_data(find_any_split(data, "train"), "fcos_mobilenet_v3_small_fpn64", name="data")
+    with refuses("fraction", "boxes"):
+        reduce_classes(images, 0.5, (), 0)

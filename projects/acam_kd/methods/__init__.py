@@ -10,6 +10,7 @@ from .fgd import FGD
 from .freekd import FreeKD
 from .kd import KD
 from .maskd import MasKD
+from .mcmi import MCMI
 from .mgd import MGD
 from .mimic import Mimic
 from .nkd import NKD
@@ -26,6 +27,7 @@ __all__ = [
     "DMKD",
     "FGD",
     "KD",
+    "MCMI",
     "MGD",
     "NKD",
     "PKD",

@@ -113,6 +113,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             {"alpha": 1.0}, taps=(LOGITS,),
         ),
     },
+    "MCMI": {
+        "classifier": Recipe("the authors' for CIFAR-100", {"lambda_cmi": 0.15}, taps=(CLASSES,)),
+    },
     "MGD": {
         "retinanet": Recipe("the authors' config", MGD_ONE_STAGE),
         "fcos": Recipe("the authors' for RetinaNet and RepPoints; not published for FCOS (assumption)", MGD_ONE_STAGE),

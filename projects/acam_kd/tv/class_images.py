@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torchvision.transforms import v2
 
 from ..core.errors import ConfigError
@@ -12,9 +14,7 @@ from ..data.images import look
 from .classification import SMALL, resize_shorter
 from .data import Images, read_image
 
-__all__ = ["AUGMENTATIONS", "ClassImages"]
-
-AUGMENTATIONS = ("flip", "crop", "none")
+__all__ = ["ClassImages", "reduce_classes"]
 
 
 class ClassImages(Images):
@@ -59,6 +59,46 @@ class ClassImages(Images):
     def files(self) -> tuple[str, list[str]]:
         """Return no path of annotations, and those of the images."""
         return "", list(self.paths)
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """Keep some of the images alone, with their numbers; the classes stay."""
+        self.paths = tuple(self.paths[i] for i in indices)
+        self.labels = tuple(self.labels[i] for i in indices)
+        self.ids = [self.ids[i] for i in indices]
+
+
+def reduce_classes(data: Images, fraction: float, leave_out: Sequence[str], seed: int) -> None:
+    """Keep a part of each class's images, one at least, and none of some classes.
+
+    Args:
+        data: changed in place.
+        fraction: the part, above 0 to 1.
+        leave_out: names of classes.
+        seed: decides which images.
+
+    Raises:
+        ConfigError: the data is not for classification, a class is unknown, or fewer than two are left.
+    """
+    if fraction == 1 and not leave_out:
+        return
+    argument = "leave_out" if leave_out else "fraction"
+    if not isinstance(data, ClassImages):
+        raise ConfigError(argument, "a reduction of data with boxes or masks", "data with a class for each image")
+    if not 0 < fraction <= 1:
+        raise ConfigError("fraction", fraction, "above 0, at most 1")
+    names = list(data.categories.values())
+    if unknown := [name for name in leave_out if name not in names]:
+        raise ConfigError("leave_out", unknown[0], f"classes of the data: {', '.join(names)}")
+    kept: list[int] = []
+    draw = torch.Generator().manual_seed(seed)
+    for label, name in data.categories.items():
+        mine = [i for i, other in enumerate(data.labels) if other == label]
+        order = torch.randperm(len(mine), generator=draw).tolist()
+        if name not in leave_out:
+            kept += [mine[k] for k in order[: max(1, round(fraction * len(mine)))]]
+    if len({data.labels[i] for i in kept}) < 2:
+        raise ConfigError("leave_out", ", ".join(leave_out), "two classes left at least")
+    data.keep(sorted(kept))
 
 
 class _Shorter:

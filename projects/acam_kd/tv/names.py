@@ -12,6 +12,7 @@ SAME = (
     "split_seed", "student", "student_backbone_order", "student_backbone_weights", "student_weights", "taps",
     "teacher", "teacher_class_names", "teacher_classes", "teacher_compile", "teacher_precision", "teacher_weights",
     "val_fraction", "warmup", "weight", "workers", "augment",
+    "fraction", "leave_out",
 )  # fmt: skip
 """The settings that are options of the same name."""
 

@@ -222,6 +222,12 @@ class Settings:
         choices=("flip", "crop", "none"),
         help="classification: random parts and flips of the images; parts alone, as for digits; or neither",
     )
+    fraction: float = option(
+        1.0, type=rate, metavar="F", help="classification: train on this part of each class's images, chosen by --seed"
+    )
+    leave_out: tuple[str, ...] = option(
+        (), metavar="CLASS", help="classification: train without the images of these classes"
+    )
     seed: int = option(0, type=natural, metavar="N", help="decides the start and the order of images; 0 if left out")
     eval_period: int = option(
         0,

@@ -15,6 +15,7 @@ from ..data.fingerprint import Fingerprint
 from . import token_learning
 from .build import build_models
 from .checkpoint import read_checkpoint
+from .class_images import reduce_classes
 from .data import Images, Stream
 from .devices import build_fabric, is_first, launch
 from .folder import RunFolder
@@ -23,6 +24,7 @@ from .labels import load_data
 from .loop import Moment, Training
 from .models import plain
 from .names import option
+from .preparation import prepare
 from .reports import Reports
 from .run import Settings
 from .teacher_check import check_teacher
@@ -98,6 +100,8 @@ def _train(
             reports=reports,
             observers=observers,
         )
+        if state is None:
+            prepare(models.student, training, settings, fabric.device)
         if state is None and models.teacher and models.comparable and not settings.no_teacher_check and folder.first:
             check_teacher(models.teacher, validation, fabric.device)
         with run.saving_what_is_done():
@@ -143,6 +147,7 @@ def _load(settings: Settings) -> tuple[Images, Images]:
     if errors:
         raise errors[0]
     training, validation = loaded
+    reduce_classes(training, settings.fraction, settings.leave_out, settings.seed)
     if training.categories != validation.categories:
         raise ConfigError(
             "val_split", f"the categories {validation.categories}", f"those of the training data, {training.categories}"
