@@ -24,6 +24,7 @@ from acam_kd.tv.models import build_model, plain
 from acam_kd.tv.preparation import prepare
 from acam_kd.tv.run import Settings
 from acam_kd.tv.training import train
+from acam_kd.tv.trunk import TrunkSettings, set_up, trunk_of
 from tests.tv.conftest import refuses
 
 CLASSES = ("ant", "bee", "cat")
@@ -281,3 +282,13 @@ def test_only_classes_can_be_reduced(data):
     images = load_data(find_any_split(data, "train"), "fcos_mobilenet_v3_small_fpn64", name="data")
     with refuses("fraction", "boxes"):
         reduce_classes(images, 0.5, (), 0)
+
+
+def test_a_trunk_goes_from_a_classifier_into_a_detector(tmp_path):
+    classifier = build_model("resnet18", num_classes=3)
+    torch.save(plain(classifier).state_dict(), tmp_path / "student.pth")
+    detector = build_model("fcos_resnet18_fpn", num_classes=2)
+    set_up(detector, TrunkSettings(str(tmp_path / "student.pth")))
+    given = dict(plain(classifier).named_parameters())
+    found = dict(trunk_of(detector).named_parameters())
+    assert len(found) > 10 and all(torch.equal(value, given[name]) for name, value in found.items())
