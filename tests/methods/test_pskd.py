@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -155,3 +157,15 @@ def test_any_classifier_learns_from_its_past():
         student(torch.rand(2, 3, 16, 16))
         losses.append(student.distillation.losses["loss_pskd_past"].item())
     assert losses[0] == 0 != losses[1]
+
+
+def test_two_processes_have_the_same_table_of_all_images(tmp_path):
+    address = f"file://{tmp_path}/meeting"
+    command = [sys.executable, "-m", "tests.methods.gather_worker"]
+    started = [subprocess.Popen([*command, str(rank), address, f"{tmp_path}/"]) for rank in range(2)]
+    assert [process.wait(120) for process in started] == [0, 0]
+    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert one["ids"].tolist() == two["ids"].tolist() == [0, 2, 1, 3] and torch.equal(one["table"], two["table"])
+    expected = torch.arange(12.0).sin().reshape(4, 3).softmax(1)
+    torch.testing.assert_close(one["table"][[0, 2, 1, 3]], expected)
+    assert one["seen"].tolist() == [2] * 4 and one["losses"][0] == two["losses"][0] == 0 != one["losses"][1]
