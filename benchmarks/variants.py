@@ -39,7 +39,7 @@ __all__ = [
     "variants",
 ]
 
-METHODS = tuple(name for name, _ in DISTILLER_REGISTRY if name != "Mimic")
+METHODS = tuple(name for name, method in DISTILLER_REGISTRY if name != "Mimic" and not method.families)
 PLAIN = "plain student"
 FLOOR = "floor (mimicking)"
 NAIVE = "naive attention"

@@ -56,7 +56,7 @@ def __getattr__(name: str) -> Any:
 
 def distill(
     student: Student,
-    teacher: nn.Module,
+    teacher: nn.Module | None,
     *,
     method: str | Distiller = "ACAMKD",
     student_levels: Mapping[str, str] | Sequence[str] | None = None,
@@ -84,7 +84,8 @@ def distill(
     Args:
         student: a detector, segmentor or classifier of Detectron2 or torchvision, or any module with levels by path. If
             it returns losses in training, they are added there, else they wait in ``student.distillation.losses``.
-        teacher: a trained model on the student's device; it is run in evaluation mode and never changed.
+        teacher: a trained model on the student's device; it is run in evaluation mode and never changed. None for
+            methods that learn from the student alone, as USKD.
         method: a name in ``DISTILLER_REGISTRY``, several as ``"PKD+KD"``, or a ready ``Distiller``.
         student_levels: level name -> path of a submodule, as ``{"c4": "layer3"}``; or, for models of a known kind, the
             names of the levels to distil. All that have a partner, if left out.
@@ -128,17 +129,17 @@ def distill(
     from .core.pair_checks import check_models
     from .core.weighting import WeightSchedule
 
-    check_models(student, teacher)
+    check_models(student, student if teacher is None else teacher, alone=teacher is None)
     for name, given in (("student_levels", student_levels), ("teacher_levels", teacher_levels)):
         _check_levels(name, given, paths_only=name == "teacher_levels")
     levels = () if student_levels is None or isinstance(student_levels, Mapping) else tuple(student_levels)
     of_student = _adapter(student, "student", student_levels, example_inputs)
-    of_teacher = _adapter(teacher, "teacher", teacher_levels, example_inputs)
+    of_teacher = None if teacher is None else _adapter(teacher, "teacher", teacher_levels, example_inputs)
     for adapter, role, names in (
         (of_student, "student", student_class_names),
         (of_teacher, "teacher", teacher_class_names),
     ):
-        if names:
+        if names and adapter is not None:
             adapter.class_names = check_class_names(f"{role}_class_names", names)
     plan = Plan(
         methods=_methods(method, options),

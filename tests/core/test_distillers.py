@@ -21,14 +21,16 @@ from ..conftest import MISSING
 from ..contract import check_contract, features, fields, pyramid
 
 NO_ADAPTER = {"PKD"}
-METHODS = [name for name, _ in DISTILLER_REGISTRY]
+FOR_ALL = [(name, method) for name, method in DISTILLER_REGISTRY if not method.families]
+"""The methods that are for one kind of model have tests of their own."""
+METHODS = [name for name, _ in FOR_ALL]
 LEVELS = {
     "backbone": {"p3": (FeatureSpec(8, 8), (6, 7)), "p4": (FeatureSpec(8, 16), (3, 1))},
     "logits": {"logits": (FeatureSpec(5, 8, logits=True), (6, 7))},
     "classes": {"classes": (FeatureSpec(5, 0, logits=True, sigmoid=True), (20, 1))},
     "classes of regions": {"classes": (FeatureSpec(5, 0, logits=True), (1, 1))},
 }
-READ = [(name, kind) for name, method in DISTILLER_REGISTRY for kind in LEVELS if kind.split()[0] in method.reads]
+READ = [(name, kind) for name, method in FOR_ALL for kind in LEVELS if kind.split()[0] in method.reads]
 
 
 def specs(kind):
@@ -70,7 +72,7 @@ def test_contract_on_images_without_boxes(name, kind):
     check_contract(method, maps(kind, grad=True), maps(kind), targets(kind, boxes=0))
 
 
-@pytest.mark.parametrize("name", [name for name, method in DISTILLER_REGISTRY if "backbone" in method.reads])
+@pytest.mark.parametrize("name", [name for name, method in FOR_ALL if "backbone" in method.reads])
 @pytest.mark.parametrize("channels", [(8, 12), (12, 8)])
 def test_contract_with_other_channels(name, channels):
     """A method that compares channel with channel refuses instead, and says which they are."""

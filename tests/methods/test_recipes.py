@@ -47,6 +47,7 @@ ROWS = {
     ("MasKD", "reppoints"): ({"alpha": 10.0, "custom_mask_warmup": 5000}, ALL, ()),
     ("MasKD", "rcnn"): ({"alpha": 1.0, "custom_mask_warmup": 7330}, ALL, ()),
     ("MasKD", "semseg"): ({"alpha": 1.0}, ALL, ("logits",)),
+    ("MCMI", "classifier"): ({"lambda_cmi": 0.15}, ALL, ("classes",)),
     ("MGD", "retinanet"): ({"alpha": 0.00002, "lambda_mask": 0.65}, ALL, ()),
     ("MGD", "fcos"): ({"alpha": 0.00002, "lambda_mask": 0.65}, ALL, ()),
     ("MGD", "reppoints"): ({"alpha": 0.00002, "lambda_mask": 0.65}, ALL, ()),
@@ -62,7 +63,9 @@ ROWS = {
     ("PKD", "rcnn"): ({"alpha": 6.0}, FIRST_FOUR, ()),
     ("ScoreWeighted", "retinanet"): ({"alpha": 6.0}, ALL, ()),
     ("ScoreWeighted", "fcos"): ({"alpha": 6.0}, ALL, ()),
+    ("PSKD", "classifier"): ({"alpha": 0.8}, ALL, ("classes",)),
     ("ScoreWeighted", "rcnn"): ({"alpha": 6.0}, ALL, ()),
+    ("USKD", "classifier"): ({"alpha": 1.0, "beta": 0.1, "mu": 0.005}, (-2, -1), ("backbone", "classes")),
 }  # fmt: skip
 
 

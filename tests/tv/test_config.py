@@ -123,6 +123,7 @@ def test_every_setting_is_repeated(settings, tmp_path):
         **{"options": ("alpha=2",), "inherit": "always", "taps": ("logits",), "levels": ("0", "1")},
         **{"distill_period": 2, "teacher_precision": "float16", "teacher_compile": True, "no_teacher_check": True},
         **{"channels_last": True, "size": 96, "iterations": 5, "batch_size": 3, "optimizer": "adamw", "seed": 4},
+        **{"augment": "crop", "fraction": 0.5, "leave_out": ("a", "b")},
         **{
             "learning_rate": 0.1,
             "schedule": "poly",

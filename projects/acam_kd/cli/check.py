@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from ..core.errors import ConfigError, RunError
 from ..data.check import Needs, check_coco, check_labels
 from ..data.coco import CocoSplit
+from ..data.folders import ClassSplit
 from ..data.labels import find_pairs
 from ..data.splits import LabelSplit, Split
 from ..fields import instance, option
@@ -52,6 +54,8 @@ def run(values: Values) -> None:
         try:
             if isinstance(files, CocoSplit):
                 mended[split] = _check_coco(split, files, asked)
+            elif isinstance(files, ClassSplit):
+                _check_classes(split, files)
             else:
                 _check_labels(split, files, asked)
         except ConfigError as error:
@@ -110,6 +114,14 @@ def _check_labels(split: str, files: LabelSplit, asked: Check) -> None:
     total = sum(counts)
     parts = ", ".join(f"{name} {100 * count / total:.1f} %" for name, count in zip(files.classes, counts))
     print(f"{split}: {len(pairs)} images with labels: {parts}")
+
+
+def _check_classes(split: str, files: ClassSplit) -> None:
+    from ..tv.class_images import ClassImages
+
+    data = ClassImages(files, size=1, name=split)
+    counts = Counter(data.categories[label] for label in data.labels)
+    print(f"{split}: {len(data)} images: {', '.join(f'{name} {counts[name]}' for name in data.categories.values())}")
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..core.errors import ConfigError
 from ..data.division import Division, divide
+from ..data.folders import ClassSplit, divide_classes
 from ..data.images import AUTO, RANGES
 from ..data.label_division import divide_labels
 from ..data.splits import LabelSplit, Split, find_any_split, find_whole, named_split
@@ -24,11 +25,14 @@ class Validation:
 
     data: str = option(
         "",
-        section="data: --data, or the files of each split; in COCO's, YOLO's or Pascal VOC's format, or label PNGs",
-        metavar="FOLDER|YAML",
+        section="data: --data, or the files of each split; in COCO's, YOLO's or Pascal VOC's format, or label PNGs, or "
+        "folders of images that are classes",
+        metavar="FOLDER|YAML|CSV",
         help="train.json + train/ and val.json + val/, or COCO's own layout; YOLO's, with a data.yaml; Pascal VOC's, "
         "with Annotations, JPEGImages, ImageSets; or, for segmentation, train/images, train/labels, val/images, "
-        "val/labels with a label PNG of class numbers per image, where 255 is ignored",
+        "val/labels with a label PNG of class numbers per image, where 255 is ignored; or, for classification, "
+        "a folder of images for each class in train/ and val/, or train.csv and val.csv with "
+        "columns path and class",
     )
     val: tuple[str, str] | None = option(None, nargs=2, metavar=FILES, help="the val split: json or folders")
     classes: str = option(
@@ -92,6 +96,8 @@ class Validation:
             else find_whole(self.data, self.classes, self.image_range)
         )
         division = Division(fraction, self.split_seed, self.group_by)
+        if isinstance(whole, ClassSplit):
+            return divide_classes(whole, division)
         if isinstance(whole, LabelSplit):
             return divide_labels(whole, division, folder)
         return divide(whole, division, folder)

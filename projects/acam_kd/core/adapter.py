@@ -132,6 +132,8 @@ class ModuleAdapter(Adapter):
         ConfigError: a path does not exist, or gives no map, or the example does not fit the model.
     """
 
+    annotations = ("boxes", "labels", "ids")
+
     def __init__(
         self,
         model: nn.Module,

@@ -22,10 +22,11 @@ from .methods import build_distiller
 from .options import CHOICES, Request, read_request
 from .pair_checks import check_annotations, check_class_heads, check_models, check_names
 from .pairing import resized_levels
+from .registry import DISTILLER_REGISTRY
 from .scores import SCORES, check_scores, scored
 from .selection import check_taps, pair_levels, taps_of
 from .targets import Targets
-from .teacher import FrozenTeacher, PixelTransform
+from .teacher import FrozenTeacher, NoTeacher, PixelTransform
 from .weighting import WeightSchedule
 
 __all__ = ["INHERIT", "Plan", "assemble"]
@@ -75,7 +76,7 @@ def assemble(
     """Check everything that can be checked now, let the student inherit, build the method and attach it.
 
     Args:
-        student, teacher: the two models, their weights loaded.
+        student, teacher: the two models, their weights loaded; None for methods that learn from the student alone.
         plan: what is asked.
         targets: the arguments of the student's forward -> ``Targets``; the adapter's, if left out.
         kind: the engine's own class, and ``engine`` its further arguments.
@@ -87,10 +88,12 @@ def assemble(
         ConfigError: student, teacher and plan do not fit each other.
     """
     _check_plan(student, teacher, plan)
-    if teacher is None or plan.methods == {}:
+    alone = teacher is None
+    if plan.methods == {}:
         if teacher is not None:
             _inherit(student, teacher, plan, kind.logger)
         return None
+    teacher = teacher or student
     requests = _requests(student, plan)
     by_name = any(r.levels and (student.offered[0] == LOGITS or {LOGITS, CLASSES} & {*r.levels}) for r in requests)
     every = student.levels(student.offered, student=True) if by_name else {}
@@ -123,11 +126,13 @@ def assemble(
     network, extract = teacher.network(taps)
     if SCORES in method.needs:
         network, extract = scored(teacher, network, extract)
-    frozen = FrozenTeacher(network, pixels, extract, precision=plan.teacher_precision, compiled=plan.teacher_compile)
+    cost: Any = {"precision": plan.teacher_precision, "compiled": plan.teacher_compile}
+    frozen = NoTeacher() if alone else FrozenTeacher(network, pixels, extract, **cost)
     like = next(student.model.parameters(), None)
     if like is not None:
         method.to(like.device, like.dtype if like.is_floating_point() else None)
-    _inherit(student, teacher, plan, kind.logger)  # last: what was refused has changed nothing
+    if not alone:
+        _inherit(student, teacher, plan, kind.logger)  # last: what was refused has changed nothing
     reader = student.reader(taps)
     built = kind(
         student=student.model,
@@ -144,7 +149,7 @@ def assemble(
         **engine,
     )
     if plan.channels_last:
-        for model in (student.model, network):
+        for model in (student.model, network):  # without a teacher it is one model twice
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     kind.logger.info("distilling with %s on %s", _title(plan), ", ".join(f"{s} <- {pairs[s]}" for s in method.levels))
     for s in resized_levels(pairs, shapes):
@@ -174,7 +179,11 @@ def _check_plan(student: Adapter, teacher: Adapter | None, plan: Plan) -> None:
         raise ConfigError(
             "taps", plan.taps if isinstance(plan.taps, str) else unknown[0], f"a list of {', '.join(TAPS)}"
         )
-    if teacher is None and (plan.methods != {} or plan.inherit == "always"):
+    alone = _teacherless(plan)
+    if alone and teacher is not None:
+        hint = f"{_title(plan)} learns from the student alone: leave out {{teacher}}, or choose another {{method}}"
+        raise ConfigError("teacher", teacher.name, "none", hint)
+    if teacher is None and ((plan.methods != {} and not alone) or plan.inherit == "always"):
         raise ConfigError("teacher", "none", "a model to learn from", "or no {method} and {inherit} 'never'")
     model = student.model
     check_models(model, model if teacher is None else teacher.model, alone=teacher is None)
@@ -187,6 +196,13 @@ def _check_plan(student: Adapter, teacher: Adapter | None, plan: Plan) -> None:
         )  # fmt: skip
     if hasattr(model, NAME):
         raise ConfigError("student", f"an attribute {NAME} of its own", "none", "rename it: that name is needed")
+
+
+def _teacherless(plan: Plan) -> bool:
+    """Return True if there are methods, and none of them needs a teacher."""
+    if isinstance(plan.methods, Distiller):
+        return all(part.teacherless for part in plan.methods.parts())
+    return bool(plan.methods) and all(DISTILLER_REGISTRY.get(name).teacherless for name in plan.methods)
 
 
 def _inherit(student: Adapter, teacher: Adapter, plan: Plan, logger: logging.Logger) -> None:
@@ -204,6 +220,12 @@ def _requests(student: Adapter, plan: Plan) -> list[Request]:
         return []
     common = {"family": student.family, "levels": plan.levels, "taps": plan.taps}
     requests = [read_request(name, options, **common) for name, options in plan.methods.items()]  # type: ignore[arg-type]
+    for request in requests:
+        if request.method.families and student.family not in request.method.families:
+            raise ConfigError(
+                "method", request.name, f"one that has a meaning for a {student.name}",
+                f"{request.name} is for models that give one class to each image",
+            )  # fmt: skip
     used = {tap for request in requests for tap in request.method.reads}
     if unused := [tap for tap in plan.taps if tap not in used]:
         allowed = f"only {' and '.join(sorted(used))} with {' and '.join(plan.methods)}"

@@ -19,7 +19,7 @@ from .reader import Step
 from .scores import with_scores
 from .taps import restore_autocast
 from .targets import Targets
-from .teacher import FrozenTeacher
+from .teacher import FrozenTeacher, NoTeacher
 
 __all__ = ["Compared", "Comparison"]
 
@@ -70,7 +70,9 @@ class Comparison:
         with restore_autocast(step.call):
             regions = () if step.predictions is None else (step.predictions.regions,)
             cast = bool(teacher.precision) or not step.call.autocast[2]  # autocast looks after types itself
-            answered = self._ask(teacher, step.batch, *regions)
+            answered: Features = {s: x.detach() for s, x in step.features.items()}
+            if not isinstance(teacher, NoTeacher):
+                answered = self._ask(teacher, step.batch, *regions)
             of_student, of_teacher = paired(
                 step.features, answered, self.levels, self.classes, cast=cast, resized=self.resized
             )
@@ -101,6 +103,8 @@ class Comparison:
             batch: (N, C, H, W).
         """
         levels = {s: t for s, t in self.levels.items() if s in student}
+        if isinstance(teacher, NoTeacher):
+            return {}
         student, of_teacher = paired(student, teacher(batch), levels, self.classes, cast=True, resized=self.resized)
         for part in method.parts():
             if not part.needs and all(level in student for level in part.levels):

@@ -83,6 +83,10 @@ class Distiller(nn.Module):
     needs: tuple[str, ...] = ()
     """The fields of ``Targets`` that the method uses: any of ``boxes``, ``labels``, and ``scores``, which are the
     teacher's. Fields that no method needs are left empty."""
+    families: tuple[str, ...] = ()
+    """The kinds of model, as ``Adapter.family`` names them, that the method has a meaning for; empty for all."""
+    teacherless: bool = False
+    """The method learns from the student alone. Without a teacher it gets the student's own maps, detached."""
     recipes: Mapping[str, Recipe] = {}
     """Kind of model, as ``Adapter.family`` names it -> the settings for it."""
     renamed: Mapping[str, str] = {}

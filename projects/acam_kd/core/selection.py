@@ -101,7 +101,8 @@ def pair_levels(
         student = {s: x for s, x in student.items() if s in levels}
     elif not levels:
         finest_first = sorted((s for s, x in student.items() if not x.logits), key=lambda s: student[s].stride)
-        keep = {*finest_first[slice(*recipe)], *(s for s, x in student.items() if x.logits)}
+        chosen = finest_first[slice(*recipe)] or finest_first[-1:]  # a transformer has one level only
+        keep = {*chosen, *(s for s, x in student.items() if x.logits)}
         student = {s: x for s, x in student.items() if s in keep}
     pairs = match_levels(student, teacher, maps)
     if not levels and (alone := [level for level in student if level not in pairs]):

@@ -23,6 +23,7 @@ class Targets:
         boxes: (B, 4), corners x0, y0, x1, y1 in pixels of the batch, the boxes of all images one after the other.
         box_images: (B,) int64, the image of each box.
         image_sizes: (N, 2), height and width of each image in pixels of the batch, without the padding.
+        ids: (N,) int64, the number of each image in its dataset, from 0.
         labels: level of logits -> (N, H, W) int64, the class of every position; ``IGNORED`` where there is none to
             compare, and the number of classes for the background of predictions that have no channel for it.
         scores: the student's level -> (N, 1, H, W), the largest probability of a class that the teacher's own head
@@ -39,5 +40,6 @@ class Targets:
     boxes: Tensor | None = None
     box_images: Tensor | None = None
     image_sizes: Tensor | None = None
+    ids: Tensor | None = None
     labels: Mapping[str, Tensor] = field(default_factory=dict)
     scores: Mapping[str, Tensor] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .errors import ConfigError, first_line
 from .features import Features
 
-__all__ = ["Extract", "FrozenTeacher", "PRECISIONS", "PixelTransform", "Pixels", "evaluating"]
+__all__ = ["Extract", "FrozenTeacher", "NoTeacher", "PRECISIONS", "PixelTransform", "Pixels", "evaluating"]
 
 PRECISIONS = ("", "float32", "float16", "bfloat16")
 """The precisions of the teacher; the empty one is that of the student's step."""
@@ -204,3 +204,10 @@ class FrozenTeacher:
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTeacher:
         """Return the very teacher: copies of a student share it."""
         return self
+
+
+class NoTeacher(FrozenTeacher):
+    """The place of the teacher for methods that learn from the student alone; they get its own maps, detached."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Identity())

@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from ..core.errors import ConfigError, RunError
 from ..data.check import Checked, Needs, check_coco
 from ..data.coco import NAMES, CocoSplit
+from ..data.folders import ClassSplit
 from ..data.splits import find_any_split, named_split
 from ..files import cache_folder, to_json, write_atomically
 from .keypoints import keypoint_metadata
@@ -81,6 +82,8 @@ def _as_coco(name: str, first: str, second: str) -> tuple[str, str]:
     with errors_of_dataset(name, KEY):
         split = find_any_split(first, second) if second in NAMES else named_split(first, second)
     if not isinstance(split, CocoSplit):
+        if isinstance(split, ClassSplit):
+            raise ConfigError(KEY, f"{name}: a class for each image in {split.image_root}", "boxes")
         raise ConfigError(KEY, f"{name}: label PNGs in {split.label_root}", "boxes", "give them by --sem-seg-dataset")
     return split.json_file, split.image_root
 

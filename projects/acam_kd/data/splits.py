@@ -11,6 +11,7 @@ from pathlib import Path
 from ..core.errors import ConfigError
 from .coco import NAMES, CocoSplit, find_split
 from .convert import FilePairs, convert, has_files
+from .folders import ClassSplit, find_classes
 from .images import AUTO
 from .labels import read_class_names
 from .voc import find_voc, voc_pairs
@@ -35,7 +36,7 @@ class LabelSplit:
     """The range of grey values of more than 8 bits: see ``images.RANGES``."""
 
 
-Split = CocoSplit | LabelSplit
+Split = CocoSplit | LabelSplit | ClassSplit
 
 
 def find_any_split(folder: str | Path, split: str, classes: str = "", image_range: str = AUTO) -> Split:
@@ -43,7 +44,7 @@ def find_any_split(folder: str | Path, split: str, classes: str = "", image_rang
 
     ``train/images`` and ``train/labels`` with PNGs make a segmentation dataset. Its classes are in ``classes.txt``
     unless they are given. Other datasets are in COCO format, or in YOLO's or Pascal VOC's, which are converted to
-    COCO's in the cache folder.
+    COCO's in the cache folder. Where none of these is, folders of images are classes: see ``find_classes``.
 
     Args:
         folder: the folder of the dataset, or the yaml file of one in YOLO's format.
@@ -64,6 +65,8 @@ def find_any_split(folder: str | Path, split: str, classes: str = "", image_rang
 
 
 def _find(folder: Path, split: str, classes: str) -> Split | FilePairs | None:
+    if folder.suffix.lower() == ".csv":
+        return find_classes(folder, split)
     for name in NAMES.get(split, ()):
         images, labels = folder / name / "images", folder / name / "labels"
         if images.is_dir() and labels.is_dir() and not (_suffix(images, labels) or _only_yaml(folder, labels)):
@@ -72,7 +75,7 @@ def _find(folder: Path, split: str, classes: str) -> Split | FilePairs | None:
     coco = _whole_coco(folder) if split == "all" else _find_coco(folder, split)
     if coco:
         return _without_classes(coco, classes)
-    return find_yolo(folder, split, classes) or find_voc(folder, split, classes)
+    return find_yolo(folder, split, classes) or find_voc(folder, split, classes) or find_classes(folder, split)
 
 
 def _suffix(images: Path, labels: Path) -> str:
@@ -96,14 +99,18 @@ def _find_coco(folder: Path, split: str) -> CocoSplit | None:
 
 def _nothing(folder: Path, split: str) -> ConfigError:
     if folder.is_file():
-        return ConfigError("data", f"no {split} images in {folder.absolute()}", f"a yaml file as YOLO's, with {split}")
+        return ConfigError(
+            "data", f"no {split} images in {folder.absolute()}", f"a yaml file as YOLO's, with {split}",
+            "give {val_fraction} for a file without a split",
+        )  # fmt: skip
     try:
         find_split(folder, split)
     except ConfigError as error:
         if not folder.exists():
             return error
         allowed = f"{error.allowed}, or {split}/images + {split}/labels with label PNGs, or a data.yaml as YOLO's, or "
-        allowed += "Annotations + JPEGImages + ImageSets/Main as Pascal VOC's"
+        allowed += "Annotations + JPEGImages + ImageSets/Main as Pascal VOC's, or "
+        allowed += f"{split}/CLASS/ with images for each class"
         return ConfigError(error.argument, error.value, allowed, "give {val_fraction} for a dataset without a split")
     raise AssertionError(folder)
 

@@ -10,11 +10,14 @@ from .fgd import FGD
 from .freekd import FreeKD
 from .kd import KD
 from .maskd import MasKD
+from .mcmi import MCMI
 from .mgd import MGD
 from .mimic import Mimic
 from .nkd import NKD
 from .pkd import PKD
+from .pskd import PSKD
 from .score_weighted import ScoreWeighted
+from .uskd import USKD
 
 __all__ = [
     "ACAMKD",
@@ -24,9 +27,12 @@ __all__ = [
     "DMKD",
     "FGD",
     "KD",
+    "MCMI",
     "MGD",
     "NKD",
     "PKD",
+    "PSKD",
+    "USKD",
     "Cosine",
     "FreeKD",
     "MasKD",

@@ -9,7 +9,7 @@ Families: RetinaNet, FCOS, RepPoints, ``rcnn`` (Faster, Mask, Keypoint and Casca
 from __future__ import annotations
 
 from ..core.distiller import FIRST_FOUR, LAST, Recipe
-from ..core.features import BACKBONE, LOGITS, NECK_CONVS
+from ..core.features import BACKBONE, CLASSES, LOGITS, NECK_CONVS
 
 __all__ = ["RECIPES"]
 
@@ -24,6 +24,7 @@ FREEKD = {"alpha": 1.0, "lambda_mse": 5.0}
 RECONSTRUCTION = (
     "a reconstruction: MGD's weight and its fractions of positions and, for images, of channels (assumption)"
 )
+SECOND_LAST = (-2, -1)
 GAIN = "the gain of 6 in Ultralytics' documentation, without its factor of the batch, which its task loss has too"
 BY_SOFTMAX = "by a softmax in place of the sigmoids, which needs two classes or more"
 
@@ -112,6 +113,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             {"alpha": 1.0}, taps=(LOGITS,),
         ),
     },
+    "MCMI": {
+        "classifier": Recipe("the authors' for CIFAR-100", {"lambda_cmi": 0.15}, taps=(CLASSES,)),
+    },
     "MGD": {
         "retinanet": Recipe("the authors' config", MGD_ONE_STAGE),
         "fcos": Recipe("the authors' for RetinaNet and RepPoints; not published for FCOS (assumption)", MGD_ONE_STAGE),
@@ -128,6 +132,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "rcnn": Recipe("the authors' numbers for ImageNet (assumption)", NKD_IMAGENET),
         "semseg": Recipe("the authors' numbers for ImageNet (assumption)", NKD_IMAGENET, taps=(LOGITS,)),
     },
+    "PSKD": {
+        "classifier": Recipe("the authors' for CIFAR-100, 300 epochs", {"alpha": 0.8}, taps=(CLASSES,)),
+    },
     "PKD": {
         "retinanet": Recipe("the authors' MMRazor config for a ResNeXt-101 teacher", {"alpha": 10.0}, FIRST_FOUR),
         "fcos": Recipe(
@@ -141,6 +148,12 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "retinanet": Recipe(f"{GAIN}; not published for RetinaNet (assumption)", SCORE_WEIGHTED),
         "fcos": Recipe(f"{GAIN}; not published for FCOS (assumption)", SCORE_WEIGHTED),
         "rcnn": Recipe(f"{GAIN}; by objectness, not published for R-CNNs (assumption)", SCORE_WEIGHTED),
+    },
+    "USKD": {
+        "classifier": Recipe(
+            "the authors' numbers for ImageNet, on the second-last stage",
+            {"alpha": 1.0, "beta": 0.1, "mu": 0.005}, SECOND_LAST, (BACKBONE, CLASSES),
+        ),
     },
 }  # fmt: skip
 """Method -> family -> its recipe. Without one, the constructor's defaults count, on all levels."""

@@ -19,7 +19,6 @@ from ..core import (
     IGNORED,
     LOGITS,
     Adapter,
-    ConfigError,
     FeatureSpec,
     ModuleAdapter,
     ModuleTap,
@@ -27,15 +26,17 @@ from ..core import (
     Reader,
     Targets,
 )
-from ..core.errors import first_line
 from ..core.features import Features
 from ..core.reader import as_mapping, named
 from ..core.taps import Tap
 from ..core.teacher import Extract, call, evaluating
 from ..data.labels import IGNORED as UNLABELLED
+from .class_adapter import ClassifierAdapter
 from .class_heads import anchors_of, backbone_and_classes, class_head, class_spec, read_scores
+from .classification import Classifier
 from .models import PROBE, plain
 from .segmentation import Segmentor
+from .stages import stages
 
 __all__ = ["DetectorAdapter", "SegmentorAdapter", "adapt", "backbone_and_logits", "logits_module", "without_aux"]
 
@@ -53,10 +54,12 @@ def adapt(model: nn.Module, example_inputs: Any = None) -> Adapter | None:
     """
     if isinstance(model, DETECTORS):
         return DetectorAdapter(model)
+    if isinstance(model, Classifier):
+        return ClassifierAdapter(model)
     if isinstance(model, (Segmentor, *NETWORKS)):
         return SegmentorAdapter(model)
     if type(model).__module__.startswith("torchvision.models.") and type(model).__module__.count(".") == 2:
-        return ModuleAdapter(model, _stages(model, example_inputs), example_inputs=example_inputs, named=False)
+        return ModuleAdapter(model, stages(model, example_inputs), example_inputs=example_inputs, named=False)
     return None
 
 
@@ -240,40 +243,3 @@ def backbone_and_logits(model: nn.Module, batch: Tensor) -> Features:
     features: dict[str, Tensor] = network.backbone(batch)  # type: ignore[operator]
     logits: Tensor = network.classifier(features if isinstance(network, LRASPP) else features["out"])  # type: ignore[operator]
     return {**features, LOGITS: logits}
-
-
-@torch.no_grad()
-def _stages(model: nn.Module, example: Any) -> dict[str, str]:
-    """Return ``c2``, ``c3``, ... -> the last part of stride 4, 8, ..., and ``logits`` -> the last layer.
-
-    Parts are its children, or those of ``features``.
-    """
-    parts = dict(model.named_children())
-    if isinstance(parts.get("features"), nn.Module):
-        parts = {f"features.{name}": part for name, part in model.features.named_children()}  # type: ignore[union-attr]
-    linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
-    taps = {path: ModuleTap(part, path) for path, part in parts.items()}
-    like = next(model.parameters())
-    if not isinstance(example, Tensor):
-        example = torch.zeros(1, 3, 224, 224, device=like.device, dtype=like.dtype)
-    levels: dict[str, str] = {}
-    try:
-        for tap in taps.values():
-            tap.arm()
-        with evaluating(model):
-            model(example)
-        for path, tap in taps.items():
-            output = tap.read(last=True).output if tap.stays else None
-            if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] > 1:
-                levels[f"c{(example.shape[2] // output.shape[2]).bit_length() - 1}"] = path
-    except RuntimeError as error:
-        reason = first_line(error)
-        raise ConfigError(
-            "example_inputs", f"{tuple(example.shape)}, on which a {type(model).__name__} fails: {reason[:160]}",
-            "a batch that it takes",
-        ) from error  # fmt: skip
-    finally:
-        for tap in taps.values():
-            tap.remove()
-    stages = {level: path for level, path in levels.items() if int(level[1:]) >= 2}
-    return {**stages, LOGITS: linear[-1]} if linear else stages

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..core import ConfigError, Plan
 from ..core.class_names import read_class_map
+from ..core.options import all_arguments, note_own
 from ..core.weighting import WeightSchedule
 from ..data.splits import Split
 from .card import Card, read_card
+from .class_images import ClassImages
 from .class_names import names_of_labels, names_of_weights, with_background
+from .classification import Classifier
 from .data import Images
 from .distillation import build_distillation, load_weights, parse_options
 from .evaluation import evaluate_model
@@ -127,7 +132,7 @@ def build_models(settings: Settings, data: Images, *, world: int = 1) -> Models:
         ConfigError: see ``load_model`` and ``build_distillation``; or the student knows other classes than the data
             has, or the teacher has no weights.
     """
-    methods = parse_options(settings.method, settings.options)
+    methods = _of_run(parse_options(settings.method, settings.options), settings, len(data))
     trunk = _trunk(settings)
     student, card = load_model(
         settings.student,
@@ -166,7 +171,18 @@ def build_models(settings: Settings, data: Images, *, world: int = 1) -> Models:
     same = not names or list(names) == list(own)
     classes = len(names_of_weights(settings.teacher, settings.teacher_weights)) or settings.teacher_classes
     same = same and classes in (0, data.num_classes)
+    same = same and isinstance(teacher, Classifier) == isinstance(data, ClassImages)
     return Models(student, teacher, same and isinstance(teacher, Segmentor) == data.semantic)
+
+
+def _of_run(methods: dict[str, dict[str, Any]], settings: Settings, images: int) -> dict[str, dict[str, Any]]:
+    """Fill in the number of epochs for methods that ask for it, where it is not given."""
+    epochs = math.ceil(settings.iterations * settings.batch_size / max(images, 1))
+    for name, given in methods.items():
+        if "epochs" in all_arguments(name) and not given.get("epochs"):
+            given["epochs"] = epochs
+            note_own(name, "epochs", str(epochs))
+    return methods
 
 
 def _trunk(settings: Settings) -> TrunkSettings:

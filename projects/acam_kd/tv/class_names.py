@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torchvision.models import get_model_weights
 
 from ..core.class_names import BACKGROUND, UNUSED
-from .models import is_segmentation
+from .models import is_classifier, is_segmentation
 
 __all__ = ["names_of_labels", "names_of_weights", "with_background"]
 
@@ -42,12 +42,12 @@ def names_of_weights(model: str, weights: str) -> list[str]:
 
 
 def with_background(names: Sequence[str], model: str) -> list[str]:
-    """Return the names that a user gives, with the background first; a segmentation model needs none.
+    """Return the names that a user gives, with the background first; segmentation models and classifiers need none.
 
     Args:
         names: of the classes.
         model: the model's name.
     """
-    if not names or names[0] == BACKGROUND or is_segmentation(model):
+    if not names or names[0] == BACKGROUND or is_segmentation(model) or is_classifier(model):
         return list(names)
     return [BACKGROUND, *names]

@@ -215,6 +215,8 @@ class CocoImages(Images):
 
 
 def _without_empty(target: dict[str, Any]) -> dict[str, Any]:
+    if "label" in target:
+        return target
     if "boxes" not in target:
         return {**target, "semantic": target["semantic"].as_subclass(Tensor).long()}
     boxes = target["boxes"].as_subclass(Tensor)

@@ -16,6 +16,7 @@ from ..core.renamed import current_arguments
 from ..core.weights import load_file
 from ..files import sha256
 from .adapter import adapt
+from .classification import Classifier
 from .models import plain
 from .names import option
 from .segmentation import Segmentor
@@ -124,7 +125,7 @@ def build_distillation(
 
 def normalized_batch(student: nn.Module, images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
     """Return the batch that the backbone gets for (3, H, W) images in [0, 1], and the size of each image in it."""
-    if isinstance(student, Segmentor):
+    if isinstance(student, (Segmentor, Classifier)):
         singles = [student.batch([image]).shape[-2:] for image in images]
         return student.batch(images), [(h, w) for h, w in singles]
     transform = student.transform

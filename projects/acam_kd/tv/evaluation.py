@@ -14,6 +14,8 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from ..data.labels import IGNORED
+from .class_evaluation import ClassificationEvaluator
+from .class_images import ClassImages
 from .data import CocoImages, Images, evaluation_loader
 
 __all__ = ["CocoEvaluator", "Evaluator", "SegmentationEvaluator", "build_evaluator", "evaluate_model"]
@@ -135,6 +137,8 @@ def build_evaluator(dataset: Images) -> Evaluator:
     """Build the evaluator for the dataset's targets."""
     if isinstance(dataset, CocoImages) and not dataset.semantic:
         return CocoEvaluator(dataset)
+    if isinstance(dataset, ClassImages):
+        return ClassificationEvaluator(dataset.categories)
     return SegmentationEvaluator(dataset)
 
 

@@ -49,7 +49,7 @@ class RunFolder:
     | ``settings.yaml`` | the settings as options, for ``--config`` |
     | ``metrics.jsonl`` | a line for every logged step and every evaluation |
     | ``last.ckpt`` | the checkpoint to resume from |
-    | ``predictions.json`` | the detections of the last evaluation, in COCO's results format |
+    | ``predictions.json`` | the detections of the last evaluation, in COCO's results format, or the predicted classes |
     | ``pictures/step_N.jpg`` | predictions beside the ground truth, at every evaluation |
     | ``student.pth`` | the state dict of the plain torchvision model, from before the final evaluation |
     | ``student.json`` | the model's name, classes, size |
@@ -139,7 +139,8 @@ class RunFolder:
                     allowed=f"the data that the run in {self.path} started with",
                     hint="restore the data, or choose another {output}",
                 )
-        teacher = f", distilled from {settings.teacher} by {settings.method}" if settings.method else ""
+        source = f"from {settings.teacher} " if settings.teacher else ""
+        teacher = f", distilled {source}by {settings.method}" if settings.method else ""
         self.write("settings.json", to_json(settings.asdict(), indent=1))
         self.write("settings.yaml", yaml.safe_dump(settings.as_options(), sort_keys=False, allow_unicode=True))
         self.write("data.json", to_json({name: found.asdict() for name, found in data.items()}, indent=1))

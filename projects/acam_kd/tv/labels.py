@@ -9,10 +9,13 @@ from torchvision.tv_tensors import Mask
 
 from ..core.errors import ConfigError
 from ..data.check import check_labels
+from ..data.folders import ClassSplit
 from ..data.labels import find_pairs, read_label
 from ..data.splits import LabelSplit, Split
+from .class_images import ClassImages
+from .classification import usual_size
 from .data import CocoImages, Images, read_image
-from .models import is_segmentation
+from .models import is_classifier, is_segmentation
 
 __all__ = ["LabelledImages", "load_data"]
 
@@ -49,7 +52,15 @@ class LabelledImages(Images):
         return "", [path for pair in self.pairs for path in pair]
 
 
-def load_data(split: Split, model: str, *, name: str, crop: tuple[int, int] | None = None) -> Images:
+def load_data(
+    split: Split,
+    model: str,
+    *,
+    name: str,
+    crop: tuple[int, int] | None = None,
+    size: int | None = None,
+    augment: str = "flip",
+) -> Images:
     """Build the dataset of a split, with the targets that a model needs.
 
     Args:
@@ -57,10 +68,14 @@ def load_data(split: Split, model: str, *, name: str, crop: tuple[int, int] | No
         model: the name of the student's model.
         name: the dataset's name in messages.
         crop: see ``Images``.
+        size, augment: see ``ClassImages``; without a size, the model's usual one.
 
     Raises:
-        ConfigError: a detector is to be trained on labels of pixels or on crops, or the files cannot be used.
+        ConfigError: the model is for another task than the data, a detector is to be trained on crops, or the files
+            cannot be used.
     """
+    if is_classifier(model) or isinstance(split, ClassSplit):
+        return _load_classes(split, model, name=name, crop=crop, size=size, augment=augment)
     semantic = is_segmentation(model)
     if isinstance(split, LabelSplit):
         if not semantic:
@@ -79,3 +94,24 @@ def load_data(split: Split, model: str, *, name: str, crop: tuple[int, int] | No
             hint="leave {crop} out, or change {student}",
         )
     return CocoImages(split, semantic=semantic, masks=model.startswith("maskrcnn"), crop=crop, name=name)
+
+
+def _load_classes(
+    split: Split, model: str, *, name: str, crop: tuple[int, int] | None, size: int | None, augment: str
+) -> ClassImages:
+    if not isinstance(split, ClassSplit):
+        raise ConfigError(
+            "student", f"{model}, a classifier, for {name} with boxes or masks", "a detector or a segmentation model",
+            "a classifier needs a folder of images for each class",
+        )  # fmt: skip
+    if not is_classifier(model):
+        raise ConfigError(
+            "student", f"{model} for {name} with a class for each image", "a classifier, as resnet18 or resnet20",
+            "detectors need data in COCO format",
+        )  # fmt: skip
+    if crop:
+        raise ConfigError(
+            "crop", f"{crop[0]} x {crop[1]} for {model}", "none, because a classifier has square images",
+            "leave {crop} out, and give {size}",
+        )  # fmt: skip
+    return ClassImages(split, size=size or usual_size(model), augment=augment, name=name)

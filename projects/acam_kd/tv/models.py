@@ -1,4 +1,4 @@
-"""torchvision's detectors and segmentation models by name, on any of its ResNets and MobileNets.
+"""torchvision's detectors, segmentation models and classifiers by name, on any of its ResNets and MobileNets.
 
 Names are torchvision's own, as ``fcos_resnet50_fpn`` or ``deeplabv3_resnet101``. More pyramid detectors are built from
 torchvision's classes: ``<detector>_<trunk>_fpn<channels>``, as ``fcos_resnet18_fpn`` or
@@ -22,9 +22,11 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from ..core.errors import ConfigError, RunError
+from .cifar_nets import CIFAR_NETS, build_cifar_net
+from .classification import Classifier, usual_size
 from .segmentation import Segmentor
 
-__all__ = ["PROBE", "build_model", "is_model", "is_segmentation", "plain"]
+__all__ = ["PROBE", "build_model", "is_classifier", "is_model", "is_segmentation", "plain"]
 
 PYRAMID_DETECTORS = {
     "fcos": partial(FCOS, score_thresh=0.05),  # COCO's AP counts low scores too; torchvision's default is 0.2
@@ -35,6 +37,7 @@ PYRAMID_DETECTORS = {
 COMPOSED = re.compile(rf"({'|'.join(PYRAMID_DETECTORS)})_((?:resn|wide_resn|mobilen).+)_fpn(\d*)(_bn)?")
 DETECTION = {name for name in list_models(module=torchvision.models.detection) if "keypoint" not in name}
 SEGMENTATION = set(list_models(module=torchvision.models.segmentation))
+CLASSIFIERS = {*list_models(module=torchvision.models), *CIFAR_NETS}
 TRUNKS = {n for n in list_models(module=torchvision.models) if re.match("resnet|resnext|wide_resnet|mobilenet", n)}
 PROBE = 256
 """The side of the image that strides are measured with."""
@@ -42,7 +45,12 @@ PROBE = 256
 
 def is_model(name: str) -> bool:
     """Return whether ``build_model`` knows a name."""
-    return name in DETECTION | SEGMENTATION or _composed(name) is not None
+    return name in DETECTION | SEGMENTATION | CLASSIFIERS or _composed(name) is not None
+
+
+def is_classifier(name: str) -> bool:
+    """Return whether a name means a model that gives a class to each image."""
+    return name in CLASSIFIERS
 
 
 def is_segmentation(name: str) -> bool:
@@ -58,13 +66,13 @@ def build_model(
     weights: str | None = None,
     backbone_weights: str | None = None,
 ) -> nn.Module:
-    """Build a detector, or a segmentation model within its criterion.
+    """Build a detector, or a segmentation model or a classifier within its criterion.
 
     Args:
         name: see the module.
-        num_classes: their number with the background, as torchvision counts; None for that of ``weights``.
+        num_classes: their number, of detectors and segmentation with the background; None for that of ``weights``.
         size: the shorter side that images are resized to inside the model. None means torchvision's 800 in detectors,
-            and no resizing in segmentation. SSD's size is fixed.
+            and no resizing in segmentation. SSD's size is fixed. A classifier's is the side of its square images.
         weights: a name of torchvision's weights for the whole model, as ``DEFAULT``, or None.
         backbone_weights: the same for the backbone. The first stages of a detector's backbone are then frozen.
 
@@ -77,8 +85,11 @@ def build_model(
             "name",
             name,
             allowed=f"one of {', '.join(sorted(DETECTION | SEGMENTATION))}, or "
-            f"({'|'.join(PYRAMID_DETECTORS)})_TRUNK_fpn[CHANNELS][_bn] with TRUNK one of {', '.join(sorted(TRUNKS))}",
+            f"({'|'.join(PYRAMID_DETECTORS)})_TRUNK_fpn[CHANNELS][_bn] with TRUNK one of {', '.join(sorted(TRUNKS))}; "
+            f"or, for classes of images, {', '.join(CIFAR_NETS)} or a classifier of torchvision's",
         )
+    if is_classifier(name):
+        return _classifier(name, num_classes, size or usual_size(name), weights, backbone_weights)
     arguments: dict[str, Any] = {} if size is None or name in SEGMENTATION else _sizes(name, size)
     if name not in DETECTION | SEGMENTATION:
         if weights:
@@ -111,6 +122,43 @@ def build_model(
     if not weights and not backbone_weights:
         _quicken(built)
     return Segmentor(built, size=size)
+
+
+def _classifier(
+    name: str, num_classes: int | None, size: int, weights: str | None, backbone_weights: str | None
+) -> Classifier:
+    """Build a classifier; with weights of its trunk alone the last layer is new."""
+    if name in CIFAR_NETS:
+        for argument, value in (("weights", weights), ("backbone_weights", backbone_weights)):
+            if value:
+                raise ConfigError(argument, f"{value} for {name}", "a file, because torchvision does not know this net")
+        return Classifier(build_cifar_net(name, num_classes or 1000), size=size)
+    for argument, value in (("weights", weights), ("backbone_weights", backbone_weights)):
+        _check_weights(name, value, argument)
+    arguments: dict[str, Any] = {"image_size": size} if name.startswith("vit_") else {}
+    if name in ("googlenet", "inception_v3") and not (weights or backbone_weights):
+        arguments |= {"aux_logits": False, "init_weights": False}
+    elif name == "inception_v3":
+        arguments["aux_logits"] = False
+    if weights or backbone_weights:
+        built = _get(name, weights=weights or backbone_weights, **arguments)
+    else:
+        built = _get(name, weights=None, num_classes=num_classes or 1000, **arguments)
+    if backbone_weights and not weights:
+        _renew_last_layer(built, num_classes or 1000)
+    return Classifier(built, size=size)
+
+
+def _renew_last_layer(network: nn.Module, num_classes: int) -> None:
+    layers = [(path, part) for path, part in network.named_modules() if isinstance(part, (nn.Linear, nn.Conv2d))]
+    path, last = layers[-1]
+    parent = network.get_submodule(path.rpartition(".")[0])
+    made: nn.Module = (
+        nn.Linear(last.in_features, num_classes)
+        if isinstance(last, nn.Linear)
+        else nn.Conv2d(last.in_channels, num_classes, 1)
+    )
+    parent.add_module(path.rpartition(".")[2], made)
 
 
 def _quicken(model: nn.Module) -> None:
@@ -204,4 +252,4 @@ def _stages(trunk: str, weights: str | None, norm: type[nn.Module]) -> tuple[nn.
 
 def plain(model: nn.Module) -> nn.Module:
     """Return torchvision's own model, which is saved and which anybody can load."""
-    return model.network if isinstance(model, Segmentor) else model
+    return model.network if isinstance(model, (Segmentor, Classifier)) else model

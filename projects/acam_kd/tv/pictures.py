@@ -38,7 +38,8 @@ def draw(model: nn.Module, data: Images, device: torch.device, *, count: int = C
             image, target = data[index]
             (output,) = model([image.to(device)])
             pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
-            parts = [_part(values, data.categories) for values in (target, output)]
+            shape = {"shape": image.shape[1:]}
+            parts = [_part({**values, **shape}, data.categories) for values in (target, output)]
             samples.append(Sample(np.ascontiguousarray(pixels), *parts))
     if data.semantic:
         names = [data.categories.get(label, str(label)) for label in range(data.num_classes)]
@@ -56,6 +57,8 @@ def to_jpeg(picture: Array) -> bytes:
 def _part(values: Mapping[str, Any], names: Mapping[int, str]) -> Detections | Array:
     if "semantic" in values:
         return values["semantic"].cpu().numpy()  # type: ignore[no-any-return]
+    if "boxes" not in values:
+        return _whole(values, names)
     labels: Sequence[int] = values["labels"].tolist()
     scores: Tensor | None = values.get("scores")
     kept = [k for k, label in enumerate(labels) if label in names and (scores is None or float(scores[k]) >= SCORE)]
@@ -63,3 +66,11 @@ def _part(values: Mapping[str, Any], names: Mapping[int, str]) -> Detections | A
     boxes = values["boxes"].float().cpu().numpy().reshape(-1, 4)[kept]
     found = None if scores is None else scores.float().cpu().numpy()[kept]
     return Detections(boxes, [names[labels[k]] for k in kept], found)
+
+
+def _whole(values: Mapping[str, Any], names: Mapping[int, str]) -> Detections:
+    """Return the class of an image as a box around all of it."""
+    height, width = values["shape"]
+    label = values["label"] if "label" in values else int(values["scores"].argmax())
+    score = None if "label" in values else values["scores"].float().max()[None].cpu().numpy()
+    return Detections(np.array([[0.0, 0.0, width, height]]), [names.get(label, str(label))], score)

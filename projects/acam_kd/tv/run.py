@@ -14,6 +14,7 @@ from ..core.errors import ConfigError
 from ..core.teacher import PRECISIONS
 from ..core.trunk_weights import ORDERS
 from ..core.weighting import WEIGHTS
+from ..data.folders import ClassSplit
 from ..data.splits import LabelSplit, Split
 from ..fields import flag, natural, option, positive, rate
 from .card import read_card
@@ -83,7 +84,7 @@ class Settings:
         section="the student",
         metavar="NAME|FOLDER",
         help="a torchvision model, as fcos_resnet50_fpn, fasterrcnn_resnet18_fpn, ssdlite320_mobilenet_v3_large, "
-        "deeplabv3_resnet50; or the folder of a finished run",
+        "deeplabv3_resnet50; to classify images resnet18, resnet20, ...; or the folder of a finished run",
     )
     student_weights: str = option("", metavar="FILE|NAME", help="a state dict, or torchvision's, as DEFAULT")
     student_backbone_weights: str = option(
@@ -231,6 +232,17 @@ class Settings:
         metavar="DECAY",
         help="keep a moving average of the student's weights, as with 0.999, and evaluate, save and export that",
     )
+    augment: str = option(
+        "flip",
+        choices=("flip", "crop", "none"),
+        help="classification: random parts and flips of the images; parts alone, as for digits; or neither",
+    )
+    fraction: float = option(
+        1.0, type=rate, metavar="F", help="classification: train on this part of each class's images, chosen by --seed"
+    )
+    leave_out: tuple[str, ...] = option(
+        (), metavar="CLASS", help="classification: train without the images of these classes"
+    )
     seed: int = option(0, type=natural, metavar="N", help="decides the start and the order of images; 0 if left out")
     eval_period: int = option(
         0,
@@ -306,6 +318,9 @@ class Settings:
         """Return the command's options that give these settings: name without dashes -> value."""
         found: dict[str, Any] = {}
         for name, split in (("train", self.train_split), ("val", self.val_split)):
+            if isinstance(split, ClassSplit):
+                found |= split.as_options()
+                continue
             second = split.label_root if isinstance(split, LabelSplit) else split.image_root
             found[name] = [split.image_root if isinstance(split, LabelSplit) else split.json_file, second]
             found["image-range"] = split.image_range

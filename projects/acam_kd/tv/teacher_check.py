@@ -9,8 +9,8 @@ from torch import nn
 
 from ..core.teacher import evaluating
 from ..report.samples import spread
-from .data import Images
-from .evaluation import CocoEvaluator, SegmentationEvaluator
+from .data import CocoImages, Images
+from .evaluation import CocoEvaluator, build_evaluator
 
 __all__ = ["check_teacher"]
 
@@ -34,11 +34,12 @@ def check_teacher(teacher: nn.Module, data: Images, device: torch.device, *, cou
         count: the number of images, spread over the data.
 
     Returns:
-        AP or mean IoU, in percent.
+        AP, mean IoU or top-1 accuracy, in percent.
     """
     indices = spread(len(data), count)
-    evaluator = SegmentationEvaluator(data) if data.semantic else CocoEvaluator(data, [data.ids[i] for i in indices])  # type: ignore[arg-type]
-    if isinstance(evaluator, CocoEvaluator):
+    evaluator = build_evaluator(data)
+    if isinstance(evaluator, CocoEvaluator) and isinstance(data, CocoImages):
+        evaluator = CocoEvaluator(data, [data.ids[i] for i in indices])
         evaluator.masks = False  # boxes tell enough, and a teacher may have no masks
     teacher.to(device)
     # A compiled teacher would be compiled for single images too, which takes minutes.

@@ -15,6 +15,7 @@ from ..data.fingerprint import Fingerprint
 from . import token_learning
 from .build import build_models
 from .checkpoint import read_checkpoint
+from .class_images import reduce_classes
 from .data import Images, Stream
 from .devices import build_fabric, is_first, launch
 from .folder import RunFolder
@@ -24,6 +25,7 @@ from .loggers import check_loggers
 from .loop import Moment, Training
 from .models import plain
 from .names import option
+from .preparation import prepare
 from .reports import Reports
 from .run import Settings
 from .teacher_check import check_teacher
@@ -100,6 +102,8 @@ def _train(
             reports=reports,
             observers=observers,
         )
+        if state is None:
+            prepare(models.student, training, settings, fabric.device)
         if state is None and models.teacher and models.comparable and not settings.no_teacher_check and folder.first:
             check_teacher(models.teacher, validation, fabric.device)
         with run.saving_what_is_done():
@@ -134,7 +138,8 @@ def _load(settings: Settings) -> tuple[Images, Images]:
         ("validation data", settings.val_split, None),
     ):
         try:
-            loaded.append(load_data(split, name, name=title, crop=crop))
+            size, augment = settings.size, settings.augment
+            loaded.append(load_data(split, name, name=title, crop=crop, size=size, augment=augment))
         except ConfigError as error:
             errors.append(error)
     if len(errors) == 2 and errors[0].argument == errors[1].argument == "dataset":
@@ -144,6 +149,7 @@ def _load(settings: Settings) -> tuple[Images, Images]:
     if errors:
         raise errors[0]
     training, validation = loaded
+    reduce_classes(training, settings.fraction, settings.leave_out, settings.seed)
     if training.categories != validation.categories:
         raise ConfigError(
             "val_split", f"the categories {validation.categories}", f"those of the training data, {training.categories}"

@@ -20,6 +20,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from ..core.errors import ConfigError
 from ..core.trunk_weights import load_trunk
 from ..files import sha256
+from .classification import Classifier
 from .segmentation import Segmentor
 
 __all__ = ["NORMS", "STAGES", "TrunkSettings", "check_pixels", "set_pixels", "set_up", "trunk_of"]
@@ -52,6 +53,8 @@ class TrunkSettings:
 
 def trunk_of(model: nn.Module) -> nn.Module | None:
     """Return the trunk of a detector with a pyramid, or of a segmentation model; None of SSD, which changes its own."""
+    if isinstance(model, Classifier):
+        return None
     network: Any = model.network if isinstance(model, Segmentor) else model
     trunk = network.backbone.body if isinstance(network.backbone, BackboneWithFPN) else network.backbone
     return trunk if isinstance(trunk, IntermediateLayerGetter) else None
@@ -188,7 +191,7 @@ def set_pixels(model: nn.Module, mean: Sequence[float], std: Sequence[float]) ->
         ConfigError: they are no such numbers.
     """
     check_pixels(mean, std)
-    place: Any = model if isinstance(model, Segmentor) else model.transform
+    place: Any = model if isinstance(model, (Segmentor, Classifier)) else model.transform
     if mean:
         place.image_mean = list(mean)
     if std:
