@@ -12,6 +12,7 @@ from torch import nn
 import acam_kd
 from acam_kd.core.features import FeatureSpec
 from acam_kd.core.methods import SeveralMethods
+from acam_kd.core.reader import Reader
 from acam_kd.core.targets import Targets
 from acam_kd.core.unlabelled import Unlabelled
 from acam_kd.core.weighting import WeightSchedule
@@ -171,15 +172,22 @@ def test_copies_and_pickles_keep_working(batch):
     twin = copy.deepcopy(model)
     assert gradients(twin.distillation.unlabelled(batch), twin)
     assert all(p.grad is None for p in model.parameters())
-    pickle.dumps(model.distillation._unlabelled)
+    pickle.dumps(model.distillation.on_unlabelled)
 
 
-def test_levels_that_no_left_method_reads_are_not_compared(batch):
-    """A level of predictions by regions is not there; the method on it is left out, the other stays."""
+class Regions:
+    """The class head of an R-CNN."""
+
+    by_regions, taps = True, ()
+
+
+def test_classes_of_regions_are_left_out_by_name(batch):
     levels = {**P3, "classes": FeatureSpec(3, 0, logits=True)}
     mimic = Mimic(P3, P3)
-    unlabelled = Unlabelled(SeveralMethods({"Mimic": mimic, "PKD": PKD(levels, levels)}))
+    both = SeveralMethods({"Mimic": mimic, "PKD": PKD(levels, levels)})
+    unlabelled = Unlabelled(both, Reader([], class_head=Regions()))
+    assert unlabelled.left_out == {"PKD": "compares the classes of regions, which are chosen by labels"}
     model = acam_kd.distill(Detector(), Detector(), method=mimic).train()
-    losses = unlabelled.losses(model.distillation, batch, update_statistics=True)
-    assert list(losses) == ["loss_unlabelled_mimic_mse"]
-    assert unlabelled.left_out == {"PKD": "needs classes of regions chosen by labels"}
+    assert list(unlabelled.losses(model.distillation, batch, update_statistics=True)) == ["loss_unlabelled_mimic_mse"]
+    with refused("method", "PKD, which compares the classes of regions", "neither boxes nor labels"):
+        Unlabelled(PKD(levels, levels), Reader([], class_head=Regions())).check()

@@ -102,7 +102,7 @@ class Distillation(nn.Module):
         self.weighting = Weighting(schedule or WeightSchedule())
         self._comparison = Comparison(self.levels, self.shapes, self.classes)
         self._watch: OptimizerWatch | None = None
-        self._unlabelled = Unlabelled(method)
+        self.on_unlabelled = Unlabelled(method, reader)
         self.returned = Returned()
         self._attachment = Attachment(self, student, reader)
         student.add_module(NAME, self)
@@ -172,7 +172,7 @@ class Distillation(nn.Module):
         Raises:
             ConfigError: every method needs annotations, the student is in evaluation, or there is no such batch.
         """
-        return self._unlabelled.losses(self, batch, update_statistics=update_statistics)
+        return self.on_unlabelled.losses(self, batch, update_statistics=update_statistics)
 
     @property
     def losses(self) -> dict[str, Tensor]:

@@ -13,9 +13,9 @@ from .checks import frozen_warning
 from .comparison import Comparison
 from .distiller import Distiller
 from .errors import ConfigError
-from .features import Features
+from .features import CLASSES
 from .methods import SeveralMethods
-from .reader import Step
+from .reader import Reader, Step
 from .scores import SCORES
 from .taps import Call
 from .targets import Targets
@@ -23,33 +23,29 @@ from .targets import Targets
 if TYPE_CHECKING:
     from .distillation import Distillation
 
-__all__ = ["PREFIX", "Unlabelled", "keeping_statistics", "labels_needed"]
+__all__ = ["PREFIX", "Unlabelled", "keeping_statistics"]
 
 PREFIX = "loss_unlabelled_"
 """The beginning of the names of the losses."""
-
-
-def labels_needed(part: Distiller) -> str:
-    """Return the annotations that a method needs, in words; empty if it can learn from images alone."""
-    return " and ".join(need for need in part.needs if need != SCORES)
 
 
 class Unlabelled:
     """The comparison of student and teacher on unlabelled batches.
 
     Args:
-        method: may consist of several; those that need annotations are left out.
+        method: may consist of several; those that need annotations, or regions chosen by them, are left out.
+        reader: the student's taps.
 
     Attributes:
         parts: the methods that are used.
         left_out: the name of each other method -> the reason, in words.
     """
 
-    def __init__(self, method: Distiller) -> None:
-        self.parts = [part for part in method.parts() if not labels_needed(part)]
-        self.left_out = {
-            type(part).__name__: f"needs {labels_needed(part)}" for part in method.parts() if labels_needed(part)
-        }
+    def __init__(self, method: Distiller, reader: Reader) -> None:
+        by_regions = getattr(reader.class_head, "by_regions", False)
+        reasons = [(part, _reason(part, by_regions=by_regions)) for part in method.parts()]
+        self.parts = [part for part, reason in reasons if not reason]
+        self.left_out = {type(part).__name__: reason for part, reason in reasons if reason}
         self._comparison: Comparison | None = None
 
     def check(self) -> None:
@@ -71,7 +67,7 @@ class Unlabelled:
         keeping = nullcontext() if update_statistics else keeping_statistics(network)
         with distillation._attachment.resting(), keeping:
             features = extract(network, batch)
-        comparison = self._prepare(distillation, features)
+        comparison = self._prepare(distillation)
         step = Step(batch, dict(features), None, _call(batch))
         with _kept_steps(self.parts):
             compared = comparison.run(distillation.teacher, _joined(self.parts), step, Targets)
@@ -80,20 +76,24 @@ class Unlabelled:
         factor = distillation.weighting.factor(distillation.iteration)
         return {f"{PREFIX}{name.removeprefix('loss_')}": loss * factor for name, loss in compared.losses.items()}
 
-    def _prepare(self, distillation: Distillation, features: Features) -> Comparison:
-        """Leave out, at the first batch, what such a batch does not give, and name it."""
+    def _prepare(self, distillation: Distillation) -> Comparison:
+        """Return the comparison of what is left; the first time, name what is left out."""
         if self._comparison is None:
-            for part in [*self.parts]:
-                if missing := [level for level in part.levels if level not in features]:
-                    self.parts.remove(part)
-                    self.left_out[type(part).__name__] = f"needs {', '.join(missing)} of regions chosen by labels"
-            self.check()
             for name, reason in self.left_out.items():
                 distillation._warn(f"unlabelled/{name}", f"{name} is left out on unlabelled images: it {reason}")
             used = {level for part in self.parts for level in part.levels}
             levels = {s: t for s, t in distillation.levels.items() if s in used}
             self._comparison = Comparison(levels, distillation.shapes, distillation.classes)
         return self._comparison
+
+
+def _reason(part: Distiller, *, by_regions: bool) -> str:
+    """Return the reason, in words, why a method cannot learn from images alone; empty if it can."""
+    if needed := [need for need in part.needs if need != SCORES]:
+        return f"needs {' and '.join(needed)}"
+    if by_regions and CLASSES in part.levels:
+        return "compares the classes of regions, which are chosen by labels"
+    return ""
 
 
 def _check(distillation: Distillation, batch: Tensor) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 __all__ = ["option"]
 
 SAME = (
-    "accelerator", "batch_size", "channels_last", "checkpoint_period", "class_map", "classes", "config", "crop",
-    "data", "devices", "distill_period", "engine", "epochs", "eval_period", "fix", "freeze_norm", "freeze_stages",
-    "group_by", "image_range", "inherit", "iterations", "levels", "method", "no_teacher_check", "num_nodes",
-    "optimizer", "output", "pixel_mean", "pixel_std", "precision", "resume", "schedule", "seed", "share", "size",
-    "split_seed", "student", "student_backbone_order", "student_backbone_weights", "student_weights", "taps",
-    "teacher", "teacher_class_names", "teacher_classes", "teacher_compile", "teacher_precision", "teacher_weights",
-    "val_fraction", "warmup", "weight", "workers",
+    "accelerator", "batch_size", "channels_last", "checkpoint_period", "class_map", "classes", "config", "crop", "data",
+    "devices", "distill_period", "engine", "epochs", "eval_period", "fix", "freeze_norm", "freeze_stages", "group_by",
+    "image_range", "inherit", "iterations", "levels", "method", "no_teacher_check", "num_nodes", "optimizer", "output",
+    "pixel_mean", "pixel_std", "precision", "pseudo_labels", "resume", "schedule", "seed", "share", "size",
+    "split_seed", "student", "student_backbone_order", "student_backbone_weights", "student_weights", "taps", "teacher",
+    "teacher_class_names", "teacher_classes", "teacher_compile", "teacher_precision", "teacher_weights", "unlabelled",
+    "unlabelled_batch", "unlabelled_keep_norms", "unlabelled_start", "unlabelled_weight", "val_fraction", "warmup",
+    "weight", "workers",
 )  # fmt: skip
 """The settings that are options of the same name."""
 
