@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -289,3 +291,27 @@ def test_a_teacher_of_other_classes_cannot_label(distilling, tmp_path):
     )  # fmt: skip
     with refuses("pseudo_labels", "a teacher of other classes", "the data's own"):
         train(settings, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [["--method", "MGD"], ["--method", "none", "--pseudo-labels", "0.051"]])
+def test_two_processes_share_both_batches(data, finished, pictures, tmp_path, root, more):
+    command = [
+        sys.executable, "-m", "acam_kd.cli", "train", "--data", data, "--student", "retinanet_resnet18_fpn64",
+        "--size", 64, "--batch-size", 2, "--workers", 0, "--accelerator", "cpu", "--devices", 2, "--iterations", 2,
+        "--teacher", finished, "--inherit", "never", "--no-teacher-check", "--unlabelled", *pictures,
+        "--unlabelled-batch", 2, "--output", tmp_path / "run", *more,
+    ]  # fmt: skip
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONPATH": str(root / "projects"),
+    }
+    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (losses,) = [line for line in lines(tmp_path / "run") if "loss" in line]
+    assert any(name.startswith("loss_unlabelled_mgd") for name in losses) == ("MGD" in more)
+    if "MGD" not in more:
+        content = json.loads((tmp_path / "run/pseudo_labels/boxes.json").read_text())
+        assert [image["id"] for image in content["images"]] == [1, 2, 3, 4] and content["annotations"]
