@@ -44,6 +44,8 @@ def main(rank: int, kind: str, port: str) -> None:
     for step in range(4):
         losses = model(torch.randn(2, 3, 16, 16))
         assert len(losses) == (2 if step % period == 0 else 1), losses
+        if kind == "unlabelled":
+            losses |= student.distillation.unlabelled(torch.randn(3, 3, 24, 24), update_statistics=bool(step % 2))
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()

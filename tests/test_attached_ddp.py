@@ -17,7 +17,7 @@ def free_port() -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["plain", "static", "period"])
+@pytest.mark.parametrize("kind", ["plain", "static", "period", "unlabelled"])
 def test_two_processes_stay_in_step(kind, root):
     port, environment = free_port(), {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root / "projects")}
     command = [sys.executable, str(root / "tests" / "ddp_worker.py")]

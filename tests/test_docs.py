@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import pkgutil
 import re
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import acam_kd
+from acam_kd.data.shapes import make_shapes
 
 from .conftest import MISSING
 
@@ -104,3 +106,39 @@ def test_detectron2_by_a_config_file(root, monkeypatch, tmp_path):
 def test_detectron2_by_a_lazyconfig(root):
     model = run(root, "Detectron2: a LazyConfig")["model"]
     assert model.method == "ACAMKD" and model._target_ in ("acam_kd.distill", acam_kd.distill)
+
+
+UNLABELLED = "docs/unlabelled.md"
+
+
+def blocks(root):
+    return re.findall(r"^```python\n(.*?)^```", (root / UNLABELLED).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_the_program_that_leaves_few_labels(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("acam_kd.data.shapes.SPLITS", {"train": 6, "val": 2})
+    folder = make_shapes("datasets", size=64)
+    code = blocks(root)[0].replace("shapes_160_0", folder.name).replace(", 40\n", ", 2\n", 1)
+    exec(compile(code, UNLABELLED, "exec"), {})
+    content = json.loads((tmp_path / "datasets/few/train.json").read_text())
+    others = {path.name for path in (tmp_path / "datasets/few/others").iterdir() if path.is_file()}
+    named = {image["file_name"] for image in content["images"]}
+    assert len(named) == 2 and len(others) == 4 and not named & others and content["annotations"]
+
+
+def test_a_loop_with_images_without_labels(root):
+    scope: dict = {}
+    exec(compile(blocks(root)[2], UNLABELLED, "exec"), scope)
+    assert list(scope["unlabelled"]) == ["loss_unlabelled_kd_kl"]
+    assert all(p.grad is not None for p in scope["student"].parameters())
+
+
+@pytest.mark.skipif(bool(MISSING), reason="Detectron2 is not installed")
+def test_detectron2_with_images_without_labels(root, monkeypatch, tmp_path):
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    scope = run(root, "Detectron2: a config file")
+    scope["cfg"].DATASETS.UNLABELLED = ["acam_shapes_train"]
+    exec(compile(blocks(root)[1], UNLABELLED, "exec"), scope)
+    assert any(type(hook).__name__ == "UnlabelledFeed" for hook in scope["trainer"].model._forward_hooks.values())

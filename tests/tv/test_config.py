@@ -137,6 +137,8 @@ def test_every_setting_is_repeated(settings, tmp_path):
         **{"student_backbone_order": "BGR", "freeze_stages": 0, "freeze_norm": "trained"},
         **{"pixel_mean": (0.5, 0.25, 0.75), "pixel_std": (1.0, 0.5, 0.25)},
         **{"weight": "share", "share": 0.25, "warmup_iters": 8, "stop_at": 9},
+        **{"unlabelled": ("a", "b c"), "unlabelled_batch": 3, "unlabelled_weight": 0.0, "unlabelled_start": 2},
+        **{"unlabelled_keep_norms": True, "pseudo_labels": 0.3},
         **{"checkpoint_period": 7, "num_nodes": 2, "accelerator": "gpu", "precision": "16-mixed", "workers": 5},
     }
     fields = {field.name: field.default for field in dataclasses.fields(Settings)}

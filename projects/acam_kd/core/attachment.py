@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +36,7 @@ class Attachment:
         self._distillation, self._student, self._reader = distillation, student, reader
         self._calls = Calls()
         self._active, self._active_before = False, True
+        self._resting = False
         self._handles = [
             student.register_forward_pre_hook(self._before, with_kwargs=True),
             student.register_forward_hook(self._after, with_kwargs=True, always_call=True),
@@ -45,6 +48,15 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
 
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Let the student run without a step of distillation: no tap records, and nothing is counted."""
+        before, self._resting = self._resting, True
+        try:
+            yield
+        finally:
+            self._resting = before
+
     @leave_to_python
     def _before(self, student: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if student is not self._student:
@@ -54,6 +66,8 @@ class Attachment:
                 "DistributedDataParallel or deepcopy",
                 "nn.DataParallel and copy.copy do not carry a distillation",
             )
+        if self._resting:
+            return
         if not self._calls.begin():
             self._reader.pause(True)
             return
@@ -78,6 +92,8 @@ class Attachment:
     @leave_to_python
     def _after(self, student: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         distillation = self._distillation
+        if self._resting:
+            return None
         if not self._calls.end():
             self._check_hooks(student)
             self._reader.pause(not (self._active and distillation.distils))
@@ -113,4 +129,4 @@ class Attachment:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave a call under way out of copies and pickles."""
-        return {**self.__dict__, "_active": False}
+        return {**self.__dict__, "_active": False, "_resting": False}

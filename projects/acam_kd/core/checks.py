@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from .distiller import Distiller
-from .errors import ConfigError
+from .distiller import Distiller, method_arguments
+from .errors import ConfigError, Names, names_of, rendered
 from .features import CLASSES, Features, Pyramid
 from .targets import Targets
 
-__all__ = ["OptimizerWatch", "check_channels", "check_gradients", "check_pair", "check_targets", "frozen_levels"]
+__all__ = [
+    "OptimizerWatch",
+    "check_channels",
+    "check_gradients",
+    "check_pair",
+    "check_targets",
+    "frozen_levels",
+    "frozen_warning",
+    "warnings_of",
+    "watched",
+]
 
 
 def check_channels(role: str, level: str, features: Tensor, declared: int) -> None:
@@ -80,6 +90,14 @@ def frozen_levels(student: Features, method: Distiller) -> list[str]:
     return [level for level in method.levels if not student[level].requires_grad]
 
 
+def frozen_warning(levels: list[str]) -> str:
+    """Return the warning about levels that carry no gradient."""
+    return (
+        f"no gradient reaches the student at {', '.join(levels)}: leave these levels out, if that part is frozen; or "
+        "checkpoint it with use_reentrant=False"
+    )
+
+
 def check_gradients(part: Distiller, student: Features, losses: Mapping[str, Tensor]) -> None:
     """Check that a method's losses depend on the student; called in the first step only.
 
@@ -131,6 +149,16 @@ def check_targets(method: Distiller, targets: Targets, student: Pyramid) -> None
             raise ConfigError("targets", f"no labels for {', '.join(missing)}", "a label for every position", hint)
 
 
+def warnings_of(method: Distiller, names: Names) -> dict[str, str]:
+    """Return the problems of a method's last step: method and place -> a sentence in a front end's words."""
+    texts: dict[str, str] = {}
+    for part in method.parts():
+        name = type(part).__name__
+        theirs = names_of(name, method_arguments(type(part)), names)
+        texts.update({f"{name}/{place}": rendered(text, theirs) for place, text in part.warnings().items()})
+    return texts
+
+
 class OptimizerWatch:
     """Looks, at the steps of all optimizers, whether one that trains the student has the method's parameters.
 
@@ -170,3 +198,25 @@ class OptimizerWatch:
     def remove(self) -> None:
         """Stop looking."""
         self._handle.remove()
+
+
+def watched(
+    watch: OptimizerWatch | None, student: nn.Module, method: nn.Module, warn: Callable[[str, str], None]
+) -> OptimizerWatch | None:
+    """Return the watch of a step that begins; start one for a method with parameters, end one that has seen enough.
+
+    Args:
+        watch: of the step before.
+        student, method: see ``OptimizerWatch``.
+        warn: called with a place and a sentence if the method's parameters are in no optimizer.
+    """
+    if watch is None:
+        return OptimizerWatch(student, method) if any(p.requires_grad for p in method.parameters()) else None
+    if watch.trained or watch.forgotten:
+        watch.remove()  # it looks at every parameter at every step
+    if watch.forgotten:
+        warn(
+            "optimizer", "the method's parameters are in no optimizer that trains the student: they stay at their "
+            "random start. Build the optimizer from student.parameters(), or add student.distillation.parameters()",
+        )  # fmt: skip
+    return watch

@@ -33,6 +33,9 @@ class Predictions:
 class ClassHead(Protocol):
     """Reads the predictions of a student's class head from taps."""
 
+    by_regions: bool
+    """It predicts for regions, which are chosen by labels; so it cannot be asked about unlabelled images."""
+
     @property
     def taps(self) -> Sequence[Tap]:
         """The taps that it reads."""

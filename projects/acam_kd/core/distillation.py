@@ -12,18 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from .attachment import Attachment
-from .checks import OptimizerWatch
+from .checks import OptimizerWatch, frozen_warning, warnings_of, watched
 from .classes import CommonClasses
 from .comparison import Comparison
-from .distiller import Distiller, method_arguments
-from .errors import ConfigError, Names, names_of, rendered
+from .distiller import Distiller
+from .errors import ConfigError, Names
 from .features import Pyramid
 from .reader import Reader, Step
-from .returned import HIGH, LONG, Returned
+from .returned import Returned, too_high
 from .scores import SCORES
 from .state import load_state, state_of
 from .targets import Targets
 from .teacher import Extract, FrozenTeacher, evaluating
+from .unlabelled import Unlabelled
 from .weighting import Weighting, WeightSchedule
 
 __all__ = ["NAME", "Distillation"]
@@ -101,6 +102,7 @@ class Distillation(nn.Module):
         self.weighting = Weighting(schedule or WeightSchedule())
         self._comparison = Comparison(self.levels, self.shapes, self.classes)
         self._watch: OptimizerWatch | None = None
+        self.on_unlabelled = Unlabelled(method, reader)
         self.returned = Returned()
         self._attachment = Attachment(self, student, reader)
         student.add_module(NAME, self)
@@ -136,15 +138,7 @@ class Distillation(nn.Module):
         """Count the step; an engine that keeps the iteration itself sets it here."""
         if self._counting:
             self._iteration += 1
-        if self._watch is None and any(p.requires_grad for p in self.method.parameters()):
-            self._watch = OptimizerWatch(self._student, self.method)
-        elif self._watch is not None and (self._watch.trained or self._watch.forgotten):
-            self._watch.remove()  # it has seen enough: it looks at every parameter at every step
-        if self._watch is not None and self._watch.forgotten:
-            self._warn(
-                "optimizer", "the method's parameters are in no optimizer that trains the student: they stay at their "
-                "random start. Build the optimizer from student.parameters(), or add student.distillation.parameters()",
-            )  # fmt: skip
+        self._watch = watched(self._watch, self._student, self.method, self._warn)
 
     def _end(self, args: Any, kwargs: Any, output: Any) -> None:
         """Look at the step that was just distilled: for engines, which log and check."""
@@ -159,12 +153,26 @@ class Distillation(nn.Module):
         compared = self._comparison.run(self.teacher, self.method, step, targets)
         self.returned.finite = compared.finite
         if compared.frozen:
-            self._warn(
-                "frozen",
-                f"no gradient reaches the student at {', '.join(compared.frozen)}: leave these levels out, if that "
-                "part is frozen; or checkpoint it with use_reentrant=False",
-            )
+            self._warn("frozen", frozen_warning(compared.frozen))
         return self.weighting.weigh(compared.losses, self.iteration)
+
+    def unlabelled(self, batch: Tensor, *, update_statistics: bool = True) -> dict[str, Tensor]:
+        """Return the losses of images without labels, to be added to those of a labelled step.
+
+        The student's tapped parts and the teacher run on the batch, the student in training mode and with gradients.
+        No loss of the task is made and no label is read. Methods that need annotations are left out, by name.
+
+        Args:
+            batch: (N, C, H, W), normalised and padded as the student's backbone gets it.
+            update_statistics: the student's batch norms count the batch in their running statistics.
+
+        Returns:
+            ``loss_unlabelled_<method>_<term>`` -> 0-d loss with a graph; nothing in a step that is not distilled.
+
+        Raises:
+            ConfigError: every method needs annotations, the student is in evaluation, or there is no such batch.
+        """
+        return self.on_unlabelled.losses(self, batch, update_statistics=update_statistics)
 
     @property
     def losses(self) -> dict[str, Tensor]:
@@ -221,17 +229,9 @@ class Distillation(nn.Module):
         Args:
             names: how a front end calls an argument, as ``ACAMKD.num_masks``.
         """
-        texts: dict[str, str] = {}
-        for part in self.method.parts():
-            method = type(part).__name__
-            theirs = names_of(method, method_arguments(type(part)), names)
-            texts.update({f"{method}/{place}": rendered(text, theirs) for place, text in part.warnings().items()})
+        texts = warnings_of(self.method, names)
         if self.returned.too_high:
-            weight = names(f"{type(self.method.parts()[0]).__name__}.alpha")
-            texts["ratio"] = (
-                f"the distillation's losses have been more than {HIGH} times the task's for {LONG} steps: lower "
-                f"{weight}, or set {names('weight')} to share"
-            )
+            texts["ratio"] = too_high(names(f"{type(self.method.parts()[0]).__name__}.alpha"), names("weight"))
         return texts
 
     def _warn(self, place: str, text: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .errors import ConfigError, RunError
 from .outputs import losses_of, non_finite, with_losses, with_unused
 
-__all__ = ["HIGH", "LONG", "Returned"]
+__all__ = ["HIGH", "LONG", "Returned", "too_high"]
 
 HIGH, LONG = 10, 100
 """The ratio of the distillation's losses to the task's, and the number of steps above it, that are reported."""
@@ -128,6 +128,14 @@ class Returned:
     def __getstate__(self) -> dict[str, Any]:
         """Leave everything out of copies and pickles: it belongs to a step."""
         return vars(Returned())
+
+
+def too_high(alpha: str, weight: str) -> str:
+    """Return the warning about losses that have been too high, with the names of two settings."""
+    return (
+        f"the distillation's losses have been more than {HIGH} times the task's for {LONG} steps: lower {alpha}, or "
+        f"set {weight} to share"
+    )
 
 
 def _zero(module: nn.Module) -> Tensor:

@@ -13,6 +13,7 @@ from .sem_seg_data import build_sem_seg_mapper, sem_seg_augmentations
 from .sem_seg_datasets import register_sem_seg_datasets
 from .solver import build_lr_scheduler
 from .teacher import load_teacher
+from .unlabelled import build_unlabelled_loader, feed_unlabelled
 
 __all__ = [
     "DistillationMetaArch",
@@ -22,10 +23,12 @@ __all__ = [
     "build_evaluator",
     "build_lr_scheduler",
     "build_sem_seg_mapper",
+    "build_unlabelled_loader",
     "check_datasets",
     "check_student",
     "checkpoint_distiller",
     "exported_student_config",
+    "feed_unlabelled",
     "guard_gradients",
     "load_teacher",
     "register_coco_datasets",

@@ -35,6 +35,8 @@ __all__ = [
 class DenseHead:
     """Reads the class head of a RetinaNet, FCOS or RepPoints."""
 
+    by_regions = False
+
     def __init__(self, detector: DenseDetector) -> None:
         self._num_classes = detector.num_classes
         self._head = ModuleTap(detector.head, "head")
@@ -50,6 +52,8 @@ class DenseHead:
 
 class RegionHead:
     """Reads the box head of an R-CNN with one stage."""
+
+    by_regions = True
 
     def __init__(self, detector: nn.Module) -> None:
         heads: Any = detector.roi_heads

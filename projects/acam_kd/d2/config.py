@@ -199,6 +199,11 @@ def add_distillation_config(cfg: CfgNode) -> None:
     # classes: weights of other data, or a wrong order of the channels, show at once.
     cfg.DISTILL.TEACHER.CHECK = True
 
+    # Images without labels (DATASETS.UNLABELLED): how many of them a step has, of all processes together; the weight of
+    # the method's losses on them; the first iteration that has some; and whether the student's batch norms keep the
+    # running statistics of labelled images alone.
+    cfg.DISTILL.UNLABELLED = CfgNode({"BATCH": 8, "WEIGHT": 1.0, "START": 0, "KEEP_NORMS": False})
+
     # The settings of each method. None stands for the recipe's for this kind of model, else the constructor's default;
     # the log says which it was. LEVELS and TAPS are those of the method, in place of the ones above.
     for name, _ in DISTILLER_REGISTRY:
@@ -208,6 +213,8 @@ def add_distillation_config(cfg: CfgNode) -> None:
     cfg.DATASETS.COCO_FORMAT = []
     # Semantic segmentation datasets to register: [name, image folder, label folder, classes], each.
     cfg.DATASETS.SEM_SEG = []
+    # Folders of images, or registered datasets whose annotations are ignored: the method's losses are made on them too.
+    cfg.DATASETS.UNLABELLED = []
 
 
 def student_config(cfg: CfgNode) -> CfgNode:
@@ -221,6 +228,7 @@ def student_config(cfg: CfgNode) -> CfgNode:
     del student["DISTILL"]
     del student.DATASETS["COCO_FORMAT"]
     del student.DATASETS["SEM_SEG"]
+    del student.DATASETS["UNLABELLED"]
     return student
 
 

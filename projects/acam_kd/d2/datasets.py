@@ -72,7 +72,7 @@ def register_datasets(cfg: CfgNode, *, training: bool) -> None:
         ConfigError: see :func:`register_coco_datasets` and :func:`register_sem_seg_datasets`.
         RunError: a mended json cannot be written into OUTPUT_DIR.
     """
-    names = (*cfg.DATASETS.TEST, *(cfg.DATASETS.TRAIN if training else ()))
+    names = (*cfg.DATASETS.TEST, *((*cfg.DATASETS.TRAIN, *cfg.DATASETS.UNLABELLED) if training else ()))
 
     def used(entries: Sequence[Sequence[str]], length: int) -> list[Sequence[str]]:
         return [entry for entry in entries if len(entry) != length or entry[0] in names]

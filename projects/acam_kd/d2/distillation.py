@@ -73,6 +73,12 @@ class D2Distillation(Distillation):
         if self.vis_period > 0 and self.first_of(self.vis_period) and comm.is_main_process():
             put_masks(self, batched_inputs)
 
+    def check_later(self, losses: dict[str, Tensor]) -> None:
+        """Check further losses of this step as well, now or after the backward."""
+        self._unchecked.update({name: loss.detach() for name, loss in losses.items()})
+        if not self.deferred:
+            self.check_losses()
+
     def check_losses(self) -> None:
         """Raise RunError if a loss of the last step is not finite."""
         losses, self._unchecked = self._unchecked, {}

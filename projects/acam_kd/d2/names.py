@@ -21,6 +21,10 @@ KEYS = {
     "teacher_levels": "DISTILL.LEVELS",
     "teacher_precision": "DISTILL.TEACHER.PRECISION",
     "teacher_weights": "DISTILL.TEACHER.WEIGHTS",
+    "unlabelled": "DATASETS.UNLABELLED",
+    "unlabelled_batch": "DISTILL.UNLABELLED.BATCH",
+    "unlabelled_start": "DISTILL.UNLABELLED.START",
+    "unlabelled_weight": "DISTILL.UNLABELLED.WEIGHT",
 }
 """The keys that are not ``DISTILL.<ARGUMENT>``."""
 

@@ -33,6 +33,7 @@ from .solver import build_lr_scheduler
 from .teacher_check import check_teacher
 from .token_learning import with_tokens
 from .trunk import load_classifier
+from .unlabelled import build_unlabelled_loader, check_unlabelled, feed_unlabelled
 
 __all__ = ["Trainer", "evaluate", "main", "parser", "run", "setup"]
 
@@ -46,6 +47,10 @@ class Trainer(DefaultTrainer):
         super().__init__(cfg)
         checkpoint_distiller(self)
         check_after_backward(self._trainer)
+        if cfg.DATASETS.UNLABELLED:
+            node = cfg.DISTILL.UNLABELLED
+            options = {"weight": node.WEIGHT, "start": node.START, "keep_norms": node.KEEP_NORMS}
+            feed_unlabelled(self._trainer.model, build_unlabelled_loader(cfg), **options)
         if cfg.TEST.AUG.ENABLED:
             self.register_hooks([hooks.EvalHook(0, lambda: self.test_with_tta(cfg, self.model))])
 
@@ -127,6 +132,8 @@ def _prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
     register_datasets(cfg, training=not args.eval_only)
     check_datasets(student, training=not args.eval_only)
     check_student(student, resume=args.resume)
+    if not args.eval_only:
+        check_unlabelled(cfg)
     default_setup(cfg, args)
     if comm.is_main_process():
         with open(os.path.join(cfg.OUTPUT_DIR, "student_config.yaml"), "w") as file:

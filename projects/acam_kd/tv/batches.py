@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..core.errors import ConfigError
 from .interrupts import leave_to_parent
@@ -77,7 +77,7 @@ def _collate(samples: list[Sample]) -> tuple[list[Tensor], list[dict[str, Any]]]
     return [image for image, _ in samples], [target for _, target in samples]
 
 
-def training_loader(dataset: Images, stream: Stream, *, workers: int) -> DataLoader[Sample]:
+def training_loader(dataset: Dataset[Sample], stream: Stream, *, workers: int) -> DataLoader[Sample]:
     """Build the loader of a run's batches, in the order of the stream."""
     return DataLoader(
         dataset,

@@ -209,7 +209,7 @@ def _trunk(settings: Settings) -> TrunkSettings:
 
 def load_teacher(settings: Settings, data: Images) -> tuple[nn.Module | None, list[str]]:
     """Return the teacher that a run needs, with its weights, and the names of its classes if they are known."""
-    if not settings.teacher or (not settings.method and settings.inherit == "never"):
+    if not settings.teacher or not (settings.method or settings.pseudo_labels or settings.inherit != "never"):
         return None, []
     if not Path(settings.teacher).is_dir() and not settings.teacher_weights:
         if not is_model(settings.teacher):

@@ -45,6 +45,8 @@ class Regions:
 class DenseHead:
     """Reads the class head of a RetinaNet or FCOS."""
 
+    by_regions = False
+
     def __init__(self, detector: nn.Module) -> None:
         head: Any = detector.head
         self._scores = ModuleTap(head.classification_head, "head.classification_head")
@@ -61,6 +63,8 @@ class DenseHead:
 
 class RegionHead:
     """Reads the box head of an R-CNN."""
+
+    by_regions = True
 
     def __init__(self, detector: nn.Module) -> None:
         heads: Any = detector.roi_heads

@@ -76,6 +76,10 @@ class Images(Dataset[Sample]):
         """Return the path of the annotations, or an empty one, and those of all images and label images."""
         raise NotImplementedError
 
+    def images(self) -> list[str]:
+        """Return the paths of all images."""
+        return self.files()[1]
+
     def __len__(self) -> int:
         return len(self.ids)
 

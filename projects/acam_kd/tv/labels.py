@@ -51,6 +51,10 @@ class LabelledImages(Images):
         """Return no path of annotations, and those of images and label images."""
         return "", [path for pair in self.pairs for path in pair]
 
+    def images(self) -> list[str]:
+        """Return the paths of all images."""
+        return [image for image, _ in self.pairs]
+
 
 def load_data(
     split: Split,

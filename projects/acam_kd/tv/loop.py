@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import repeat
 from time import perf_counter
 from typing import Any
 
@@ -36,6 +37,7 @@ from .optimizer import build_optimizer, learning_rate_curve
 from .pictures import draw
 from .reports import Reports
 from .run import Settings
+from .unlabelled import Batch, UnlabelledBatches
 
 __all__ = ["Moment", "Training"]
 
@@ -60,6 +62,7 @@ class Training:
         signals: end the run between two steps.
         reports: get losses and metrics.
         observers: called before the first step and at every evaluation.
+        unlabelled: the batches of the second loader.
     """
 
     def __init__(
@@ -75,10 +78,12 @@ class Training:
         signals: Signals,
         reports: Reports,
         observers: Sequence[Moment] = (),
+        unlabelled: UnlabelledBatches | None = None,
     ) -> None:
         self.fabric, self.student, self.settings = fabric, student, settings
         self.training, self.validation, self.stream = training, validation, stream
         self.folder, self.signals, self.reports, self.observers = folder, signals, reports, observers
+        self.unlabelled = unlabelled
         attached = getattr(student, "distillation", None)
         self.attached = attached if isinstance(attached, Distillation) else None
         optimizer = build_optimizer(student, settings)
@@ -110,27 +115,36 @@ class Training:
         if state is not None:
             restore_random(state)
         with self.signals.together(self.fabric.world_size > 1):
-            for batch in self._batches():
+            for batch, images in self._batches():
                 with self.signals.step():
                     rate = float(self.schedule.get_last_lr()[0])
-                    losses = self._train(batch)
+                    losses = self._train(batch, images)
                     self.reports.step(self.step, losses, self.attached, seconds=self.time, rate=rate)
                     if self.step % self.settings.checkpoint_period == 0 or self._evaluation_is_due():
                         self.save()
                 self._stop_together()
                 self._evaluate_if_due()
 
-    def _batches(self) -> Iterator[Any]:
-        self.stream.rank, self.stream.start = self.fabric.global_rank, self.step
-        for batch in training_loader(self.training, self.stream, workers=self.settings.workers):
-            yield self.fabric.to_device(batch)
+    def _batches(self) -> Iterator[tuple[Batch, list[Tensor]]]:
+        """Yield each step's batch, and the images without labels beside it."""
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        self.stream.rank, self.stream.start = rank, self.step
+        second = repeat(None) if self.unlabelled is None else self.unlabelled.along(self.step, rank=rank, world=world)
+        loader = training_loader(self.training, self.stream, workers=self.settings.workers)
+        for (images, targets), more in zip(loader, second):  # type: ignore[misc]
+            if more is not None and self.unlabelled is not None and self.unlabelled.labelled:
+                images, targets, more = images + more[0], targets + more[1], None
+            yield self.fabric.to_device(((images, targets), [] if more is None else more[0]))
 
-    def _train(self, batch: tuple[list[Tensor], list[dict[str, Any]]]) -> dict[str, Tensor]:
+    def _train(self, batch: Batch, images: list[Tensor]) -> dict[str, Tensor]:
         """Make one step, and return the losses."""
         when = f"iteration {self.step}"
         if self.attached is not None:
             self.attached.iteration = self.step
         losses: dict[str, Tensor] = self.model(*batch)
+        if images and self.unlabelled is not None and self.attached is not None:
+            with self.fabric.autocast():
+                losses = {**losses, **self.unlabelled.losses(self.student, self.attached, images)}
         self.optimizer.zero_grad()
         self.fabric.backward(torch.stack([loss.float() for loss in losses.values()]).sum())
         scaled = getattr(self.fabric.strategy.precision, "scaler", None) is not None

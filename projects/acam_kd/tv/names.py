@@ -9,10 +9,11 @@ SAME = (
     "class_map", "classes", "config", "crop", "data", "devices", "distill_period", "ema", "engine", "epochs",
     "eval_period", "fix", "format", "fraction", "freeze_norm", "freeze_stages", "group_by", "image_range", "images",
     "inherit", "iterations", "leave_out", "levels", "logger", "method", "no_teacher_check", "num_nodes",
-    "optimizer", "output", "pixel_mean", "pixel_std", "precision", "resume", "schedule", "seed", "share", "size",
-    "split_seed", "student", "student_backbone_order", "student_backbone_weights", "student_weights", "taps",
-    "teacher", "teacher_class_names", "teacher_classes", "teacher_compile", "teacher_precision", "teacher_weights",
-    "val_fraction", "warmup", "weight", "workers",
+    "optimizer", "output", "pixel_mean", "pixel_std", "precision", "pseudo_labels", "resume", "schedule", "seed",
+    "share", "size", "split_seed", "student", "student_backbone_order", "student_backbone_weights",
+    "student_weights", "taps", "teacher", "teacher_class_names", "teacher_classes", "teacher_compile",
+    "teacher_precision", "teacher_weights", "unlabelled", "unlabelled_batch", "unlabelled_keep_norms",
+    "unlabelled_start", "unlabelled_weight", "val_fraction", "warmup", "weight", "workers",
 )  # fmt: skip
 """The settings that are options of the same name."""
 

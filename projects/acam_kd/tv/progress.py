@@ -38,12 +38,15 @@ class Progress:
     Args:
         steps: of the whole run.
         batch: images a step.
+        unlabelled: images without labels a step.
         shown: this process is the one that writes.
         stream: the terminal, if it is one.
     """
 
-    def __init__(self, steps: int, batch: int, *, shown: bool = True, stream: TextIO | None = None) -> None:
-        self.steps, self.batch = steps, batch
+    def __init__(
+        self, steps: int, batch: int, *, unlabelled: int = 0, shown: bool = True, stream: TextIO | None = None
+    ) -> None:
+        self.steps, self.batch, self.unlabelled = steps, batch, unlabelled
         self.stream = sys.stderr if stream is None else stream
         self.live = shown and self.stream.isatty()
         self.metrics = ""
@@ -83,6 +86,8 @@ class Progress:
         losses = "  ".join(f"{name.removeprefix('loss_')} {value:.3g}" for name, value in values.items())
         metrics = [self.metrics] if self.metrics else []
         pace = f"{self.batch / max(self._mean, 1e-9):.3g} images/s"
+        if self.unlabelled:
+            pace += f" + {self.unlabelled / max(self._mean, 1e-9):.3g} unlabelled"
         parts = [f"step {step}/{self.steps}", f"{duration(left)} left", pace, *metrics, f"lr {rate:.3g}", losses]
         return "  ".join(parts)
 

@@ -36,7 +36,8 @@ class Reports:
 
     def __init__(self, folder: RunFolder, settings: Settings) -> None:
         self.folder, self.settings = folder, settings
-        self.progress = Progress(settings.iterations, settings.batch_size, shown=folder.first)
+        more = settings.unlabelled_batch if settings.unlabelled else 0
+        self.progress = Progress(settings.iterations, settings.batch_size, unlabelled=more, shown=folder.first)
         self._board: SummaryWriter | None = None
         self._loggers: Loggers | None = None
         self._warned: set[str] = set()

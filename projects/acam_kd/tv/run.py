@@ -184,6 +184,28 @@ class Settings:
         0, flag="--distill-stop", type=natural, metavar="STEP", help="nothing is distilled from there on; 0 for never"
     )
 
+    unlabelled: tuple[str, ...] = option(
+        (),
+        section="images without labels",
+        metavar="FOLDER",
+        help="the method's losses are made on these images too; methods that need boxes or labels are left out there",
+    )
+    unlabelled_batch: int = option(
+        8, type=positive, metavar="N", help="such images a step, of all devices together, beside --batch-size"
+    )
+    unlabelled_weight: float = option(1.0, type=float, metavar="W", help="of their losses")
+    unlabelled_start: int = option(0, type=natural, metavar="STEP", help="the first step with such images")
+    unlabelled_keep_norms: bool = option(
+        False, help="running statistics of the student's batch norms are those of labelled images alone"
+    )
+    pseudo_labels: float = option(
+        0.0,
+        type=rate,
+        metavar="THRESHOLD",
+        help="label these images by the teacher, once, and train on them as on labelled ones: boxes with at least "
+        "this score, or each pixel's class, ignored below this probability; see pseudo_labels/ in --output",
+    )
+
     distill_period: int = option(
         1,
         section="what makes distilling cheaper; the first two depart from the paper",

@@ -26,9 +26,11 @@ from .loop import Moment, Training
 from .models import plain
 from .names import option
 from .preparation import prepare
+from .pseudo_labels import build_unlabelled, check_models
 from .reports import Reports
 from .run import Settings
 from .teacher_check import check_teacher
+from .unlabelled import check_unlabelled, load_unlabelled
 
 __all__ = ["train"]
 
@@ -75,6 +77,8 @@ def _train(
     training, validation = _load(asked.resolved())
     asked = folder.check(_scaled(asked, len(training)), resume=resume)
     settings = asked.resolved()
+    check_unlabelled(settings, world=fabric.world_size)
+    images = load_unlabelled(settings, validation)
     stream = Stream(
         len(training),
         batch_size=settings.batch_size,
@@ -85,10 +89,12 @@ def _train(
     settings = token_learning.ensure(settings, folder.path)
     lightning.seed_everything(settings.seed, verbose=False)
     models = build_models(settings, training, world=fabric.world_size)
+    check_models(settings, models)
     state = read_checkpoint(folder.checkpoint) if resume and folder.checkpoint.is_file() else None
-    named = {"train_split": training, "val_split": validation}
+    named = {"train_split": training, "val_split": validation} | ({} if images is None else {"unlabelled": images})
     folder.start(asked, {name: Fingerprint.of(*data.files(), data.categories) for name, data in named.items()})
     launch(fabric)
+    unlabelled = None if images is None else build_unlabelled(fabric, settings, models, images, training, folder)
     with Reports(folder, settings) as reports:
         run = Training(
             fabric,
@@ -101,6 +107,7 @@ def _train(
             signals=signals,
             reports=reports,
             observers=observers,
+            unlabelled=unlabelled,
         )
         if state is None:
             prepare(models.student, training, settings, fabric.device)
