@@ -27,6 +27,7 @@ from .files import numbers, write_atomically
 from .lock import Lock
 from .report.report import write_report
 from .report.results import Detections, Example, Row, Snapshot
+from .report.side_by_side import side_by_side
 
 __all__ = ["ENGINES", "PLANS", "Engine", "Plan", "demo", "keep_masks"]
 
@@ -70,6 +71,10 @@ PLANS = (
 )
 
 
+PICTURE = ((TEACHER, "teacher"), (PLANS[0], "student alone"), (PLANS[-1], "distilled student"))
+"""The columns of ``picture.jpg``, with their headings."""
+
+
 class Engine(Protocol):
     """The interface of the modules ``tv.demo`` and ``d2.demo``."""
 
@@ -89,7 +94,7 @@ class Engine(Protocol):
 
 
 def demo(output: Path, *, engine: str = "torchvision", seeds: Sequence[int] = (0,)) -> None:
-    """Make the missing runs, print the table, write ``table.md`` and ``report.html``.
+    """Make the missing runs, print the table, write ``table.md``, ``picture.jpg`` and ``report.html``.
 
     Args:
         output: a folder, which gets the data, the teacher, and a folder per seed.
@@ -119,6 +124,7 @@ def _demo(output: Path, runner: Engine, engine: str, seeds: Sequence[int]) -> No
     table = _table(results, seeds)
     write_atomically(output / "table.md", table + "\n")
     _report(output, results, seeds=seeds, data=data, watched=watched, engine=engine, description=runner.DESCRIPTION)
+    _picture(output, results, output / f"seed{seeds[0]}", data)
     print(f"\n{table}\n\ntook {time.perf_counter() - started:.0f} s; the report: {output / 'report.html'}")
 
 
@@ -239,6 +245,14 @@ def _report(
         examples=_examples(data, watched, {plan.name: shown[plan.key] for plan in (TEACHER, *PLANS)}),
         snapshots=_snapshots(shown["acam"]),
     )
+
+
+def _picture(output: Path, results: dict[str, list[dict[str, Any]]], students: Path, data: Path) -> None:
+    """Write ``picture.jpg``: the watched images, and what the rows of ``PICTURE`` find in them."""
+    heads = {plan.name: f"{head}: AP {results[plan.key][0]['metrics']['AP']:.1f}" for plan, head in PICTURE}
+    folders = {plan.name: (output if plan is TEACHER else students) / plan.key for plan, _ in PICTURE}
+    picture = side_by_side(_examples(data, _watched(data), folders), heads)
+    cv2.imwrite(str(output / "picture.jpg"), picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
 
 
 def _history(folder: Path) -> list[dict[str, float]]:

@@ -45,6 +45,7 @@ def test_it_runs_and_goes_on_and_is_not_repeated(small, tmp_path, monkeypatch, c
     for plan in (module.TEACHER, *PLANS):
         assert f"| {plan.name} |" in table
     assert len(table.splitlines()[0].split("|")) == len(table.splitlines()[2].split("|"))
+    assert (tmp_path / "picture.jpg").stat().st_size > 1000
     page = (tmp_path / "report.html").read_text()
     assert "ACAM-KD" in page and "plain mimicking" in page and "base64," in page
     masks = sorted(path.name for path in (tmp_path / "seed0/acam/masks").iterdir())
