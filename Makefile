@@ -8,7 +8,7 @@ ENGINE ?= torchvision
 DEMO_ARGS ?=
 BIN = $(VENV)/bin
 
-.PHONY: install demo test test-all lint
+.PHONY: install demo test test-all lint docs
 
 # setuptools < 81 has the pkg_resources that Detectron2's model zoo imports.
 install:
@@ -27,3 +27,8 @@ test-all: install
 
 lint: install
 	PATH="$(abspath $(BIN)):$$PATH" bash dev/linter.sh
+
+# The site, in build/docs/html; a warning fails it.
+docs: install
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[docs]"
+	PYTHON="$(abspath $(BIN))/python" bash dev/docs.sh

@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 setup(
     name="acam-kd",
     version="0.2.0",
-    description="Knowledge distillation for dense prediction: ACAM-KD on Detectron2",
+    description="Knowledge distillation for dense prediction, on torchvision and Detectron2",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -37,5 +37,6 @@ setup(
     extras_require={
         # Detectron2 is not on the package index; README.md, Set-up. timm: its ViT imports it, and is tested.
         "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "types-PyYAML", "timm"],
+        "docs": ["sphinx", "myst-parser", "furo"],
     },
 )

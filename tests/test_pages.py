@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +14,8 @@ from acam_kd.cli import COMMANDS, _parser
 from acam_kd.core import DISTILLER_REGISTRY
 
 from .conftest import MISSING
-from .pages import anchors, blocks, commands, links, pages
+from .pages import ROOT, anchors, blocks, commands, links, pages
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = pages(ROOT)
 COMMAND_LINES = [(page, words) for page in PAGES for words in commands(page)]
 needs_detectron2 = pytest.mark.skipif(bool(MISSING), reason="Detectron2 is not installed")
