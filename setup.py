@@ -6,6 +6,8 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
+LIGHTNING = "lightning>=2.6,!=2.6.2,!=2.6.3"  # those two were compromised (GHSA-w37p-236h-pfx3)
+
 setup(
     name="acam-kd",
     version="0.2.0",
@@ -29,14 +31,15 @@ setup(
         "opencv-python",
         "numpy",
         "safetensors",
-        "lightning>=2.6,!=2.6.2,!=2.6.3",  # those two were compromised (GHSA-w37p-236h-pfx3)
         "tensorboard",
         "matplotlib",
         "jinja2",
     ],
     extras_require={
+        # For `acam-kd train` and the demo; Detectron2 and acam_kd.distill do without.
+        "lightning": [LIGHTNING],
         # Detectron2 is not on the package index; README.md, Set-up. timm: its ViT imports it, and is tested.
-        "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "types-PyYAML", "timm"],
+        "dev": [LIGHTNING, "pytest", "pytest-xdist", "ruff", "mypy", "types-PyYAML", "timm"],
         "docs": ["sphinx", "myst-parser", "furo"],
     },
 )

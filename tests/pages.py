@@ -35,7 +35,8 @@ def blocks(page: Path, language: str) -> list[Block]:
 def links(page: Path) -> list[str]:
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"`[^`]*`\b", "", text)
-    return [link for link in LINK.findall(text) if not link.startswith(OUTSIDE)]
+    found = LINK.findall(text) + re.findall(r'<img src="([^"]+)"', text)
+    return [link for link in found if not link.startswith(OUTSIDE)]
 
 
 def anchors(page: Path) -> set[str]:
