@@ -8,13 +8,20 @@ ENGINE ?= torchvision
 DEMO_ARGS ?=
 BIN = $(VENV)/bin
 
-.PHONY: install demo test test-all lint
+.PHONY: install detectron2 demo test test-all lint docs package
 
 # setuptools < 81 has the pkg_resources that Detectron2's model zoo imports.
 install:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt wheel "setuptools<81"
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[dev]"
+
+# Detectron2 from source, at the tested commit, beside this folder.
+detectron2: install
+	$(BIN)/python -m pip install -q -c constraints.txt ninja torch torchvision
+	test -d ../detectron2 || git clone -q https://github.com/facebookresearch/detectron2 ../detectron2
+	git -C ../detectron2 checkout -q 02b5c4e
+	$(BIN)/python -m pip install -q --no-build-isolation -e ../detectron2
 
 demo: install
 	$(BIN)/acam-kd demo --engine $(ENGINE) $(DEMO_ARGS)
@@ -27,3 +34,15 @@ test-all: install
 
 lint: install
 	PATH="$(abspath $(BIN)):$$PATH" bash dev/linter.sh
+
+# The site, in build/docs/html; a warning fails it.
+docs: install
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[docs]"
+	PYTHON="$(abspath $(BIN))/python" bash dev/docs.sh
+
+# Wheel and source distribution, checked.
+package: install
+	$(BIN)/python -m pip install -q -c constraints.txt build twine
+	rm -rf dist
+	$(BIN)/python -m build -n
+	$(BIN)/python -m twine check --strict dist/*

@@ -6,10 +6,12 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
+LIGHTNING = "lightning>=2.6,!=2.6.2,!=2.6.3"  # those two were compromised (GHSA-w37p-236h-pfx3)
+
 setup(
     name="acam-kd",
     version="0.2.0",
-    description="Knowledge distillation for dense prediction: ACAM-KD on Detectron2",
+    description="Knowledge distillation for dense prediction, on torchvision and Detectron2",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -29,7 +31,6 @@ setup(
         "opencv-python",
         "numpy",
         "safetensors",
-        "lightning>=2.6,!=2.6.2,!=2.6.3",  # those two were compromised (GHSA-w37p-236h-pfx3)
         "tensorboard",
         "matplotlib",
         "jinja2",
@@ -37,7 +38,10 @@ setup(
     extras_require={
         # acam-kd export --format onnx; the other formats need nothing.
         "export": ["onnx", "onnxruntime", "onnxscript"],
+        # For `acam-kd train` and the demo; Detectron2 and acam_kd.distill do without.
+        "lightning": [LIGHTNING],
         # Detectron2 is not on the package index; README.md, Set-up. timm: its ViT imports it, and is tested.
-        "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "types-PyYAML", "timm"],
+        "dev": [LIGHTNING, "pytest", "pytest-xdist", "ruff", "mypy", "types-PyYAML", "timm"],
+        "docs": ["sphinx", "myst-parser", "furo"],
     },
 )

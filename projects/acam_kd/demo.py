@@ -13,7 +13,7 @@ import platform
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ from .files import numbers, write_atomically
 from .lock import Lock
 from .report.report import write_report
 from .report.results import Detections, Example, Row, Snapshot
+from .report.side_by_side import side_by_side
 
 __all__ = ["ENGINES", "PLANS", "Engine", "Plan", "demo", "keep_masks"]
 
@@ -49,6 +50,7 @@ class Plan:
         method: the distiller; empty for none.
         weight: the distiller's alpha, in multiples of the engine's alpha.
         inherit: the student's neck and head start from the teacher's.
+        quick: a few iterations, to see that everything is installed.
     """
 
     key: str
@@ -58,6 +60,7 @@ class Plan:
     method: str = ""
     weight: float = 1.0
     inherit: bool = True
+    quick: bool = False
 
 
 TEACHER = Plan("teacher", "teacher", "the large model", role="teacher", inherit=False)
@@ -68,6 +71,10 @@ PLANS = (
     Plan("mimicking", "plain mimicking", "and imitates the teacher's features, all alike", method="Mimic", weight=2.0),
     Plan("acam", "ACAM-KD", "and imitates them where the masks say", method="ACAMKD"),
 )
+
+
+PICTURE = ((TEACHER, "teacher"), (PLANS[0], "student alone"), (PLANS[-1], "distilled student"))
+"""The columns of ``picture.jpg``, with their headings."""
 
 
 class Engine(Protocol):
@@ -88,12 +95,12 @@ class Engine(Protocol):
         """
 
 
-def demo(output: Path, *, engine: str = "torchvision", seeds: Sequence[int] = (0,)) -> None:
-    """Make the missing runs, print the table, write ``table.md`` and ``report.html``.
+def demo(output: Path, *, engine: str = "torchvision", seeds: Sequence[int] = (0,), quick: bool = False) -> None:
+    """Make the missing runs, print the table, write ``table.md``, ``picture.jpg`` and ``report.html``.
 
     Args:
         output: a folder, which gets the data, the teacher, and a folder per seed.
-        engine: a key of ``ENGINES``.
+        engine, quick: a key of ``ENGINES``; see ``Plan``.
         seeds: the seeds of the students; data and teacher have seed 0.
 
     Raises:
@@ -101,24 +108,26 @@ def demo(output: Path, *, engine: str = "torchvision", seeds: Sequence[int] = (0
     """
     runner = _engine(engine)
     with Lock(output):
-        _demo(output, runner, engine, seeds)
+        _demo(output, runner, engine, seeds, quick)
 
 
-def _demo(output: Path, runner: Engine, engine: str, seeds: Sequence[int]) -> None:
+def _demo(output: Path, runner: Engine, engine: str, seeds: Sequence[int], quick: bool) -> None:
     started = time.perf_counter()
-    logger.info("drawing the data into %s", output / "data")
     data = make_shapes(output / "data")
     watched = _watched(data)
     folders = {(seed, plan.key): output / f"seed{seed}" / plan.key for seed in seeds for plan in PLANS}
     todo = [(TEACHER, output / "teacher", 0), *((p, folders[seed, p.key], seed) for seed in seeds for p in PLANS)]
     for number, (plan, folder, seed) in enumerate(todo, 1):
         logger.info("\n== %d of %d: %s, seed %d (%s) ==", number, len(todo), plan.name, seed, folder)
-        runner.run(plan, folder, data=data, teacher=output / "teacher", seed=seed, watched=watched)
+        runner.run(
+            replace(plan, quick=quick), folder, data=data, teacher=output / "teacher", seed=seed, watched=watched
+        )
     results = {plan.key: [_result(folders[seed, plan.key]) for seed in seeds] for plan in PLANS}
     results["teacher"] = [_result(output / "teacher")]
     table = _table(results, seeds)
     write_atomically(output / "table.md", table + "\n")
     _report(output, results, seeds=seeds, data=data, watched=watched, engine=engine, description=runner.DESCRIPTION)
+    _picture(output, results, output / f"seed{seeds[0]}", data)
     print(f"\n{table}\n\ntook {time.perf_counter() - started:.0f} s; the report: {output / 'report.html'}")
 
 
@@ -156,6 +165,10 @@ def keep_masks(
 def _result(folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = json.loads((folder / "result.json").read_text())
     return {**result, "metrics": numbers(result["metrics"])}
+
+
+def _lines(path: Path) -> list[dict[str, float]]:
+    return [numbers(json.loads(line)) for line in path.read_text().splitlines()]
 
 
 def _content(data: Path) -> dict[str, Any]:
@@ -213,7 +226,7 @@ def _report(
                 metrics={m: statistics.mean(r["metrics"][m] for r in runs) for m in METRICS},
                 seconds=statistics.mean(r["seconds"] for r in runs),
                 parameters=runs[0]["parameters"],
-                history=_history(shown[plan.key]),
+                history=_lines(shown[plan.key] / "metrics.jsonl"),
                 role=plan.role,
             )
         )
@@ -241,9 +254,12 @@ def _report(
     )
 
 
-def _history(folder: Path) -> list[dict[str, float]]:
-    """Read the lines of metrics.jsonl."""
-    return [numbers(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def _picture(output: Path, results: dict[str, list[dict[str, Any]]], students: Path, data: Path) -> None:
+    """Write ``picture.jpg``: the watched images, and what the rows of ``PICTURE`` find in them."""
+    heads = {plan.name: f"{head}: AP {results[plan.key][0]['metrics']['AP']:.1f}" for plan, head in PICTURE}
+    folders = {plan.name: (output if plan is TEACHER else students) / plan.key for plan, _ in PICTURE}
+    picture = side_by_side(_examples(data, _watched(data), folders), heads)
+    cv2.imwrite(str(output / "picture.jpg"), picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
 
 
 def _examples(data: Path, watched: Sequence[str], folders: dict[str, Path]) -> list[Example]:
@@ -261,10 +277,9 @@ def _examples(data: Path, watched: Sequence[str], folders: dict[str, Path]) -> l
             scores = np.array([a["score"] for a in kept]) if "score" in (annotations or [{}])[0] else None
             return Detections(boxes, [names[a["category_id"]] for a in kept], scores)
 
-        pixels = cv2.imread(str(Path(find_split(data, "val").image_root) / image["file_name"]))
+        pixels = cv2.imread(str(Path(find_split(data, "val").image_root) / image["file_name"]), cv2.IMREAD_COLOR_RGB)
         found = {name: of(results) for name, results in predictions.items()}
-        rgb = np.ascontiguousarray(pixels[:, :, ::-1])  # type: ignore[index]
-        examples.append(Example(image["file_name"], rgb, of(content["annotations"]), found))
+        examples.append(Example(image["file_name"], pixels, of(content["annotations"]), found))  # type: ignore[arg-type]
     return examples
 
 

@@ -373,3 +373,14 @@ def test_devices_may_be_chosen_by_lightning(data, tmp_path, capsys):
     assert "NaN" not in printed[-2] and json.loads(printed[-2])["APl"] is None  # no object is large
     run("eval", "--data", data, "--student", tmp_path / "run", "--workers", 0)
     assert capsys.readouterr().out.strip().splitlines()[-1] == printed[-2]
+
+
+def test_training_without_lightning_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.delitem(sys.modules, "acam_kd.tv.training", raising=False)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lightning"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    with pytest.raises(SystemExit, match=r"Lightning to be installed; pip install 'acam-kd\[lightning\]'"):
+        cli.main(
+            ["train", "--data", str(tmp_path), "--student", "fcos_resnet18_fpn", "--output", str(tmp_path / "run")]
+        )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
 from acam_kd import demo as module
+from acam_kd.cli import main
 from acam_kd.core.errors import ConfigError
 from acam_kd.data import shapes
 from acam_kd.demo import PLANS, demo
@@ -45,6 +47,7 @@ def test_it_runs_and_goes_on_and_is_not_repeated(small, tmp_path, monkeypatch, c
     for plan in (module.TEACHER, *PLANS):
         assert f"| {plan.name} |" in table
     assert len(table.splitlines()[0].split("|")) == len(table.splitlines()[2].split("|"))
+    assert (tmp_path / "picture.jpg").stat().st_size > 1000
     page = (tmp_path / "report.html").read_text()
     assert "ACAM-KD" in page and "plain mimicking" in page and "base64," in page
     masks = sorted(path.name for path in (tmp_path / "seed0/acam/masks").iterdir())
@@ -71,6 +74,23 @@ def test_rows_differ_only_in_what_they_say(small, tmp_path, monkeypatch):
         "mimicking": ("Mimic", ("alpha=20.0",), "always", True),
         "acam": ("ACAMKD", ("alpha=10.0",), "always", True),
     }
+
+
+def test_a_quick_demo_is_short_and_has_a_folder_of_its_own(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(engine, "train", lambda settings, folder, **_: asked.append(settings))
+    data = shapes.make_shapes(tmp_path, size=96)
+    for plan in (module.TEACHER, *PLANS):
+        quick = dataclasses.replace(plan, quick=True)
+        engine.run(quick, tmp_path / plan.key, data=data, teacher=tmp_path / "t", seed=0, watched=[])
+    assert {(s.iterations, s.eval_period, s.warmup) for s in asked} == {(10, 10, 5)}
+    outputs = []
+    monkeypatch.setattr(module, "demo", lambda output, **given: outputs.append((str(output), given["quick"])))
+    for arguments in (["demo"], ["demo", "--quick"], ["demo", "--quick", "--engine", "detectron2"]):
+        main(arguments)
+    assert outputs == [
+        ("output/demo", False), ("output/demo_quick", True), ("output/demo_detectron2_quick", True)
+    ]  # fmt: skip
 
 
 def test_watched_images_have_objects_of_many_sizes(small, tmp_path):

@@ -19,11 +19,12 @@ class Demo:
     seeds: tuple[int, ...] = option(
         (), type=natural, metavar="N", help="of the students; the teacher keeps its own; 0 if left out"
     )
+    quick: bool = option(False, help="a few iterations, to see that everything is installed")
     output: Path | None = option(
         None,
         type=Path,
         metavar="FOLDER",
-        help="a demo found there is resumed; default: output/demo, or output/demo_detectron2",
+        help="a demo found there is resumed; default: output/demo, with _detectron2 or _quick added",
     )
 
 
@@ -37,7 +38,9 @@ def run(values: Values) -> None:
 
     asked = instance(Demo, values)
     suffix = "" if asked.engine == "torchvision" else f"_{asked.engine}"
-    demo(asked.output or Path(f"output/demo{suffix}"), engine=asked.engine, seeds=asked.seeds or (0,))
+    suffix += "_quick" if asked.quick else ""
+    output = asked.output or Path(f"output/demo{suffix}")
+    demo(output, engine=asked.engine, seeds=asked.seeds or (0,), quick=asked.quick)
 
 
 COMMAND = Command("demo", "show the whole story on drawn shapes, in a quarter of an hour", run, (Demo,), "acam-kd demo")

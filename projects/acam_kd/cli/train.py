@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import ConfigError
 from ..data.labels import read_names
 from ..fields import instance, option
 from ..files import to_json
@@ -29,10 +30,17 @@ def run(values: Values) -> None:
     """Train, and print the metrics.
 
     Raises:
-        ConfigError: an option cannot be used.
+        ConfigError: an option cannot be used, or Lightning is not installed.
         RunError: the run cannot go on.
     """
-    from ..tv.training import train
+    try:
+        from ..tv.training import train
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] != "lightning":
+            raise
+        raise ConfigError(
+            "command", "train without Lightning", "Lightning to be installed", "pip install 'acam-kd[lightning]'"
+        ) from error
 
     folder = instance(Folder, values)
     result = train(settings_of(values), folder.output, resume=folder.resume)

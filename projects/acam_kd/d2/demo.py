@@ -57,6 +57,8 @@ def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watch
         "--resume",
     ]
     command += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
+    if plan.quick:
+        command += ["SOLVER.MAX_ITER", "10", "SOLVER.CHECKPOINT_PERIOD", "10", "TEST.EVAL_PERIOD", "10"]
     if plan.role != "teacher":
         command += ["DISTILL.TEACHER.WEIGHTS", str(teacher / "model_final.pth"), "DISTILL.METHOD", plan.method]
         command += ["DISTILL.INHERIT", "always" if plan.inherit else "never"]

@@ -10,7 +10,7 @@ import numpy as np
 
 from .panels import Array
 
-__all__ = ["Detections", "Example", "Row", "Snapshot", "hits", "metric_names", "sentences"]
+__all__ = ["Detections", "Example", "Row", "Snapshot", "hits", "metric_names", "overlap", "sentences"]
 
 ROLES = ("teacher", "alone", "student")
 OVERLAP = 0.5
@@ -155,7 +155,7 @@ def hits(found: Detections, truth: Detections) -> list[bool]:
     result = [False] * len(found.boxes)
     for k in order:
         same = [i for i in free if truth.labels[i] == found.labels[k]]
-        overlaps = {i: _overlap(found.boxes[k], truth.boxes[i]) for i in same}
+        overlaps = {i: overlap(found.boxes[k], truth.boxes[i]) for i in same}
         best = max(overlaps, key=lambda i: overlaps[i], default=None)
         if best is not None and overlaps[best] >= OVERLAP:
             free.remove(best)
@@ -163,7 +163,8 @@ def hits(found: Detections, truth: Detections) -> list[bool]:
     return result
 
 
-def _overlap(a: Array, b: Array) -> float:
+def overlap(a: Array, b: Array) -> float:
+    """Compute the intersection over union of two boxes, x0, y0, x1, y1; 0 for empty ones."""
     sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
     common = float(sides.clip(min=0).prod())
     union = float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod()) - common

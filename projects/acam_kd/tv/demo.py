@@ -20,6 +20,7 @@ __all__ = ["DESCRIPTION", "run"]
 
 TEACHER, STUDENT = "fcos_resnet18_fpn64_bn", "fcos_mobilenet_v3_small_fpn64_bn"
 TEACHER_ITERATIONS, ITERATIONS = 400, 300
+QUICK = 10
 TEACHER_LEARNING_RATE, LEARNING_RATE = 0.001, 0.004
 ALPHA = 10.0
 SIZE = 160
@@ -33,7 +34,7 @@ def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watch
     """Train and evaluate one model; see ``demo.Engine``."""
     val = find_split(data, "val")
     is_teacher = plan.role == "teacher"
-    iterations = TEACHER_ITERATIONS if is_teacher else ITERATIONS
+    iterations = QUICK if plan.quick else TEACHER_ITERATIONS if is_teacher else ITERATIONS
     settings = Settings(
         find_split(data, "train"),
         val,
@@ -47,10 +48,10 @@ def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watch
         batch_size=8,
         optimizer="adamw",
         learning_rate=TEACHER_LEARNING_RATE if is_teacher else LEARNING_RATE,
-        warmup=50,
+        warmup=min(50, iterations // 2),
         seed=seed,
         workers=0,
-        eval_period=iterations // 3,
+        eval_period=iterations if plan.quick else iterations // 3,
         checkpoint_period=50,
     )
     images = [Path(val.image_root) / name for name in watched]

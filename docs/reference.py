@@ -1,0 +1,134 @@
+"""The pages that are made from the code: commands, config keys, methods, Python."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from acam_kd.cli import _parser
+from acam_kd.core import DISTILLER_REGISTRY
+from acam_kd.core.distiller import Recipe, method_arguments
+
+DOCS = Path(__file__).resolve().parent
+PACKAGE = DOCS.parent / "projects/acam_kd"
+API = {
+    "The front door": ["acam_kd.distill", "acam_kd.learn_tokens"],
+    "Attached": ["acam_kd.core.distillation.Distillation"],
+    "For methods": [
+        "acam_kd.core.distiller.Distiller",
+        "acam_kd.core.distiller.Recipe",
+        "acam_kd.core.targets.Targets",
+    ],
+    "Errors": ["acam_kd.core.errors.ConfigError", "acam_kd.core.errors.RunError"],
+    "Adapters": ["acam_kd.core.adapter.Adapter", "acam_kd.core.adapter.ModuleAdapter"],
+    "Detectron2": [
+        "acam_kd.d2.config.add_distillation_config",
+        "acam_kd.d2.checkpoint.checkpoint_distiller",
+        "acam_kd.d2.checkpoint.guard_gradients",
+        "acam_kd.d2.teacher.load_teacher",
+    ],
+}
+MEASURED = ("comparison.md",)
+FAMILIES = {
+    "retinanet": "RetinaNet",
+    "fcos": "FCOS",
+    "reppoints": "RepPoints",
+    "rcnn": "Faster, Mask, Keypoint and Cascade R-CNN",
+    "semseg": "segmentation",
+}
+
+
+def command_pages() -> dict[str, str]:
+    """Return a page for the command and one for each subcommand: the text of ``--help``."""
+    os.environ["COLUMNS"] = "100"
+    parser = _parser()
+    (commands,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
+    pages = {"cli": f"# acam-kd\n\n```text\n{parser.format_help()}```\n"}
+    for name, command in commands.items():
+        pages[f"cli_{name}"] = f"# acam-kd {name}\n\n```text\n{command.format_help()}```\n"
+    return pages
+
+
+def config_page() -> str:
+    """Return the keys of ``add_distillation_config``, with the comment above each."""
+    rows, comment, ended = [], [], True
+    for line in (PACKAGE / "d2/config.py").read_text().splitlines():
+        text = line.strip()
+        if text.startswith("# "):
+            comment = [] if ended else comment
+            comment.append(text[2:])
+            ended = False
+        elif match := re.fullmatch(r"cfg\.((?:DISTILL|DATASETS)[\w.]*) = (.+)", text):
+            ended = True  # keys that follow one another share the comment
+            if match[2] != "CfgNode()":
+                rows.append(f"`{match[1]}`\n: default `{match[2]}`. {' '.join(comment)}\n")
+        else:
+            comment = []
+    methods = "".join(
+        f"\n### {name}\n\n"
+        + "".join(f"- `DISTILL.{name.upper()}.{argument.upper()}`\n" for argument in method_arguments(cls))
+        for name, cls in DISTILLER_REGISTRY
+    )
+    head = "# Config keys of Detectron2\n\n`add_distillation_config` adds these to a config.\n\n"
+    own = "\n## Settings of each method\n\nNone, the default, stands for the recipe's value, else the constructor's. "
+    own += "Each has `LEVELS` and `TAPS`, too.\n"
+    return head + "\n".join(rows) + own + methods
+
+
+def api_page() -> str:
+    """Return the page of the Python API, which autodoc fills."""
+    parts = ["# Python API\n"]
+    for title, names in API.items():
+        directives = "\n".join(_directive(name) for name in names)
+        parts.append(f"## {title}\n\n```{{eval-rst}}\n{directives}```\n")
+    return "\n".join(parts)
+
+
+def _directive(name: str) -> str:
+    is_class = name.rpartition(".")[2][0].isupper()
+    kind, options = ("autoclass", "   :members:\n") if is_class else ("autofunction", "")
+    return f".. {kind}:: {name}\n{options}"
+
+
+def method_pages() -> dict[str, str]:
+    """Return a page for each registered method: its docstring, recipes, and measured rows."""
+    return {name: _method_page(name, cls) for name, cls in DISTILLER_REGISTRY}
+
+
+def _method_page(name: str, cls: type) -> str:
+    place = f"{cls.__module__}.{cls.__qualname__}"
+    reads, needs = (", ".join(getattr(cls, field)) or "nothing" for field in ("reads", "needs"))
+    defaults = "".join(f"| `{key}` | `{value!r}` |\n" for key, value in method_arguments(cls).items())
+    recipes = "".join(_recipe(family, recipe) for family, recipe in cls.recipes.items())  # type: ignore[attr-defined]
+    table = (
+        f"\n## Recipes\n\n| for | settings | levels, taps | source |\n|---|---|---|---|\n{recipes}" if recipes else ""
+    )
+    return (
+        f"# {name}\n\n```{{eval-rst}}\n.. autoclass:: {place}\n   :no-index:\n```\n\n"
+        f"It reads: {reads}. Beside features it needs: {needs}.\n\n"
+        f"| argument | default |\n|---|---|\n{defaults}{table}{_measured(name)}"
+    )
+
+
+def _recipe(family: str, recipe: Recipe) -> str:
+    arguments = ", ".join(f"`{key}={value!r}`" for key, value in recipe.arguments.items()) or "the defaults"
+    first, last = recipe.levels
+    levels = {(0, None): "all levels", (0, 4): "the first four levels", (-1, None): "the last level"}[first, last]
+    where = ", ".join([levels, *(f"`{tap}`" for tap in recipe.taps)])
+    return f"| {FAMILIES[family]} | {arguments} | {where} | {recipe.source} |\n"
+
+
+def _measured(name: str) -> str:
+    """Return the rows of the measured tables that are this method's."""
+    names = {"ACAMKD": "ACAM-KD", "Mimic": "plain "}
+    found = ""
+    for page in MEASURED:
+        for section in re.split(r"(?m)^(?=## )", (DOCS / page).read_text())[1:]:
+            tables = re.findall(r"(?m)^(\| row .*\n\|---.*\n)((?:\|.*\n)+)", section)
+            for head, rows in tables:
+                kept = [row for row in rows.splitlines(True) if re.match(rf"\| {names.get(name, name)}\b", row)]
+                if kept:
+                    found += f"\n### {section.splitlines()[0][3:]}\n\n{head}{''.join(kept)}"
+    note = "\n## Measured\n\nWith what data and weights: [comparison](../comparison.md).\n"
+    return note + found if found else "\n## Measured\n\nNot in a table of this version.\n"
