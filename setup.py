@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
+EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 LIGHTNING = "lightning>=2.6,!=2.6.2,!=2.6.3"  # those two were compromised (GHSA-w37p-236h-pfx3)
 
 setup(
@@ -37,11 +38,11 @@ setup(
     ],
     extras_require={
         # acam-kd export --format onnx; the other formats need nothing.
-        "export": ["onnx", "onnxruntime", "onnxscript"],
+        "export": EXPORT,
         # For `acam-kd train` and the demo; Detectron2 and acam_kd.distill do without.
         "lightning": [LIGHTNING],
         # Detectron2 is not on the package index; README.md, Set-up. timm: its ViT imports it, and is tested.
-        "dev": [LIGHTNING, "pytest", "pytest-xdist", "ruff", "mypy", "types-PyYAML", "timm"],
+        "dev": [LIGHTNING, *EXPORT, "pytest", "pytest-xdist", "ruff", "mypy", "types-PyYAML", "timm"],
         "docs": ["sphinx", "myst-parser", "furo"],
     },
 )

@@ -102,7 +102,7 @@ def test_what_only_evaluation_needs_is_asked_for_validation_only(files, tmp_path
         "OUTPUT_DIR",
         str(tmp_path / "run"),
     )
-    cfg.DATASETS.COCO_FORMAT, cfg.DATASETS.SEM_SEG = entries, []
+    cfg.DATASETS.COCO_FORMAT, cfg.DATASETS.SEM_SEG, cfg.DATASETS.UNLABELLED = entries, [], ()
     register_datasets(cfg, training=True)
     areas = [
         [a.get("area") for a in COCO(MetadataCatalog.get(name).json_file).dataset["annotations"]]

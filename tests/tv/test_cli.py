@@ -278,7 +278,7 @@ WORDS = {
 """The words for an argument that has no single option."""
 NOT_OURS = {
     "teacher_channels",
-    *("example_inputs", "path"),  # of calls in Python only
+    *("example_inputs", "path", "batch"),  # of calls in Python only
     *(
         "plan",
         "settings",

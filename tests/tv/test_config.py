@@ -11,7 +11,8 @@ import yaml
 
 from acam_kd import cli
 from acam_kd.data.splits import LabelSplit
-from acam_kd.tv.run import COCO_IMAGES, Settings
+from acam_kd.tv.defaults import COCO_IMAGES
+from acam_kd.tv.run import Settings
 from acam_kd.tv.training import train
 
 from .conftest import STUDENT

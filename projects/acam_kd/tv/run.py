@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core import DISTILLER_REGISTRY, TAPS, read_methods
-from ..core.errors import ConfigError
+from ..core import DISTILLER_REGISTRY, TAPS
 from ..core.teacher import PRECISIONS
 from ..core.trunk_weights import ORDERS
 from ..core.weighting import WEIGHTS
@@ -18,9 +16,21 @@ from ..data.folders import ClassSplit
 from ..data.splits import LabelSplit, Split
 from ..fields import flag, natural, option, positive, rate
 from .card import read_card
+from .defaults import (
+    ADAMW_RATE,
+    BATCH,
+    CHECKPOINT_PERIOD,
+    COCO_EPOCHS,
+    COCO_STEPS,
+    EVAL_PERIOD,
+    MIN_PERIOD,
+    MIN_STEPS,
+    SGD_RATE,
+    left_out,
+)
 from .loggers import LOGGERS
-from .names import option as name_of
 from .trunk import NORMS
+from .values import decay, devices, method
 
 __all__ = ["ANYTIME", "SCALED", "Settings"]
 
@@ -41,31 +51,6 @@ ANYTIME = (
 SCALED = ("iterations", "learning_rate")
 """The settings that follow from data and batch, and from the run that is resumed, where they are left out."""
 METHODS = [name for name, _ in DISTILLER_REGISTRY]
-BATCH = 16
-COCO_STEPS, COCO_IMAGES = 90000, 118287
-COCO_EPOCHS = COCO_STEPS * BATCH / COCO_IMAGES
-MIN_STEPS = 3000
-SGD_RATE, ADAMW_RATE = 0.01, 0.0002
-MIN_PERIOD, CHECKPOINT_PERIOD, EVAL_PERIOD = 100, 1000, 5000
-
-
-def _method(text: str) -> str:
-    try:
-        read_methods("" if text == "none" else text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(error.render(name_of).removeprefix("--method: ")) from None
-    return text
-
-
-def _devices(text: str) -> int | str:
-    return text if text == "auto" else positive(text)
-
-
-def _decay(text: str) -> float:
-    value = rate(text)
-    if value >= 1:
-        raise argparse.ArgumentTypeError(f"must be below 1, found {value}")
-    return value
 
 
 @dataclass(frozen=True)
@@ -144,7 +129,7 @@ class Settings:
     )
     method: str = option(
         "",
-        type=_method,
+        type=method,
         metavar="METHOD[+METHOD...]",
         help=f"{', '.join(METHODS)}; none; or several at once, as PKD+KD. Default: ACAMKD with a teacher, none without",
     )
@@ -250,7 +235,7 @@ class Settings:
     )
     ema: float = option(
         0.0,
-        type=_decay,
+        type=decay,
         metavar="DECAY",
         help="keep a moving average of the student's weights, as with 0.999, and evaluate, save and export that",
     )
@@ -283,7 +268,7 @@ class Settings:
         (), choices=tuple(LOGGERS), help="more loggers, beside TensorBoard's file; Lightning's"
     )
     devices: int | str = option(
-        1, type=_devices, metavar="N|auto", help="GPUs, or processes on a CPU, per node; or auto"
+        1, type=devices, metavar="N|auto", help="GPUs, or processes on a CPU, per node; or auto"
     )
     num_nodes: int = option(1, type=positive, metavar="N", help="machines; torchrun or SLURM starts the command")
     accelerator: str = option("auto", help="Lightning's: auto, gpu, cpu, ...")
@@ -312,25 +297,14 @@ class Settings:
     def scaled(self, images: int) -> Settings:
         """Return the settings with the iterations, the learning rate and the periods that were left out.
 
-        Iterations follow from ``epochs``. Without these, there are as many epochs as ``COCO_STEPS`` steps are on COCO,
-        or ``MIN_STEPS`` steps if these are more. Both are steps of ``BATCH`` images. There are four evaluations and ten
-        checkpoints, where the limits of their periods allow it.
+        ``defaults.py`` says which.
 
         Args:
             images: the number of images to train on.
         """
-        seen = self.epochs * images or max(COCO_EPOCHS * images, MIN_STEPS * BATCH)
-        share = self.batch_size / BATCH
-        rate = SGD_RATE * share if self.optimizer == "sgd" else ADAMW_RATE * share**0.5
-        iterations = self.iterations or max(1, round(seen / self.batch_size))
-        return dataclasses.replace(
-            self,
-            epochs=0.0,
-            iterations=iterations,
-            learning_rate=self.learning_rate or rate,
-            eval_period=self.eval_period or max(MIN_PERIOD, min(iterations // 4, EVAL_PERIOD)),
-            checkpoint_period=self.checkpoint_period or max(MIN_PERIOD, min(iterations // 10, CHECKPOINT_PERIOD)),
-        )
+        found = left_out(self.epochs, self.batch_size, self.optimizer, self.iterations, images)
+        given = {name: value for name in found if (value := getattr(self, name))}
+        return dataclasses.replace(self, epochs=0.0, **{**found, **given})
 
     def asdict(self) -> dict[str, Any]:
         """Return the settings as a dict of json's types only."""
