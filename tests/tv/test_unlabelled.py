@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +22,7 @@ from acam_kd.tv.batches import Stream
 from acam_kd.tv.build import build_models
 from acam_kd.tv.labels import load_data
 from acam_kd.tv.models import build_model
-from acam_kd.tv.pseudo_labels import _label_map
+from acam_kd.tv.pseudo_labels import _label_map, check_models
 from acam_kd.tv.segmentation import Segmentor
 from acam_kd.tv.training import train
 from acam_kd.tv.unlabelled import SEED, UnlabelledBatches, UnlabelledImages, check_unlabelled
@@ -315,3 +316,9 @@ def test_two_processes_share_both_batches(data, finished, pictures, tmp_path, ro
     if "MGD" not in more:
         content = json.loads((tmp_path / "run/pseudo_labels/boxes.json").read_text())
         assert [image["id"] for image in content["images"]] == [1, 2, 3, 4] and content["annotations"]
+
+
+def test_a_classifier_is_refused():
+    settings = types.SimpleNamespace(unlabelled=("more",), pseudo_labels=0.0, student_name="resnet20")
+    with refuses("unlabelled", "a classifier, resnet20", "a detector or a segmentor"):
+        check_models(settings, None)

@@ -26,6 +26,7 @@ from .build import Models
 from .data import Images, evaluation_loader
 from .folder import RunFolder
 from .labels import load_data
+from .models import is_classifier
 from .run import Settings
 from .segmentation import Segmentor
 from .unlabelled import Several, UnlabelledBatches, UnlabelledImages
@@ -46,6 +47,10 @@ def check_models(settings: Settings, models: Models) -> None:
     """
     if not settings.unlabelled:
         return
+    if is_classifier(settings.student_name):
+        raise ConfigError(
+            "unlabelled", f"a classifier, {settings.student_name}", "a detector or a segmentor as {student}"
+        )
     if not settings.pseudo_labels:
         models.student.distillation.on_unlabelled.check()  # type: ignore[union-attr,operator]
         return
