@@ -36,6 +36,7 @@ FAMILIES = {
     "reppoints": "RepPoints",
     "rcnn": "Faster, Mask, Keypoint and Cascade R-CNN",
     "semseg": "segmentation",
+    "classifier": "classification of images",
 }
 
 
@@ -114,7 +115,12 @@ def _method_page(name: str, cls: type) -> str:
 def _recipe(family: str, recipe: Recipe) -> str:
     arguments = ", ".join(f"`{key}={value!r}`" for key, value in recipe.arguments.items()) or "the defaults"
     first, last = recipe.levels
-    levels = {(0, None): "all levels", (0, 4): "the first four levels", (-1, None): "the last level"}[first, last]
+    levels = {
+        (0, None): "all levels",
+        (0, 4): "the first four levels",
+        (-1, None): "the last level",
+        (-2, -1): "the second-last level",
+    }[first, last]
     where = ", ".join([levels, *(f"`{tap}`" for tap in recipe.taps)])
     return f"| {FAMILIES[family]} | {arguments} | {where} | {recipe.source} |\n"
 
