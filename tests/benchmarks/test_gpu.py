@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from benchmarks import gpu
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
+from benchmarks import gpu  # noqa: E402
 from benchmarks.gpu_case import Case, Scale
 from benchmarks.gpu_report import tables
 from benchmarks.report import machine
