@@ -18,6 +18,8 @@ from acam_kd.tv.checkpoint import read_checkpoint
 from acam_kd.tv.folder import RunFolder
 from acam_kd.tv.training import train
 
+from .test_training import interrupted, same, student_of
+
 
 def linear(value):
     model = nn.Linear(1, 1, bias=False)
@@ -90,16 +92,9 @@ def test_a_run_keeps_its_average_and_its_best(settings, tmp_path):
 def test_a_resumed_run_has_the_same_average(settings, tmp_path):
     settings = dataclasses.replace(settings, ema=0.9)
     train(settings, tmp_path / "a")
-
-    def stop(_, step):
-        if step == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(settings, tmp_path / "b", observers=[stop])
+    interrupted(settings, tmp_path / "b")
     train(settings, tmp_path / "b", resume=True)
-    a, b = (torch.load(tmp_path / folder / "student.pth") for folder in "ab")
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert same(student_of(tmp_path / "a"), student_of(tmp_path / "b"))
 
 
 def test_a_decay_of_one_is_refused(capsys):

@@ -26,6 +26,7 @@ from acam_kd.tv.run import Settings
 from acam_kd.tv.training import train
 from acam_kd.tv.trunk import TrunkSettings, set_up, trunk_of
 from tests.tv.conftest import refuses
+from tests.tv.test_training import interrupted, same, student_of
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -144,20 +145,10 @@ def test_methods_distil_a_classifier(folders, teacher, method):
 
 def test_a_resumed_run_is_the_uninterrupted_one(folders, teacher, tmp_path):
     settings = tiny(folders, teacher=str(teacher), method="NKD")
-
-    class Stopped(Exception):
-        pass
-
-    def stop(student, step):
-        if step == 4:
-            raise Stopped
-
     train(settings, tmp_path / "whole")
-    with pytest.raises(Stopped):
-        train(settings, tmp_path / "parts", observers=[stop])
+    interrupted(settings, tmp_path / "parts", after=4)
     train(settings, tmp_path / "parts", resume=True)
-    one, two = (torch.load(tmp_path / name / "student.pth", weights_only=True) for name in ("whole", "parts"))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert same(student_of(tmp_path / "whole"), student_of(tmp_path / "parts"))
 
 
 def test_models_and_data_of_other_tasks_are_refused(folders, data):
@@ -223,14 +214,8 @@ def test_a_teacher_beside_a_method_that_needs_none_is_refused(folders, teacher):
 
 def test_past_predictions_outlive_an_interruption_within_an_epoch(folders, tmp_path):
     settings = tiny(folders, method="PSKD", iterations=11, eval_period=5, batch_size=6)  # 24 images: epochs of 4 steps
-
-    def stop(student, step):
-        if step == 5:
-            raise InterruptedError
-
     train(settings, tmp_path / "whole")
-    with pytest.raises(InterruptedError):
-        train(settings, tmp_path / "parts", observers=[stop])
+    interrupted(settings, tmp_path / "parts", after=5)
     train(settings, tmp_path / "parts", resume=True)
     one, two = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "parts"))
     assert all(torch.equal(one["state_dict"][name], two["state_dict"][name]) for name in one["state_dict"])
@@ -251,12 +236,12 @@ def test_a_teacher_learns_on_by_mcmi(folders, teacher, tmp_path, mode):
 
 def test_centroids_move_no_statistics_in_eval_mode(folders, teacher):
     data = load_data(find_any_split(folders, "train"), "resnet14", name="data", size=16)
-    for mode, same in (("eval", True), ("train", False)):
+    for mode, unmoved in (("eval", True), ("train", False)):
         settings = tiny(folders, student=str(teacher), method="MCMI", options=(f"centroids={mode}",))
         student = build_models(settings, data).student.train()
         before = student.network.bn1.running_mean.clone()
         prepare(student, data, settings, torch.device("cpu"))
-        assert torch.equal(before, student.network.bn1.running_mean) is same and student.training
+        assert torch.equal(before, student.network.bn1.running_mean) is unmoved and student.training
 
 
 def test_few_shots_are_balanced_and_classes_can_be_left_out(folders):

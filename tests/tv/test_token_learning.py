@@ -17,6 +17,7 @@ from acam_kd.tv.training import train
 
 from .conftest import STUDENT, refuses, tiny
 from .test_cli import quick, run
+from .test_training import interrupted, same, student_of
 
 
 @pytest.fixture
@@ -45,14 +46,6 @@ def calls(monkeypatch):
     return seen
 
 
-def student_of(folder):
-    return torch.load(folder / "student.pth", weights_only=True)
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 def levels_of(path):
     return torch.load(path, weights_only=True)["levels"]
 
@@ -78,13 +71,7 @@ def test_a_run_learns_its_tokens_and_leaves_everything_else_as_it_is(method, lea
 @pytest.mark.slow
 def test_a_resumed_run_reads_them_again(learning, calls, tmp_path):
     settings = learning(iterations=4)
-
-    def interrupt(_, step):
-        if step == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(settings, tmp_path / "cut", observers=[interrupt])
+    interrupted(settings, tmp_path / "cut")
     train(settings, tmp_path / "cut", resume=True)
     train(settings, tmp_path / "whole")
     assert len(calls) == 2 and same(student_of(tmp_path / "cut"), student_of(tmp_path / "whole"))

@@ -33,11 +33,11 @@ def distilling(settings, finished):
     return replace(settings, teacher=str(finished), method="ACAMKD", inherit="auto", student="retinanet_resnet18_fpn32")
 
 
-def interrupted(settings, folder):
-    """A run that is stopped after two steps."""
+def interrupted(settings, folder, after=2):
+    """A run that is stopped after some steps."""
 
     def interrupt(_, step):
-        if step == 2:
+        if step == after:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

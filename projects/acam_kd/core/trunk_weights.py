@@ -21,7 +21,7 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class TrunkFile:
-    """What was loaded into a trunk.
+    """The result of loading a trunk from a file.
 
     Args:
         loaded: the number of its tensors, which are all.

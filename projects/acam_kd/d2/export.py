@@ -16,16 +16,12 @@ from detectron2.modeling import GeneralizedRCNN
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
-from ..data.images import read_rgb
-from ..export.checked import Comparison, export_model
-from ..export.exported import DETECTION, FORMATS, SEGMENTATION, Metadata
-from ..report.media import IMAGES, media_files
+from ..export.checked import CHECKED, Comparison, export_model
+from ..export.exported import DETECTION, SEGMENTATION, Metadata, as_pixels
+from ..report.media import IMAGES, media_files, read_image
 from .runs import load_run, read_classes
 
 __all__ = ["DeployedD2", "export_run"]
-
-MOST = 2
-"""The number of images to check with."""
 
 
 class DeployedD2(nn.Module):
@@ -87,16 +83,14 @@ def export_run(
     Args:
         run: the folder.
         path: the file.
-        kind: one of ``FORMATS``.
+        kind: see ``export_model``.
         checkpoint: ``"last"`` or ``"best"``.
         size: the shorter side of images; None for the config's.
         images: files and folders to check with; none for images of the run's test dataset.
     """
-    if kind not in FORMATS:
-        raise ConfigError("format", kind, f"one of {', '.join(FORMATS)}")
     model, cfg, weights = load_run(run, checkpoint=checkpoint, size=size)
-    files = media_files(images, suffixes=IMAGES)[:MOST] if images else _images_of(run)
-    pixels = [torch.from_numpy(read_rgb(str(file))).permute(2, 0, 1).float().div(255) for file in files]
+    files = media_files(images, suffixes=IMAGES)[:CHECKED] if images else _images_of(run)
+    pixels = [as_pixels(read_image(file)) for file in files]
     categories = read_classes(run, semantic=cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor")
     deployed = DeployedD2(model.cpu(), cfg.INPUT.FORMAT, [*categories])
     metadata = _metadata(run, cfg, deployed, categories, weights)
@@ -109,11 +103,11 @@ def _images_of(run: str) -> list[Path]:
     Raises:
         ConfigError: they are not there any more.
     """
-    whole = yaml.unsafe_load((Path(run) / "config.yaml").read_text())
+    whole = yaml.safe_load((Path(run) / "config.yaml").read_text())
     tests = whole["DATASETS"]["TEST"]
     named = [*whole["DATASETS"].get("COCO_FORMAT", []), *whole["DATASETS"].get("SEM_SEG", [])]
     roots = [entry[2] if str(entry[1]).endswith(".json") else entry[1] for entry in named if entry[0] in tests]
-    found = media_files(roots[:1], suffixes=IMAGES)[:MOST] if roots and Path(roots[0]).is_dir() else []
+    found = media_files(roots[:1], suffixes=IMAGES)[:CHECKED] if roots and Path(roots[0]).is_dir() else []
     if not found:
         raise ConfigError("images", f"none: the test images of {run} are not known", "image files", "give {images}")
     return found

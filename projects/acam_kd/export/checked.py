@@ -23,7 +23,7 @@ from ..files import write_atomically
 from .agreement import Agreement, compare
 from .exported import ENTRY, FORMATS, Metadata, load_exported, needed
 
-__all__ = ["Comparison", "Deployable", "check_file", "export_model"]
+__all__ = ["CHECKED", "Comparison", "Deployable", "check_file", "export_model"]
 
 logger = logging.getLogger("acam_kd")
 
@@ -33,7 +33,7 @@ SIZE = 320
 SHAPES = ((1.0, 4 / 3), (1.25, 1.0), (0.75, 0.8))
 """Height and width of the images that a file is checked with, in parts of the model's size, beside their own."""
 AT_LEAST = 64
-IMAGES = 2
+CHECKED = 2
 """The number of images that a file is checked with at each size."""
 
 
@@ -111,7 +111,7 @@ def check_file(model: Deployable, path: str | Path, images: Sequence[Tensor]) ->
     exported.metadata = replace(exported.metadata, resize=None)  # the images have the sizes that are to be checked
     shapes = [(round(h * size), round(w * size)) for h, w in SHAPES]
     found = []
-    for image in itertools.islice(images, IMAGES):
+    for image in itertools.islice(images, CHECKED):
         for height, width in (*shapes, image.shape[1:]):
             pixels = image if image.shape[1:] == (height, width) else _fitted(image, height, width)
             with torch.no_grad():

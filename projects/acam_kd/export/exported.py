@@ -138,6 +138,11 @@ class Exported(nn.Module):
         return {**found, "boxes": found["boxes"] * torch.tensor(scale)}
 
 
+def as_pixels(image: np.ndarray[Any, Any]) -> Tensor:
+    """Turn an image, uint8 (H, W, 3), into a tensor (3, H, W) in [0, 1], as exported models take it."""
+    return torch.from_numpy(image).permute(2, 0, 1).float().div(255)
+
+
 def _resized(image: Tensor, shorter: int, longest: int) -> Tensor:
     """Resize an image (3, H, W) in [0, 1] as Detectron2 does: by Pillow, on whole numbers."""
     height, width = image.shape[1:]
@@ -145,7 +150,7 @@ def _resized(image: Tensor, shorter: int, longest: int) -> Tensor:
     size = (int(width * scale + 0.5), int(height * scale + 0.5))
     pixels = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).cpu().numpy())
     resized = np.array(pixels.resize(size, Image.Resampling.BILINEAR))
-    return torch.from_numpy(resized).permute(2, 0, 1).float().div(255)
+    return as_pixels(resized)
 
 
 def load_exported(path: str | Path) -> Exported:

@@ -18,7 +18,7 @@ from ..files import to_json, write_atomically
 from .panels import Array
 from .predictions import Prediction, Predictor, draw_prediction
 
-__all__ = ["IMAGES", "VIDEOS", "Results", "media_files", "predict_files"]
+__all__ = ["IMAGES", "VIDEOS", "Results", "media_files", "predict_files", "read_image"]
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
@@ -104,12 +104,12 @@ def predict_files(predictor: Predictor, files: Sequence[Path], output: Path, *, 
     results, semantic = Results(dict(predictor.categories)), False
     for file in files:
         if file.suffix.lower() not in VIDEOS:
-            _read(file)  # before anything is written
+            read_image(file)  # before anything is written
     for file in files:
         if file.suffix.lower() in VIDEOS:
             semantic = _predict_video(predictor, file, output, results, score)
             continue
-        image = _read(file)
+        image = read_image(file)
         found = predictor(image)
         semantic = found.semantic is not None
         results.add(file.name, image, found)
@@ -122,7 +122,12 @@ def predict_files(predictor: Predictor, files: Sequence[Path], output: Path, *, 
     return results
 
 
-def _read(file: Path) -> Array:
+def read_image(file: Path) -> Array:
+    """Read an image file as uint8 RGB (H, W, 3).
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     try:
         return read_rgb(str(file))
     except ConfigError as error:

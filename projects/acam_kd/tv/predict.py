@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
-from ..export.exported import load_exported
+from ..export.exported import as_pixels, load_exported
 from ..report.panels import Array
 from ..report.predictions import Prediction
 from .card import Card, read_card
@@ -39,8 +39,7 @@ class TorchPredictor:
     @torch.no_grad()
     def __call__(self, image: Array) -> Prediction:
         """Predict one image, uint8 RGB (H, W, 3)."""
-        pixels = torch.from_numpy(image).permute(2, 0, 1).float().div(255)
-        (found,) = self.model([pixels.to(self.device)])
+        (found,) = self.model([as_pixels(image).to(self.device)])
         return to_prediction(found)
 
 

@@ -7,23 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..core.errors import ConfigError
-from ..data.images import read_rgb
-from ..export.checked import Comparison, export_model
-from ..export.exported import FORMATS, Metadata
-from ..report.media import IMAGES, media_files
+from ..export.checked import CHECKED, Comparison, export_model
+from ..export.exported import Metadata, as_pixels
+from ..report.media import IMAGES, media_files, read_image
 from .card import Card
 from .deployed import Deployed
 from .predict import CHECKPOINTS, load_student
 from .segmentation import Segmentor
 
 __all__ = ["export_run", "images_of"]
-
-MOST = 2
-"""The number of images to check with."""
 
 
 def export_run(
@@ -40,22 +35,20 @@ def export_run(
     Args:
         run: the folder.
         path: the file.
-        kind: one of ``FORMATS``.
+        kind: see ``export_model``.
         checkpoint: one of ``CHECKPOINTS``.
         size: the shorter side that images are resized to inside; None for the run's.
         images: files and folders to check with; none for validation images of the run.
     """
-    if kind not in FORMATS:
-        raise ConfigError("format", kind, f"one of {', '.join(FORMATS)}")
     model, card = load_student(run, checkpoint=checkpoint, size=size)
-    files = media_files(images, suffixes=IMAGES)[:MOST] if images else images_of(run)
-    pixels = [_tensor(file) for file in files]
+    files = media_files(images, suffixes=IMAGES)[:CHECKED] if images else images_of(run)
+    pixels = [as_pixels(read_image(file)) for file in files]
     deployed = Deployed(model)
     metadata = _metadata(run, card, deployed, size or card.size, CHECKPOINTS[checkpoint])
     return export_model(deployed, metadata, pixels, path, kind=kind)
 
 
-def images_of(run: str, count: int = MOST) -> list[Path]:
+def images_of(run: str, count: int = CHECKED) -> list[Path]:
     """Return a few of a run's validation images, those with the most objects first.
 
     Raises:
@@ -96,11 +89,3 @@ def _metadata(run: str, card: Card, deployed: Deployed, size: int | None, weight
 def _statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     owner: Any = model if isinstance(model, Segmentor) else model.transform
     return tuple(owner.image_mean), tuple(owner.image_std)
-
-
-def _tensor(file: Path) -> Tensor:
-    try:
-        image = read_rgb(str(file))
-    except ConfigError as error:
-        raise ConfigError("images", error.value, error.allowed, error.hint) from error
-    return torch.from_numpy(image).permute(2, 0, 1).float().div(255)

@@ -35,7 +35,7 @@ logger = logging.getLogger("acam_kd")
 
 @dataclass(frozen=True)
 class TrunkSettings:
-    """What is done to a student's trunk after it was built.
+    """The changes to a student's trunk after it was built.
 
     Args:
         file: of weights; empty for none.

@@ -115,7 +115,7 @@ class CrossAttentionFusion(nn.Module):
         """Fuse two (N, C, H, W) maps into one of the query source's size."""
         with self._computing(student):
             query_source, value_source = self._sources(student, teacher)
-            if self.path != "materialized" and student.device.type == "cuda" and self._in_half(student):
+            if self.path != "materialized" and self._on_fast_kernels(student):
                 fused = self._map(query_source, value_source)
             else:
                 attention = materialized_attention if self.path == "materialized" else fused_attention
@@ -135,12 +135,12 @@ class CrossAttentionFusion(nn.Module):
             mean: True where the mean is wanted.
         """
         path = self._chosen(student, teacher, mean=mean)
-        fused = student.device.type == "cuda" and self._in_half(student)
+        fast = self._on_fast_kernels(student)
         with self._computing(student):
             query_source, value_source = self._sources(student, teacher)
             if path == "parts":
                 return self._by_parts(query_source, value_source, units)
-            if path == "columns" and fused and units is not None:
+            if path == "columns" and fast and units is not None:
                 return self._by_columns(query_source, value_source, units)
             return self._by_blocks(query_source, value_source, units, mean=mean)
 
@@ -156,8 +156,9 @@ class CrossAttentionFusion(nn.Module):
         dtype = attention_dtype(self.precision, student)
         return chosen_path(device=student.device.type, dtype=dtype, channels=student.shape[1], pairs=pairs, mean=mean)
 
-    def _in_half(self, features: Tensor) -> bool:
-        return attention_dtype(self.precision, features) in HALF
+    def _on_fast_kernels(self, features: Tensor) -> bool:
+        """Say whether attention runs in half precision on a GPU, whose kernels want the layout of ``kernels.py``."""
+        return features.device.type == "cuda" and attention_dtype(self.precision, features) in HALF
 
     def _computing(self, features: Tensor) -> AbstractContextManager[None]:
         """Return the context that gives products the type of ``precision``, where that is not the present one."""

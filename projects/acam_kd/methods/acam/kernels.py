@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .paths import HALF
+
 __all__ = ["attend", "joined", "padded", "part_width", "projected", "widths"]
 
 CUDNN_FIRST = [
@@ -109,7 +111,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 
 def _kernels(query: Tensor, key: Tensor) -> AbstractContextManager[None]:
     """Ask for the kernels in the best order; one that does not take these inputs is passed over in silence."""
-    if query.device.type != "cuda" or query.dtype not in (torch.float16, torch.bfloat16):
+    if query.device.type != "cuda" or query.dtype not in HALF:
         return nullcontext()
     many = max(query.shape[1], key.shape[1]) >= MANY
     return sdpa_kernel(CUDNN_FIRST if many and _sound(query.device) else FLASH_FIRST, set_priority=True)
