@@ -30,7 +30,7 @@ from acam_kd.core import (
 )
 from acam_kd.core.methods import SeveralMethods
 from acam_kd.core.reader import as_mapping
-from acam_kd.methods import ACAMKD, KD, Mimic
+from acam_kd.methods import ACAMKD, KD, MGD, Mimic
 
 from .detectors import P3, Detector, build, refused
 
@@ -288,7 +288,16 @@ def test_observing_gives_masks_and_changes_nothing(batch):
         model.backbone.conv.weight.mul_(-3)
     again = model.distillation.observe(batch)["p3"]
     assert not torch.equal(again["spatial"], masks["spatial"])  # they move with the student
-    assert build(Mimic).distillation.observe(batch) == {}
+
+
+def test_observing_draws_no_number_of_training_and_asks_no_teacher_in_vain(batch):
+    model = build(MGD)  # draws its masks
+    state = torch.get_rng_state()
+    first, second = (model.distillation.observe(batch)["p3"]["spatial"] for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(first, second)
+    without = build(Mimic)
+    without.distillation.teacher.forward = None  # not to be called
+    assert without.distillation.observe(batch) == {}
 
 
 def test_nothing_of_a_step_is_kept_in_the_taps(batch):

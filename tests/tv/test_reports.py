@@ -24,7 +24,7 @@ from acam_kd.tv import progress as module
 from acam_kd.tv.build import load_model
 from acam_kd.tv.data import CocoImages
 from acam_kd.tv.evaluation import CocoEvaluator
-from acam_kd.tv.pictures import draw
+from acam_kd.tv.pictures import draw, draw_masks
 from acam_kd.tv.progress import Progress, duration
 from acam_kd.tv.teacher_check import check_teacher
 from acam_kd.tv.training import train
@@ -59,6 +59,22 @@ def test_every_evaluation_has_a_picture_in_folder_and_tensorboard(finished):
     board.Reload()
     assert [event.step for event in board.Images("validation")] == [2, 4]
     assert {"AP", "loss", "lr"} <= {*board.Tags()["scalars"]}
+
+
+def test_the_masks_of_validation_images_are_a_picture_of_every_evaluation(data, finished, settings, tmp_path):
+    distilled = replace(
+        settings, teacher=str(finished), inherit="never", iterations=4, eval_period=2, checkpoint_period=4
+    )
+    train(replace(distilled, method="ACAMKD"), tmp_path / "acam")
+    files = sorted(path.name for path in (tmp_path / "acam/pictures").iterdir())
+    assert files == ["masks_step_2.jpg", "masks_step_4.jpg", "step_2.jpg", "step_4.jpg"]
+    board = EventAccumulator(str(tmp_path / "acam/tensorboard"), size_guidance={"images": 0})
+    board.Reload()
+    assert [event.step for event in board.Images("masks")] == [2, 4]
+    student, _ = load_model(str(tmp_path / "acam"), "", num_classes=None, size=None, role="student")
+    assert draw_masks(student, CocoImages(find_split(data, "val")), CPU) is None  # nothing is attached
+    train(replace(distilled, method="Mimic"), tmp_path / "mimic")
+    assert not [*(tmp_path / "mimic/pictures").glob("masks*")]
 
 
 class Oracle(torch.nn.Module):

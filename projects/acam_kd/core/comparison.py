@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,21 +93,20 @@ class Comparison:
         return Compared(losses, frozen, finite)
 
     def masks(
-        self, teacher: FrozenTeacher, method: Distiller, student: Features, batch: Tensor
+        self, teacher: FrozenTeacher, parts: Sequence[Distiller], student: Features, batch: Tensor
     ) -> dict[str, dict[str, Tensor]]:
-        """Return a method's masks for a batch, as ``Distiller.masks``; empty if none can be had without annotations.
+        """Return the masks of the first method that makes some for a batch, as ``Distiller.masks``.
 
         Args:
-            teacher, method: called once each.
+            teacher: called once.
+            parts: methods that need no annotations.
             student: the student's maps, which may lack levels.
             batch: (N, C, H, W).
         """
         levels = {s: t for s, t in self.levels.items() if s in student}
-        if isinstance(teacher, NoTeacher):
-            return {}
         student, of_teacher = paired(student, teacher(batch), levels, self.classes, cast=True, resized=self.resized)
-        for part in method.parts():
-            if not part.needs and all(level in student for level in part.levels):
+        for part in parts:
+            if all(level in student for level in part.levels):
                 part(student, of_teacher)
                 if masks := part.masks():
                     return masks

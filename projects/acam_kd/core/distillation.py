@@ -241,7 +241,9 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def observe(self, batch: Tensor) -> dict[str, dict[str, Tensor]]:
-        """Return the method's masks for a batch, in evaluation mode; nothing is trained, every mode is restored.
+        """Return the method's masks for a batch, in evaluation mode; nothing is trained.
+
+        Every mode is restored, and so are the random numbers that a method draws.
 
         Args:
             batch: (N, C, H, W), normalised and padded as the student's backbone gets it.
@@ -249,9 +251,13 @@ class Distillation(nn.Module):
         Returns:
             As ``Distiller.masks``; empty for a method without masks, or with none that need no annotations.
         """
+        parts = [part for part in self.method.parts() if part.makes_masks and not part.needs]
+        if not parts:
+            return {}
         network, extract = self._side
-        with evaluating(self._student):
-            return self._comparison.masks(self.teacher, self.method, extract(network, batch), batch)
+        devices = [batch.device] if batch.is_cuda else []
+        with evaluating(self._student), torch.random.fork_rng(devices):
+            return self._comparison.masks(self.teacher, parts, extract(network, batch), batch)
 
     def raise_if_not_finite(self, losses: Any, when: str) -> None:
         """Stop before a non-finite loss reaches the weights; or, where its precision was chosen, a teacher's feature.

@@ -140,6 +140,11 @@ class Distiller(nn.Module):
         """
         return {}
 
+    @property
+    def makes_masks(self) -> bool:
+        """The method has masks to show."""
+        return type(self).masks is not Distiller.masks
+
     def warnings(self) -> dict[str, str]:
         """Return the problems that the last step showed, or before the first those of the arguments.
 

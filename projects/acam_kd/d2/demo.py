@@ -16,7 +16,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
-from ..core import ConfigError, Distiller, RunError
+from ..core import ConfigError, RunError
 from ..data.coco import find_split
 from ..demo import Plan, keep_masks
 from ..files import to_json, write_atomically
@@ -109,8 +109,8 @@ def _keep_masks(folder: Path, cfg: CfgNode, images: Sequence[Path]) -> None:
     """Keep the masks at every checkpoint of the run."""
     checkpoints = sorted(folder.glob("model_0*.pth"))
     model = load_for_masks(cfg, str(checkpoints[0]))
-    if type(model.distillation.method).masks is Distiller.masks:  # type: ignore[union-attr]
-        return  # the method makes none
+    if not model.distillation.method.makes_masks:  # type: ignore[union-attr]
+        return
     for checkpoint in checkpoints:
         load_moment(model, str(checkpoint))
         step = int(checkpoint.stem.removeprefix("model_")) + 1

@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-__all__ = ["Array", "channel_panel", "draw_detections", "heat", "mask_panel"]
+__all__ = ["Array", "channel_panel", "draw_detections", "heat", "mask_panel", "stack"]
 
 Array = np.ndarray[Any, Any]
 Colour = tuple[int, int, int]
@@ -168,7 +168,7 @@ def _scale() -> Array:
 
 
 def _captioned(tile: Array, caption: str) -> Array:
-    return _stack([tile, _text(caption)], 0)
+    return stack([tile, _text(caption)], 0)
 
 
 def _beside(pictures: Sequence[Array], gap: int = GAP) -> Array:
@@ -177,11 +177,12 @@ def _beside(pictures: Sequence[Array], gap: int = GAP) -> Array:
     return np.concatenate(padded, 1)[:, :-gap]
 
 
-def _stack(pictures: Sequence[Array], gap: int) -> Array:
+def stack(pictures: Sequence[Array], gap: int = GAP) -> Array:
+    """Put pictures below each other on white."""
     width = max(p.shape[1] for p in pictures)
     padded = [np.pad(p, ((0, gap), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures]
     return np.concatenate(padded, 0)
 
 
 def _framed(rows: Sequence[Array], gap: int = GAP) -> Array:
-    return np.pad(_stack(rows, gap), ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), constant_values=255)
+    return np.pad(stack(rows, gap), ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), constant_values=255)

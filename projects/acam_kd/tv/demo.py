@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..core import Distillation
 from ..data.coco import find_split
 from ..demo import Plan, keep_masks
 from .data import read_image
-from .distillation import normalized_batch
+from .pictures import masks_of
 from .run import Settings
 from .training import train
 
@@ -62,20 +61,11 @@ def _observer(folder: Path, images: Sequence[Path]) -> Callable[[nn.Module, int]
     """Make an observer that keeps the masks of some images each time that it is called."""
 
     def observe(student: nn.Module, step: int) -> None:
-        attached = getattr(student, "distillation", None)
-        if not isinstance(attached, Distillation):
-            return
         device = next(student.parameters()).device
-        levels = attached.shapes["student"]
         for number, path in enumerate(images):
             image = read_image(str(path), name="demo").as_subclass(Tensor).to(device, torch.float32) / 255
-            batch, parts = normalized_batch(student, [image])
-            masks = {
-                level: {kind: mask[0].float().cpu() for kind, mask in kinds.items()}
-                for level, kinds in attached.observe(batch).items()
-            }
-            scale = image.shape[1] / parts[0][0]
-            if any(masks.values()):
-                keep_masks(folder, step, number, masks, {level: levels[level].stride * scale for level in masks})
+            masks, strides = masks_of(student, image)
+            if masks:
+                keep_masks(folder, step, number, masks, strides)
 
     return observe

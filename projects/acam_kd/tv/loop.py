@@ -34,7 +34,7 @@ from .interrupts import Interrupted, Signals
 from .models import plain
 from .names import option
 from .optimizer import build_optimizer, learning_rate_curve
-from .pictures import draw
+from .pictures import draw, draw_masks
 from .reports import Reports
 from .run import Settings
 from .unlabelled import Batch, UnlabelledBatches
@@ -204,6 +204,8 @@ class Training:
                 self.folder.write_predictions(evaluator.results)
             with self.fabric.autocast():
                 self.reports.picture(self.step, draw(self.student, self.validation, self.fabric.device))
+                if (masks := draw_masks(self.student, self.validation, self.fabric.device)) is not None:
+                    self.reports.picture(self.step, masks, name="masks")
             self._observe()
             self.best.offer(plain(self.student), self.step, self.metrics)
             self.reports.metrics(self.step, self.metrics)

@@ -1,4 +1,4 @@
-"""Pictures of a student's predictions beside the ground truth, for a few validation images."""
+"""Pictures of a few validation images: a student's predictions beside the ground truth, and a method's masks."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..core import Distillation
 from ..core.teacher import evaluating
-from ..report.panels import Array
+from ..report.panels import Array, mask_panel, stack
 from ..report.results import Detections
 from ..report.samples import Sample, sheet, spread
 from .data import Images
+from .distillation import normalized_batch
 
-__all__ = ["draw", "to_jpeg"]
+__all__ = ["draw", "draw_masks", "masks_of", "to_jpeg"]
 
 COUNT = 8
+MASKED = 4
+"""The number of images with their masks."""
 SCORE = 0.3
 """Detections below this score are not drawn."""
 MOST = 30
@@ -37,15 +41,59 @@ def draw(model: nn.Module, data: Images, device: torch.device, *, count: int = C
         for index in spread(len(data), count):
             image, target = data[index]
             (output,) = model([image.to(device)])
-            pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
             shape = {"shape": image.shape[1:]}
             parts = [_part({**values, **shape}, data.categories) for values in (target, output)]
-            samples.append(Sample(np.ascontiguousarray(pixels), *parts))
+            samples.append(Sample(_pixels(image), *parts))
     if data.semantic:
         names = [data.categories.get(label, str(label)) for label in range(data.num_classes)]
     else:
         names = [*data.categories.values()]
     return sheet(samples, names)
+
+
+def masks_of(student: nn.Module, image: Tensor) -> tuple[dict[str, dict[str, Array]], dict[str, float]]:
+    """Return the masks that the student's method makes for an image; nothing is changed.
+
+    Args:
+        student: perhaps with a distillation.
+        image: (3, H, W) in [0, 1], on the student's device.
+
+    Returns:
+        Level -> kind -> masks, as ``Distiller.masks`` without the batch; and level -> pixels of the image per position.
+        Both are empty if there is no method that makes masks without annotations.
+    """
+    attached = getattr(student, "distillation", None)
+    if not isinstance(attached, Distillation):
+        return {}, {}
+    batch, sizes = normalized_batch(student, [image])
+    masks = {
+        level: {kind: mask[0].float().cpu().numpy() for kind, mask in kinds.items()}
+        for level, kinds in attached.observe(batch).items()
+    }
+    scale = image.shape[1] / sizes[0][0]
+    shapes = attached.shapes["student"]
+    return masks, {level: shapes[level].stride * scale for level in masks}
+
+
+def draw_masks(student: nn.Module, data: Images, device: torch.device, *, count: int = MASKED) -> Array | None:
+    """Draw the spatial masks of a few images of a dataset, a row for each level of an image.
+
+    Returns:
+        A picture, uint8 RGB (H, W, 3); None if there is no method with spatial masks.
+    """
+    panels = []
+    for index in spread(len(data), count):
+        image = data[index][0]
+        masks, strides = masks_of(student, image.to(device))
+        spatial = {level: kinds["spatial"] for level, kinds in masks.items() if "spatial" in kinds}
+        if not spatial:
+            return None
+        panels.append(mask_panel(_pixels(image), spatial, strides))
+    return stack(panels)
+
+
+def _pixels(image: Tensor) -> Array:
+    return np.ascontiguousarray((image * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def to_jpeg(picture: Array) -> bytes:

@@ -118,12 +118,18 @@ class Reports:
         name, value = next(iter(found.items()))
         self.progress.metrics = f"{name} {value:.2f} at {step}"
 
-    def picture(self, step: int, picture: Array) -> None:
-        """Write a picture into the folder and to TensorBoard."""
-        self.folder.write(f"pictures/step_{step}.jpg", to_jpeg(picture))
+    def picture(self, step: int, picture: Array, *, name: str = "") -> None:
+        """Write a picture into the folder and to TensorBoard.
+
+        Args:
+            step: the number of steps done.
+            picture: uint8 RGB (H, W, 3).
+            name: of what it shows, unless that is the predictions.
+        """
+        self.folder.write(f"pictures/{name + '_' if name else ''}step_{step}.jpg", to_jpeg(picture))
         if self._board is not None:
             with self.folder.writing(BOARD):
-                self._board.add_image("validation", picture, step, dataformats="HWC")
+                self._board.add_image(name or "validation", picture, step, dataformats="HWC")
 
     def _scalars(self, values: Mapping[str, float], step: int) -> None:
         if self._loggers is not None:
