@@ -268,6 +268,16 @@ def test_ratio_of_distillation_to_task(batch):
     )
 
 
+@pytest.mark.parametrize(("mask_gradient", "counted"), [("detached", 2), ("full", 3), ("frozen", 2)])
+def test_the_ratio_counts_the_losses_that_reach_the_student(mask_gradient, counted, batch):
+    """With detached masks the diversity loss trains the masks alone, whatever its size."""
+    model = build(ACAMKD, mask_gradient=mask_gradient)
+    losses = model(batch)
+    own = [losses[f"loss_acam_{term}"] for term in ("spatial", "channel", "diversity")[:counted]]
+    expected = sum(own) / losses["loss_cls"]
+    assert model.distillation.metrics()["distillation_to_task"].item() == pytest.approx(expected.item())
+
+
 BGR_AND_RGB = (
     Pixels([103.5, 116.3, 123.7], [1.0, 1.0, 1.0], "BGR"),
     Pixels([123.7, 116.3, 103.5], [58.4, 57.1, 57.4], "RGB"),

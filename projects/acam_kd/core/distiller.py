@@ -83,6 +83,9 @@ class Distiller(nn.Module):
     needs: tuple[str, ...] = ()
     """The fields of ``Targets`` that the method uses: any of ``boxes``, ``labels``, and ``scores``, which are the
     teacher's. Fields that no method needs are left empty."""
+    auxiliary: tuple[str, ...] = ()
+    """The losses that train the method's own parameters and never reach the student. The ratio of the distillation's
+    losses to the task's leaves them out."""
     families: tuple[str, ...] = ()
     """The kinds of model, as ``Adapter.family`` names them, that the method has a meaning for; empty for all."""
     teacherless: bool = False

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .distiller import Distiller
 from .errors import ConfigError, RunError
 from .outputs import losses_of, non_finite, with_losses, with_unused
 
@@ -23,7 +24,8 @@ class Returned:
 
     Attributes:
         losses: name -> 0-d loss; with a graph only where they wait.
-        ratio: of the sum of the losses to that of the task's, 0-d; None where the student returned no losses.
+        ratio: of the sum of the losses that reach the student to that of the task's, 0-d; None where the student
+            returned no losses.
         finite: level -> whether the teacher's features were finite; see ``Compared``.
     """
 
@@ -50,7 +52,7 @@ class Returned:
         if self._kept is not None:
             (self.losses, self._waiting), self._kept = self._kept, None
 
-    def merge(self, output: Any, losses: dict[str, Tensor] | None, method: nn.Module) -> Any:
+    def merge(self, output: Any, losses: dict[str, Tensor] | None, method: Distiller) -> Any:
         """Add the losses to the student's output, or, without any, gradients of zero for the method's parameters.
 
         Args:
@@ -72,8 +74,9 @@ class Returned:
         if clash := sorted(task.keys() & (losses or {}).keys()):
             raise ConfigError("method", f"losses that the student has too: {', '.join(clash)}", "names of its own")
         self.losses, self._waiting = {name: x.detach() for name, x in (losses or {}).items()}, False
-        if losses:
-            own, others = (torch.stack([x.detach().float() for x in part.values()]).sum() for part in (losses, task))
+        auxiliary = {name for part in method.parts() for name in part.auxiliary}
+        if reaching := {name: x for name, x in (losses or {}).items() if name not in auxiliary}:
+            own, others = (torch.stack([x.detach().float() for x in part.values()]).sum() for part in (reaching, task))
             self.ratio = own / others
             self._high = torch.where(self.ratio > HIGH, self._high + 1, 0) if self._high is not None else 0 * own
         return with_losses(output, with_unused(task, method) if losses is None else {**task, **losses})

@@ -149,6 +149,8 @@ class ACAMKD(Distiller):
         for module in self.fusion.values():
             if isinstance(module, CrossAttentionFusion):
                 module.precision = attention_precision
+        if mask_gradient == "detached":
+            self.auxiliary = ("loss_acam_diversity",)
         if mask_gradient == "frozen":
             self.masking.requires_grad_(False)
             self.fusion.requires_grad_(False)
