@@ -83,8 +83,7 @@ def measure(folder: Path, images: int) -> dict[str, dict[str, list[float]]]:
         counts = [of_teacher[level].shape[2:].numel() for level in method.levels]
         scores = logits.sigmoid().amax(1).split(counts)
         scale = sizes[0][0] / image.shape[1]
-        for level, score in zip(method.levels, scores):
-            own, theirs = method._compared(of_student[level], of_teacher[level], level)
+        for level, score, (own, theirs) in zip(method.levels, scores, method.compared(of_student, of_teacher)):
             error = (own - theirs).square().mean(1)[0]
             grid = torch.meshgrid(*(torch.arange(size).float() for size in error.shape), indexing="ij")
             box = inside(target["boxes"] * scale, attached.shapes["student"][level].stride, error.shape)

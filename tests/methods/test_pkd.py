@@ -7,9 +7,14 @@ import torch
 
 from acam_kd.core import FeatureSpec
 from acam_kd.core.errors import ConfigError
-from acam_kd.methods.pkd import PKD, pearson_error
+from acam_kd.methods.pkd import PKD, pearson_errors
 
 P3 = {"p3": FeatureSpec(8, 8)}
+
+
+def pearson_error(student, teacher):
+    (error,) = pearson_errors([student], [teacher])
+    return error
 
 
 def test_official_figures(official):

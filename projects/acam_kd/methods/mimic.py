@@ -8,7 +8,8 @@ from ..core.distiller import NOTHING_KNOWN, Distiller, align_levels, check_weigh
 from ..core.features import Channels, Features
 from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
-from .parts.losses import check_features, mse, standardized
+from .parts.masked import mean_squared_errors
+from .parts.standardized import check_features, standardized
 
 __all__ = ["Mimic"]
 
@@ -47,14 +48,13 @@ class Mimic(Distiller):
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_mimic_mse``."""
-        errors: dict[str, Tensor] = {}
-        for level in self.levels:
-            aligned, target = self.align[level](student[level]), teacher[level].detach()
-            if self.features == "standardized":
-                aligned, target = standardized(aligned), standardized(target)
-            errors[level] = mse(aligned, target)
-        self._step = {level: error.detach() for level, error in errors.items()}
-        return {"loss_mimic_mse": self.alpha * sum(errors.values())}  # type: ignore[dict-item]
+        maps = [self.align[level](student[level]) for level in self.levels]
+        maps += [teacher[level].detach() for level in self.levels]
+        if self.features == "standardized":
+            maps = standardized(maps)
+        errors = mean_squared_errors(maps[: len(self.levels)], maps[len(self.levels) :])
+        self._step = dict(zip(self.levels, errors.detach()))
+        return {"loss_mimic_mse": self.alpha * errors.sum()}
 
     def metrics(self) -> dict[str, Tensor]:
         """Return ``<level>/mse``."""

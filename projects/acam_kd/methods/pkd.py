@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -10,15 +12,16 @@ from ..core.errors import ConfigError
 from ..core.features import BACKBONE, Channels, Features
 from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
-from .parts.losses import check_shapes, full_precision, standardized
+from .parts.losses import check_shapes, full_precision
+from .parts.masked import mean_squared_errors
+from .parts.standardized import standardized
 from .recipes import RECIPES
 
-__all__ = ["PKD", "pearson_error"]
+__all__ = ["PKD", "pearson_errors"]
 
 
-@full_precision
-def pearson_error(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Compute half the mean squared error of channels standardised over the batch.
+def pearson_errors(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    r"""Compute, for each level, half the mean squared error of channels standardised over the batch.
 
     .. math:: L = \frac12 \text{mean} (\hat S - \hat T)^2
                 = \frac{K-1}{K} \frac1C \sum_c (1 - r_c), \qquad K = NHW
@@ -28,18 +31,28 @@ def pearson_error(student: Tensor, teacher: Tensor) -> Tensor:
     deviation is defined.
 
     Args:
-        student: (N, C, H', W'), scaled bilinearly to H x W if the sizes differ.
-        teacher: (N, C, H, W).
+        student: (N, C, H', W') each, scaled bilinearly to H x W if the sizes differ.
+        teacher: (N, C, H, W) each; it gets no gradient.
+
+    Returns:
+        (levels,), in float32 at least.
 
     Raises:
-        ValueError: the channels or images differ in number.
+        ValueError: the channels or images of a level differ in number.
     """
-    if student.shape[:2] == teacher.shape[:2] and not student.numel():
-        return student.sum()
-    if student.shape[2:] != teacher.shape[2:]:
-        student = F.interpolate(student, size=teacher.shape[2:], mode="bilinear", align_corners=False)
-    check_shapes(student, teacher)
-    return (standardized(student) - standardized(teacher)).square().mean() / 2
+    pairs = zip(student, teacher, strict=True)
+    scaled = [own if own.shape[2:] == theirs.shape[2:] else _scaled(own, theirs) for own, theirs in pairs]
+    for own, theirs in zip(scaled, teacher):
+        check_shapes(own, theirs)
+    maps = standardized([*scaled, *teacher])
+    return mean_squared_errors(maps[: len(scaled)], maps[len(scaled) :]) / 2
+
+
+@full_precision
+def _scaled(student: Tensor, teacher: Tensor) -> Tensor:
+    if not student.numel():
+        return student.reshape(*student.shape[:2], *teacher.shape[2:])
+    return F.interpolate(student, size=teacher.shape[2:], mode="bilinear", align_corners=False)
 
 
 @DISTILLER_REGISTRY.register()
@@ -92,9 +105,10 @@ class PKD(Distiller):
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_pkd_pearson``."""
-        errors = {level: pearson_error(student[level], teacher[level].detach()) for level in self.levels}
-        self._step = {level: error.detach() for level, error in errors.items()}
-        return {"loss_pkd_pearson": self.alpha * sum(errors.values())}  # type: ignore[dict-item]
+        maps = ([features[level] for level in self.levels] for features in (student, teacher))
+        errors = pearson_errors(*maps)
+        self._step = dict(zip(self.levels, errors.detach()))
+        return {"loss_pkd_pearson": self.alpha * errors.sum()}
 
     def metrics(self) -> dict[str, Tensor]:
         """Return ``<level>/pearson``: one minus the correlation, averaged over channels, between 0 and 2."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from acam_kd.core import FeatureSpec
-from acam_kd.methods import ACAMKD, Mimic
+from acam_kd.methods import ACAMKD, PKD, Mimic
 
 from ...launches import Launches
 
@@ -49,7 +49,10 @@ CASES = {
     "the full gradient": (ACAMKD, {"path": "parts", "mask_gradient": "full"}, 150, 230),
     "spatial masks alone": (ACAMKD, {"path": "parts", "channel_masking": ""}, 150, 200),
     "uniform masks": (ACAMKD, UNIFORM, 60, 40),
+    "standardised features": (ACAMKD, {"path": "parts", "features": "standardized"}, 185, 215),
     "mimicking": (Mimic, {}, 55, 45),
+    "mimicking of standardised features": (Mimic, {"features": "standardized"}, 60, 60),
+    "PKD": (PKD, {}, 50, 45),
 }  # fmt: skip
 
 

@@ -12,8 +12,9 @@ from ...core.distiller import NOTHING_KNOWN, Distiller, align_levels, check_weig
 from ...core.features import Channels, Features
 from ...core.registry import DISTILLER_REGISTRY, FUSION_REGISTRY
 from ...core.targets import Targets
-from ..parts.losses import check_features, mask_diversity_loss, standardized
+from ..parts.losses import mask_diversity_loss
 from ..parts.masked import mask_overlaps, masked_errors
+from ..parts.standardized import check_features, standardized
 from .fusion import CrossAttentionFusion, TeacherFusion
 from .masking import FusedLevel, make_masks
 from .settings import (
@@ -180,7 +181,7 @@ class ACAMKD(Distiller):
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_acam_spatial``, ``loss_acam_channel`` and ``loss_acam_diversity``, as configured."""
         self._step = {}
-        compared = [self._compared(student[level], teacher[level].detach(), level) for level in self.levels]
+        compared = self.compared(student, teacher)
         masks = self._masks(compared)
         kinds = list(self.masking)
         made = {kind: [of_level[kind] for of_level in masks] for kind in kinds}
@@ -199,12 +200,13 @@ class ACAMKD(Distiller):
                 losses["loss_acam_diversity"] = self.lambda_div * overlaps.sum()
         return losses
 
-    def _compared(self, student: Tensor, teacher: Tensor, level: str) -> tuple[Tensor, Tensor]:
-        """Return the aligned student and the teacher, as they are fused and compared."""
-        aligned = self.align[level](student)
+    def compared(self, student: Features, teacher: Features) -> list[tuple[Tensor, Tensor]]:
+        """Return the aligned student and the teacher of every level, as they are fused and compared."""
+        maps = [self.align[level](student[level]) for level in self.levels]
+        maps += [teacher[level].detach() for level in self.levels]
         if self.features == "standardized":
-            return standardized(aligned), standardized(teacher)
-        return aligned, teacher
+            maps = standardized(maps)
+        return list(zip(maps[: len(self.levels)], maps[len(self.levels) :]))
 
     def _masks(self, compared: Sequence[tuple[Tensor, Tensor]]) -> list[dict[str, Tensor]]:
         """Make the masks of all levels."""

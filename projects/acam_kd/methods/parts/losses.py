@@ -21,7 +21,6 @@ from ...core.errors import ConfigError
 
 __all__ = [
     "check_form",
-    "check_features",
     "check_shapes",
     "check_temperature",
     "full_precision",
@@ -30,7 +29,6 @@ __all__ = [
     "mse",
     "spatial_masked_mse",
     "squared_error",
-    "standardized",
 ]
 
 EPS = 1e-6
@@ -94,37 +92,6 @@ def mse(student: Tensor, teacher: Tensor) -> Tensor:
     """
     check_shapes(student, teacher)
     return (student - teacher).square().sum() / max(student.numel(), 1)
-
-
-DEVIATION_EPS = 1e-6
-"""Added to every standard deviation, so that a constant channel does not divide by zero."""
-FEATURES = ("raw", "standardized")
-
-
-@full_precision
-def standardized(features: Tensor) -> Tensor:
-    """Standardise every channel to mean 0 and deviation 1 over the images and positions of the process's batch.
-
-    The error of two standardised maps does not depend on the scale of either network. A single position becomes 0.
-
-    Args:
-        features: (N, C, H, W).
-
-    Example:
-        >>> standardized(torch.tensor([[[[1.0, 3.0]]]])).flatten().tolist()
-        [-0.7071..., 0.7071...]
-    """
-    if not features.numel():  # nothing has a mean
-        return features
-    several = features.numel() > features.shape[1]
-    deviation, mean = torch.std_mean(features, (0, 2, 3), correction=int(several), keepdim=True)
-    return (features - mean) / (deviation + DEVIATION_EPS)
-
-
-def check_features(features: str) -> None:
-    """Raise ConfigError for a kind of features that is not known."""
-    if features not in FEATURES:
-        raise ConfigError("features", features, f"one of {', '.join(FEATURES)}")
 
 
 @full_precision

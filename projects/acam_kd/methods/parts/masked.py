@@ -1,4 +1,4 @@
-"""The losses of masks for all levels of a pyramid together: few kernels, where each level alone would take dozens.
+"""The losses of all levels of a pyramid together: few kernels, where each level alone would take dozens.
 
 They are the losses of ``losses.py``, level by level; only the order of sums differs. On a GPU a small kernel costs its
 launch, and five levels of a detector have hundreds of them.
@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from .losses import EPS, check_form, check_shapes
 
-__all__ = ["mask_overlaps", "masked_errors"]
+__all__ = ["cast", "common_type", "mask_overlaps", "masked_errors", "mean_squared_errors"]
 
 DIMS = {"spatial": (0, 2, 3), "channel": (0, 1)}
 """Kind -> the dimensions of the features that its masks share with them."""
@@ -62,6 +62,30 @@ def masked_errors(student: Sequence[Tensor], teacher: Sequence[Tensor], masks: S
         ratios = torch.cat(numerators) / (torch.cat(sums) + EPS)
         errors = _means(ratios, counts)
     return dict(zip(kinds, errors.view(len(kinds), len(student))))
+
+
+def mean_squared_errors(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Compute the mean squared error of each level over images, channels and positions: plain feature mimicking.
+
+    Args:
+        student, teacher: (N, C, H, W) of each level; the teacher gets no gradient.
+
+    Returns:
+        (levels,), in float32 at least; 0 for an empty level.
+
+    Raises:
+        ValueError: the shapes of a level differ.
+
+    Example:
+        >>> maps = [torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 2, 2)]
+        >>> mean_squared_errors(maps, [x + 2 for x in maps])
+        tensor([4., 4.])
+    """
+    for own, theirs in zip(student, teacher, strict=True):
+        check_shapes(own, theirs)
+    with torch.autocast(student[0].device.type, enabled=False):
+        found: Tensor = _MeanSquares.apply(*student, *teacher)  # type: ignore[no-untyped-call]
+        return found
 
 
 def mask_overlaps(masks: Sequence[Tensor], form: str = "pairwise") -> Tensor:
@@ -164,8 +188,29 @@ class _Energies(torch.autograd.Function):
             found = list(torch._foreach_mul(difference, factors))
         else:
             found = [x * y for x, y in zip(difference, factors)]
-        cast = _cast(found, ctx.types)
-        return (None, *cast, *[None] * len(cast))
+        found = cast(found, ctx.types)
+        return (None, *found, *[None] * len(found))
+
+
+class _MeanSquares(torch.autograd.Function):
+    """The mean squared error of every level; its gradient is the student's alone."""
+
+    @staticmethod
+    def forward(ctx: Any, *maps: Tensor) -> Tensor:
+        student, teacher = maps[: len(maps) // 2], maps[len(maps) // 2 :]
+        difference = _difference(student, teacher)
+        ctx.types = [x.dtype for x in student]
+        ctx.save_for_backward(*difference)
+        sums = [x.sum() for x in torch._foreach_mul(difference, difference)]
+        return torch.stack(torch._foreach_div(sums, [max(x.numel(), 1) for x in difference]))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        difference = ctx.saved_tensors
+        factors = torch._foreach_mul([*gradient.unbind()], [2 / max(x.numel(), 1) for x in difference])
+        found = cast([x * factor for x, factor in zip(difference, factors)], ctx.types)
+        return (*found, *[None] * len(found))
 
 
 def _averaged(features: Tensor, kind: str) -> int:
@@ -185,14 +230,20 @@ def _alike(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 
 def _difference(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
     """Return student - teacher in float32 at least."""
-    dtype = torch.float32
-    for x in (*student, *teacher):
-        dtype = torch.promote_types(dtype, x.dtype)
-    ours, theirs = (_cast(maps, [dtype] * len(maps)) for maps in (student, teacher))
+    dtype = common_type((*student, *teacher))
+    ours, theirs = (cast(maps, [dtype] * len(maps)) for maps in (student, teacher))
     return list(torch._foreach_sub(ours, theirs))
 
 
-def _cast(maps: Sequence[Tensor], types: Sequence[torch.dtype]) -> list[Tensor]:
+def common_type(maps: Sequence[Tensor]) -> torch.dtype:
+    """Return the type that holds all maps, float32 at least."""
+    dtype = torch.float32
+    for x in maps:
+        dtype = torch.promote_types(dtype, x.dtype)
+    return dtype
+
+
+def cast(maps: Sequence[Tensor], types: Sequence[torch.dtype]) -> list[Tensor]:
     """Cast maps, those that need it by one kernel."""
     made = [torch.empty_like(x, dtype=dtype) for x, dtype in zip(maps, types) if x.dtype != dtype]
     if made:
