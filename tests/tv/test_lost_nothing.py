@@ -458,6 +458,34 @@ def test_torchrun_starts_the_processes(data, tmp_path, devices):
     assert alone["AP"] == pytest.approx(json.loads((out / "result.json").read_text())["metrics"]["AP"], abs=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_slurm_starts_the_processes(data, tmp_path, nodes):
+    """The variables of srun for two tasks on one machine, and for two machines, whose part this one plays twice."""
+    out, number = tmp_path / "run", 2 // nodes
+    arguments = command(data, out, "--iterations", 2, "--devices", number, "--num-nodes", nodes)
+    variables = {"SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": number, "SLURM_NNODES": nodes, "SLURM_JOB_ID": os.getpid()}
+    processes = []
+    for rank in range(2):
+        own = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank % number, "SLURM_NODEID": rank // number}
+        slurm = {name: str(value) for name, value in {**variables, **own}.items()}
+        environment = {**os.environ, **slurm, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        environment |= {"SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NAME": "run"}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "acam_kd.cli", *arguments],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    said = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], [text[-2000:] for _, text in said]
+    assert [line["step"] for line in undoubled(out) if "AP" in line] == [2]
+    assert ["the student: " in text for text, _ in said] == [True, False]
+
+
 def replace_split(data):
     from acam_kd.data.coco import find_split
 
