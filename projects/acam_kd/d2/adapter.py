@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import Backbone, GeneralizedRCNN
+from detectron2.modeling import Backbone, GeneralizedRCNN, SimpleFeaturePyramid
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.modeling.meta_arch.semantic_seg import SemanticSegmentor
@@ -88,6 +88,8 @@ class D2Adapter(Adapter):
     @property
     def trunk(self) -> str:
         """Everything but neck and heads."""
+        if isinstance(self.model.backbone, SimpleFeaturePyramid):
+            return "backbone.net."
         return "backbone.bottom_up." if hasattr(self.model.backbone, "bottom_up") else "backbone."
 
     @property
