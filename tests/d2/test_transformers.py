@@ -9,8 +9,8 @@ import detectron2
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.config import LazyCall as L
+from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.model_zoo import get_config
 from detectron2.modeling import SimpleFeaturePyramid, SwinTransformer, build_model
 from detectron2.utils.events import EventStorage
@@ -53,10 +53,10 @@ def test_the_vit_is_detectron2s_vitdet_tensor_for_tensor():
     cfg.merge_from_file(str(ROOT / "configs" / "vitdet_b.yaml"))
     net = get_config("common/models/mask_rcnn_vitdet.py").model
     node, theirs = cfg.MODEL.VIT, net.backbone.net
-    assert (node.IMG_SIZE, node.PATCH_SIZE, node.EMBED_DIM) == (theirs.img_size, theirs.patch_size, theirs.embed_dim)
-    assert (node.DEPTH, node.NUM_HEADS, node.WINDOW_SIZE) == (theirs.depth, theirs.num_heads, theirs.window_size)
+    assert (theirs.img_size, theirs.patch_size, theirs.embed_dim) == (node.IMG_SIZE, node.PATCH_SIZE, node.EMBED_DIM)
+    assert (theirs.depth, theirs.num_heads, theirs.window_size) == (node.DEPTH, node.NUM_HEADS, node.WINDOW_SIZE)
     assert sorted([*node.GLOBAL_ATTENTION, *theirs.window_block_indexes]) == list(range(12))
-    assert (node.DROP_PATH_RATE, node.SQUARE_PAD) == (theirs.drop_path_rate, net.backbone.square_pad)
+    assert (theirs.drop_path_rate, net.backbone.square_pad) == (node.DROP_PATH_RATE, node.SQUARE_PAD)
     cfg.merge_from_list(["MODEL.VIT.DEPTH", 2, "MODEL.VIT.GLOBAL_ATTENTION", [1], "MODEL.DEVICE", "cpu"])
     theirs.depth, theirs.window_block_indexes = 2, [0]
     ours, theirs = build_model(cfg), instantiate(net)

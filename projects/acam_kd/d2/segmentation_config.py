@@ -1,4 +1,4 @@
-"""The config keys of our networks: for segmentation, with Detectron2's DeepLab project among them, of RepPoints and of transformers."""
+"""The config keys of our networks: for segmentation, with Detectron2's DeepLab among them, RepPoints, transformers."""
 
 from __future__ import annotations
 
