@@ -73,7 +73,8 @@ class Returned:
             raise ConfigError("method", f"losses that the student has too: {', '.join(clash)}", "names of its own")
         self.losses, self._waiting = {name: x.detach() for name, x in (losses or {}).items()}, False
         if losses:
-            own, others = (torch.stack([x.detach().float() for x in part.values()]).sum() for part in (losses, task))
+            trained = {name: x for name, x in task.items() if x.requires_grad} or task  # others only inform, as errors
+            own, others = (torch.stack([x.detach().float() for x in part.values()]).sum() for part in (losses, trained))
             self.ratio = own / others
             self._high = torch.where(self.ratio > HIGH, self._high + 1, 0) if self._high is not None else 0 * own
         return with_losses(output, with_unused(task, method) if losses is None else {**task, **losses})
