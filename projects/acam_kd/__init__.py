@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .core.errors import ConfigError, RunError
     from .core.registry import DISTILLER_REGISTRY, FUSION_REGISTRY, MASKING_REGISTRY
     from .core.targets import Targets
+    from .core.teacher import Pixels
 
     Student = TypeVar("Student", bound=nn.Module)
 
@@ -26,6 +27,7 @@ __all__ = [
     "MASKING_REGISTRY",
     "ConfigError",
     "Distiller",
+    "Pixels",
     "RunError",
     "Targets",
     "distill",
@@ -38,6 +40,7 @@ LAZY = {
     "Distiller": "core.distiller",
     "FUSION_REGISTRY": "core.registry",
     "MASKING_REGISTRY": "core.registry",
+    "Pixels": "core.teacher",
     "RunError": "core.errors",
     "Targets": "core.targets",
 }
@@ -68,6 +71,7 @@ def distill(
     warmup_iters: int = 0,
     stop_at: int = 0,
     teacher_precision: str = "",
+    teacher_pixels: Pixels | None = None,
     inherit: str = "never",
     example_inputs: Any = None,
     student_class_names: Sequence[str] = (),
@@ -98,9 +102,11 @@ def distill(
         warmup_iters: the losses rise linearly to their full weight within so many steps.
         stop_at: the step from which nothing is distilled; 0 for never.
         teacher_precision: ``"float16"``, ``"bfloat16"`` or ``"float32"``; empty for the student's.
+        teacher_pixels: how the teacher's images are normalised, as ``acam_kd.Pixels(mean, std, "RGB", white=1.0)``, for
+            one that does not say it; models of Detectron2, torchvision and timm do.
         inherit: ``"always"`` or ``"auto"`` lets the student's neck and head start from the teacher's weights.
-        example_inputs: a batch by which the levels of other modules are measured; noise of 1 x 3 x 224 x 224 if left
-            out.
+        example_inputs: a batch by which the levels of other modules are measured, or the arguments of their forward;
+            noise of 1 x 3 x 224 x 224 if left out.
         student_class_names, teacher_class_names: the classes that the two predict, in order; then only the common ones
             are compared, whatever their order. Needed where predictions of other classes are distilled. The background
             of a class head may be left out, or named ``"__background__"``.
@@ -141,6 +147,8 @@ def distill(
     ):
         if names and adapter is not None:
             adapter.class_names = check_class_names(f"{role}_class_names", names)
+    if teacher_pixels is not None and of_teacher is not None:
+        of_teacher.pixels = teacher_pixels
     plan = Plan(
         methods=_methods(method, options),
         levels=levels,
@@ -214,13 +222,18 @@ def _adapter(model: nn.Module, role: str, levels: Any, example_inputs: Any) -> A
     from .core.adapter import ModuleAdapter
 
     paths = levels if isinstance(levels, Mapping) and levels else None
+    engines = [
+        import_module(f"acam_kd.{engine}.adapter") for framework, engine in ENGINES.items() if framework in sys.modules
+    ]
     if paths is None:
-        for framework, engine in ENGINES.items():
-            if framework in sys.modules:
-                adapter: Adapter | None = import_module(f"acam_kd.{engine}.adapter").adapt(model, example_inputs)
-                if adapter is not None:
-                    return adapter
-    return ModuleAdapter(model, paths, example_inputs=example_inputs, role=role)
+        for engine in engines:
+            adapter: Adapter | None = engine.adapt(model, example_inputs)
+            if adapter is not None:
+                return adapter
+    by_path = ModuleAdapter(model, paths, example_inputs=example_inputs, role=role)
+    known = [pixels for engine in engines if (pixels := engine.pixels_of(model)) is not None]
+    by_path.pixels = next(iter(known), by_path.pixels)
+    return by_path
 
 
 def _methods(method: str | Distiller, options: dict[str, Any]) -> Any:

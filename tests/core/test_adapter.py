@@ -136,8 +136,42 @@ def test_measuring_by_an_oblong_example():
 
 def test_sides_that_are_no_multiple_of_a_patch_are_refused():
     adapter = ModuleAdapter(Transformer(1), {"c4": "block"})
-    with refused("levels", "4 tokens at block", "3 x 2 for 46 x 32 pixels", "multiples of the size of a patch"):
+    found = "4 tokens at block, 1 leading ones left out"
+    with refused("levels", found, "3 x 2 for 46 x 32 pixels", "multiples of the size of a patch"):
         features(adapter, torch.zeros(1, 3, 46, 32))
+
+
+@pytest.mark.parametrize(("size", "taken"), [((46, 32), (48, 32)), ((96, 7), (96, 16)), ((64, 96), (64, 96))])
+def test_a_teachers_images_are_resized_to_the_nearest_multiples_of_its_patches(size, taken):
+    model = Transformer(1).eval()
+    model.block = nn.Identity()
+    adapter = ModuleAdapter(model, {"c4": "block"}, role="teacher")
+    batch = torch.rand(2, 3, *size)
+    got = features(adapter, batch)["c4"]
+    seen = nn.functional.interpolate(batch, taken, mode="bilinear", antialias=True)
+    assert torch.equal(got, model.embed(batch if size == taken else seen))
+
+
+@pytest.mark.parametrize("side", [224, 64])
+def test_channels_may_come_last_and_tokens_first(side):
+    """Swin's stages are (N, H, W, C), torch's own transformer is (L, N, C)."""
+    last = Gives(lambda x: x[:, :, ::4, ::4].repeat(1, 24, 1, 1).permute(0, 2, 3, 1))
+    first = Gives(lambda x: x[:, :, ::8, ::8].flatten(2).permute(2, 0, 1))
+    example = torch.rand(1, 3, side, side)
+    for model, spec in ((last, FeatureSpec(96, 4)), (first, FeatureSpec(4, 8))):
+        adapter = ModuleAdapter(model, {"c": "part"}, example_inputs=example, role="teacher")
+        assert adapter.levels(["backbone"]) == {"c": spec}
+        batch = torch.rand(2, 3, 32, 48)
+        want = model.conv(batch)[:, :, :: spec.stride, :: spec.stride].repeat(1, spec.channels // 4, 1, 1)
+        assert torch.equal(features(adapter, batch)["c"], want)
+
+
+def test_an_output_that_is_no_tensor_in_training_is_named():
+    model = Gives(lambda x: {"out": x} if model.training else x)
+    model.training = True
+    adapter = ModuleAdapter(model, {"c1": "part"})
+    with refused("levels", "a dict at part", "a tensor, as on the example", "in training and in evaluation"):
+        step(adapter, torch.rand(1, 3, 8, 8))
 
 
 @pytest.mark.parametrize("level", ["logits", "classes"])
@@ -258,6 +292,8 @@ def test_a_wrong_path_is_refused_with_those_near_it(role):
     argument = f"{role}_levels"
     with refused(argument, "c4: layer3.7", "a submodule, as layer3, layer3.0, layer3.1"):
         ModuleAdapter(CNN(), {"c2": "layer1", "c4": "layer3.7"}, role=role)
+    with refused(argument, "c2: layer2.l", "a submodule, as layer2, layer2.0, layer2.1"):
+        ModuleAdapter(CNN(), {"c2": "layer2.l"}, role=role)
     with refused(argument, "c4: stages", "a submodule, as layer1, layer2, layer3, fc"):
         ModuleAdapter(CNN(), {"c4": "stages"}, role=role)
     with refused(argument, "c4: ", "a submodule, as layer1"):
@@ -289,16 +325,16 @@ class Gives(nn.Module):
         (lambda x: x.mean(), "a tensor ()"),
         (lambda x: x[None], "a tensor (1, 1, 4, 224, 224)"),
         (lambda x: x.flatten(2).transpose(1, 2)[:, :1000], "a tensor (1, 1000, 4)"),  # no number of patches
-        (lambda x: x.permute(0, 2, 3, 1), "a tensor (1, 224, 224, 4)"),  # channels come last
-        (lambda x: x[:, :, ::4, ::4].repeat(1, 24, 1, 1).permute(0, 2, 3, 1), "a tensor (1, 56, 56, 96)"),
+        (lambda x: x[:, :, ::4, ::16], "a tensor (1, 4, 56, 14)"),  # not the proportions of the image
+        (lambda x: x[:, :, ::4, ::4].repeat(4, 1, 1, 1), "a tensor (4, 4, 56, 56)"),  # windows of it
     ],
-    ids=["tuple", "dict", "None", "0-d", "5-d", "no tokens", "channels last", "channels last of a stride"],
+    ids=["tuple", "dict", "None", "0-d", "5-d", "no tokens", "other proportions", "windows"],
 )
 def test_an_output_that_is_no_map_is_refused(make, found):
     with refused(
         "teacher_levels",
         f"c1: part, which gives {found}",
-        "(N, C, H, W), tokens (N, L, C) or (N, K)",
+        "(N, C, H, W), (N, H, W, C), tokens (N, L, C) or (N, K)",
         "a submodule below",
     ):
         ModuleAdapter(Gives(make), {"c1": "part"}, role="teacher")
@@ -336,6 +372,21 @@ def test_a_part_of_an_output_is_named_by_its_key_or_index():
 def test_what_to_name_instead_is_said(make, path, hint):
     with refused("teacher_levels", f"c1: {path}", hint=hint):
         ModuleAdapter(Gives(make), {"c1": path}, role="teacher")
+
+
+class Blocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()) for _ in range(12)))
+
+
+def test_names_near_a_wrong_path_are_those_of_its_depth():
+    for named, near in (("blocks.12", "blocks.11"), ("block.3.0", "blocks.3.0"), ("blocks.3.relu", "blocks.3.1")):
+        with refused("teacher_levels", f"c4: {named}", "a submodule, as ") as error:
+            ModuleAdapter(Blocks(), {"c4": named}, role="teacher")
+        listed = error.value.allowed.removeprefix("a submodule, as ").split(", ")
+        assert near in listed and len(listed) <= 8
+        assert all(name.count(".") <= named.count(".") for name in listed)
 
 
 def test_strides_of_sides_that_are_no_multiples_are_maps_nevertheless():

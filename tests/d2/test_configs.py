@@ -26,6 +26,11 @@ CONFIGS = sorted(
 LEAVES = [p for p in CONFIGS if not p.name.startswith("Base-")]
 
 
+def device_of(path):
+    """The meta device, where nothing is computed and nothing is allocated; Detectron2's transformers cannot use it."""
+    return "cpu" if re.search("swin|vitdet", path.name) else "meta"
+
+
 def load(path):
     cfg = get_cfg()
     add_distillation_config(cfg)
@@ -35,11 +40,10 @@ def load(path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT / "configs")))
 def test_it_builds(path):
-    """On the meta device, where nothing is computed and nothing is allocated."""
     cfg = load(path)
     cfg.MODEL.DEVICE = "meta"
     cfg.DISTILL.TEACHER.WEIGHTS = "random"
-    with torch.device("meta"):
+    with torch.device(device_of(path)):
         model = build_model(cfg)
     if cfg.MODEL.META_ARCHITECTURE == "DistillationMetaArch" and cfg.DISTILL.METHOD:
         segments = cfg.DISTILL.STUDENT_META_ARCHITECTURE == "SemanticSegmentor"

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .distillation import Distillation
-from .errors import ConfigError, first_line
+from .errors import ConfigError
 from .features import BACKBONE, CLASSES, LOGITS, FeatureSpec, Pyramid
-from .paths import Path, Paths, folded, is_map, keys_of, pick, split_key
-from .reader import Convert, Reader, as_mapping, first_batch
+from .measure import Example, measured, own_pixels, submodule_of
+from .paths import Path, Paths
+from .reader import Convert, Reader, as_mapping
 from .scores import ReadScores
-from .taps import ModuleTap
+from .taps import EntryTap, ModuleTap
 from .targets import Targets
-from .teacher import Extract, Pixels, call, evaluating
+from .teacher import Extract, Pixels, call
 
 __all__ = ["Adapter", "ModuleAdapter"]
 
@@ -117,10 +117,11 @@ class Adapter:
 class ModuleAdapter(Adapter):
     """Any module: its levels by the paths of submodules, or a ``backbone`` that returns maps by name.
 
-    A level called ``logits`` or ``classes`` is what the model predicts: (N, K) or (N, K, H, W).
+    A level called ``logits`` or ``classes`` is what the model predicts: (N, K) or (N, K, H, W). The pixel statistics of
+    a teacher are those that it says of itself, as timm's networks do.
 
     Args:
-        model: called with a batch (N, C, H, W) first among its arguments.
+        model: called with a batch (N, C, H, W) first among its arguments; or a student, one of whose parts is.
         levels: level name -> path of a submodule, as ``blocks.11[0]`` with a key or an index of what it returns; None
             for the outputs of ``model.backbone``.
         example_inputs: a batch, or the arguments of the model, by which channels and strides are measured; noise of
@@ -145,7 +146,7 @@ class ModuleAdapter(Adapter):
     ) -> None:
         super().__init__(model)
         self.role, self.named = role, bool(levels) and named
-        self._example = example_inputs
+        self._example = Example(example_inputs, self.name)
         self._shapes: dict[str, FeatureSpec] = {}
         self._parts = self._measured_parts(levels) if levels else []
         if not levels and not isinstance(getattr(model, "backbone", None), nn.Module):
@@ -165,48 +166,56 @@ class ModuleAdapter(Adapter):
         return {level: spec for level, spec in self._shapes.items() if spec.tap in taps}
 
     def network(self, taps: Sequence[str]) -> tuple[nn.Module, Extract]:
-        """Return the model, or its backbone alone."""
-        if self._parts:
-            return self.model, Paths([p for p in self._parts if self._shapes[p.level].tap in taps], self.role)
-        return self.model.backbone, call  # type: ignore[return-value]
+        """Return the model, or its backbone alone.
+
+        Raises:
+            ConfigError: a teacher takes no batch, and a part of it that is not below the one that takes it is tapped.
+        """
+        if not self._parts:
+            return self.model.backbone, call  # type: ignore[return-value]
+        used, entry = self._used(taps), self._example.entry
+        outside = [p for p in used if entry and not f"{p.path}.".startswith(f"{entry}.")]
+        if outside and self.role == "teacher":
+            raise ConfigError(
+                "teacher_levels", f"{outside[0].level}: {outside[0].path}", f"parts of {entry}, which gets the images",
+                f"a {self.name} takes no batch of images, so that part alone runs on the student's",
+            )  # fmt: skip
+        return self.model, Paths(used, self.role, entry=entry)
 
     def reader(self, taps: Sequence[str]) -> Reader:
         """Put a tap on every submodule."""
         if not self._parts:
             tap = ModuleTap(self.model.backbone, "backbone")  # type: ignore[arg-type]
             return Reader([(tap, as_mapping)], batch_from=tap)
-        used = [part for part in self._parts if self._shapes[part.level].tap in taps]
         parts: list[tuple[Any, Convert]] = [
-            (ModuleTap(self.model.get_submodule(part.path), part.path), part) for part in used
+            (ModuleTap(self.model.get_submodule(part.path), part.path), part) for part in self._used(taps)
         ]
-        return Reader(parts)
+        entry = self._example.entry
+        images = EntryTap(self.model.get_submodule(entry), entry) if entry else None
+        return Reader(parts, batch_from=images, others=[images] if images else [])
+
+    def _used(self, taps: Sequence[str]) -> list[Path]:
+        return [part for part in self._parts if self._shapes[part.level].tap in taps]
 
     def _measured_parts(self, levels: Mapping[str, str]) -> list[Path]:
         """Run the example once; the shape of every output says channels, stride and leading tokens."""
         taps: dict[str, ModuleTap] = {}
-        modules = dict(self.model.named_modules())
         for level, named in levels.items():
-            path = named if named in modules else split_key(named)[0]
-            if path not in modules or not path:
-                close = [name for name in modules if name and name.split(".")[0] == path.split(".")[0]][:8]
-                known = close or [name for name, _ in self.model.named_children()]
-                raise ConfigError(f"{self.role}_levels", f"{level}: {named}", f"a submodule, as {', '.join(known)}")
-            taps[level] = ModuleTap(modules[path], path)
+            path = submodule_of(self.model, level, named, self.role)
+            taps[level] = ModuleTap(self.model.get_submodule(path), path)
         try:
             for tap in taps.values():
                 tap.arm()
-            batch = self._run_example(self.model)
+            batch = self._example.run(self.model)
             outputs = {level: self._only_output(level, tap) for level, tap in taps.items()}
         finally:
             for tap in taps.values():
                 tap.remove()
-        self._shapes = {}
-        parts = []
-        for level, output in outputs.items():
-            part, spec = self._measure(level, levels[level], output, batch)
-            parts.append(part)
-            self._shapes[level] = spec
-        return parts
+        if self.role == "teacher":
+            self.pixels = own_pixels(self.model, batch.shape[1])
+        found = {level: measured(level, levels[level], x, batch, self.role) for level, x in outputs.items()}
+        self._shapes = {level: spec for level, (_, spec) in found.items()}
+        return [part for part, _ in found.values()]
 
     def _only_output(self, level: str, tap: ModuleTap) -> Any:
         try:
@@ -222,38 +231,12 @@ class ModuleAdapter(Adapter):
                 "name a submodule that the model calls once",
             ) from error  # fmt: skip
 
-    def _measure(self, level: str, path: str, output: Any, batch: Tensor) -> tuple[Path, FeatureSpec]:
-        logits = level in (LOGITS, CLASSES)
-        height, width = batch.shape[2:]
-        module, key = split_key(path)
-        whole, output = output, pick(output, key)
-        if isinstance(output, Tensor) and output.dim() == 4 and is_map(output, height, width):
-            stride = round(height / output.shape[2])
-            return Path(module, level, None, stride, key), FeatureSpec(output.shape[1], stride, logits=logits)
-        if isinstance(output, Tensor) and output.dim() == 2:
-            return Path(module, level, key=key), FeatureSpec(output.shape[1], 0, logits=True)
-        if isinstance(output, Tensor) and output.dim() == 3:
-            found = folded(output.shape[1], height, width)
-            if found:
-                leading, patch = found
-                return Path(module, level, leading, patch, key), FeatureSpec(output.shape[2], patch, logits=logits)
-        shape = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        hint = "name a submodule below it, or another one"
-        if isinstance(output, Tensor) and output.dim() == 3:
-            hint += f"; {output.shape[1]} tokens, 0 to 32 leading ones left out, are no patches of {height} x {width}"
-        elif keys := keys_of(whole):
-            hint += f"; or a part of its output: {', '.join(f'{module}[{name}]' for name in keys[:8])}"
-        raise ConfigError(
-            f"{self.role}_levels", f"{level}: {path}, which gives {shape}", "(N, C, H, W), tokens (N, L, C) or (N, K)",
-            hint,
-        )  # fmt: skip
-
     def _measured_backbone(self) -> dict[str, FeatureSpec]:
         backbone: nn.Module = self.model.backbone  # type: ignore[assignment]
         tap = ModuleTap(backbone, "backbone")
         tap.arm()
         try:
-            batch = self._run_example(backbone)
+            batch = self._example.run(backbone)
             output = tap.read().output
         finally:
             tap.remove()
@@ -263,30 +246,3 @@ class ModuleAdapter(Adapter):
                 "level name -> path of a submodule", f"{self.role}_levels={{'c4': 'backbone.layer3'}}, say",
             )  # fmt: skip
         return {name: FeatureSpec(x.shape[1], round(batch.shape[2] / x.shape[2])) for name, x in output.items()}
-
-    @torch.no_grad()
-    def _run_example(self, network: nn.Module) -> Tensor:
-        """Run a network on the example, in evaluation mode, and return the batch of images in it."""
-        example = self._example
-        if example is None:
-            noise = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-            like = next((p for p in network.parameters() if p.is_floating_point()), noise)
-            example = noise.to(like.device, like.dtype)
-        args, kwargs = (), {}
-        if isinstance(example, Mapping):
-            kwargs = dict(example)
-        else:
-            args = tuple(example) if isinstance(example, (tuple, list)) else (example,)
-        batch = first_batch([*args, *kwargs.values()])
-        if batch is None:
-            raise ConfigError("example_inputs", type(example).__name__, "a batch (N, C, H, W) among the arguments")
-        try:
-            with evaluating(network), torch.random.fork_rng(devices=[]):
-                network(*args, **kwargs)
-        except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, KeyError, IndexError) as error:
-            reason = first_line(error)
-            raise ConfigError(
-                "example_inputs", f"{tuple(batch.shape)}, on which a {self.name} fails: {reason[:160]}",
-                "inputs that it takes",
-            ) from error  # fmt: skip
-        return batch

@@ -120,9 +120,7 @@ def assemble(
     check_scores(teacher, method)
     if CLASSES in method.levels:
         check_class_heads(student, teacher)
-    pixels = None
-    if student.pixels is not None and teacher.pixels is not None:
-        pixels = PixelTransform(student.pixels, teacher.pixels)
+    pixels = _pixels(student, teacher, kind.logger)
     network, extract = teacher.network(taps)
     if SCORES in method.needs:
         network, extract = scored(teacher, network, extract)
@@ -162,6 +160,19 @@ def assemble(
     for request, part, levels in zip(requests, taps_by, pairs_by):
         kind.logger.info("%s", request.describe([*levels], part))
     return built
+
+
+def _pixels(student: Adapter, teacher: Adapter, logger: logging.Logger) -> PixelTransform | None:
+    """Return the way from the student's images to the teacher's; None where one of them does not say its own."""
+    if student.pixels is None:
+        return None
+    if teacher.pixels is None:
+        logger.warning(
+            "the pixel statistics of the teacher, a %s, are unknown: it gets the student's normalised images as they "
+            "are; say them by teacher_pixels, if they differ", teacher.name,
+        )  # fmt: skip
+        return None
+    return PixelTransform(student.pixels, teacher.pixels)
 
 
 def _title(plan: Plan) -> str:

@@ -128,7 +128,7 @@ class Comparison:
         """Ask the teacher, and name the batch if the teacher cannot take it."""
         try:
             features = teacher(batch, *regions)
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:
             if isinstance(error, torch.OutOfMemoryError) or batch.shape[1:] == self._taken:
                 raise
             reason = first_line(error)
@@ -136,7 +136,8 @@ class Comparison:
                 "teacher", f"a failure on the student's batch {tuple(batch.shape)}: {reason[:200]}",
                 "a teacher that takes it",
                 "does it need other padding (sides that are multiples of 32, say) or other channels? Choose a teacher "
-                "whose backbone is like the student's, or images, or crops, of such sides",
+                "whose backbone is like the student's, or images, or crops, of such sides; a network of timm takes "
+                "all sizes with dynamic_img_size=True",
             ) from error  # fmt: skip
         self._taken = batch.shape[1:]
         return features

@@ -76,7 +76,9 @@ class Returned:
         self.losses, self._waiting = {name: x.detach() for name, x in (losses or {}).items()}, False
         auxiliary = {name for part in method.parts() for name in part.auxiliary}
         if reaching := {name: x for name, x in (losses or {}).items() if name not in auxiliary}:
-            own, others = (torch.stack([x.detach().float() for x in part.values()]).sum() for part in (reaching, task))
+            trained = {name: x for name, x in task.items() if x.requires_grad} or task  # others only inform, as errors
+            sums = (torch.stack([x.detach().float() for x in part.values()]).sum() for part in (reaching, trained))
+            own, others = sums
             self.ratio = own / others
             self._high = torch.where(self.ratio > HIGH, self._high + 1, 0) if self._high is not None else 0 * own
         return with_losses(output, with_unused(task, method) if losses is None else {**task, **losses})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .errors import ConfigError
 
-__all__ = ["Call", "MethodTap", "ModuleTap", "Tap", "leave_to_python", "restore_autocast"]
+__all__ = ["Call", "EntryTap", "MethodTap", "ModuleTap", "Tap", "leave_to_python", "restore_autocast"]
 
 
 def leave_to_python(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -145,6 +145,15 @@ class ModuleTap(Tap):
     def remove(self) -> None:
         """Take the hook off the module."""
         self._handle.remove()
+
+
+class EntryTap(ModuleTap):
+    """A tap on what a module is called with: its output may be changed in place afterwards."""
+
+    @leave_to_python
+    def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self.armed:
+            self.record(args, kwargs, None)
 
 
 class MethodTap(Tap):

@@ -49,11 +49,13 @@ class Pixels:
     Args:
         mean, std: per channel, in the model's channel order.
         order: ``"RGB"``, ``"BGR"`` or another name; empty if it is not known. It counts for three channels only.
+        white: the value of a white pixel before the normalisation, 255 or 1; 0 for the same as the other model's.
     """
 
     mean: Sequence[float]
     std: Sequence[float]
     order: str = ""
+    white: float = 0.0
 
 
 class PixelTransform(nn.Module):
@@ -91,10 +93,11 @@ class PixelTransform(nn.Module):
                 "teacher", f"images in {teacher.order}", f"the student's {student.order}",
                 "only RGB and BGR are turned into each other",
             )  # fmt: skip
+        unit = teacher.white / student.white if teacher.white and student.white else 1.0
         step = -1 if self.reverse_channels else 1
         mean_s, std_s = (list(x)[::step] * (channels[1] // channels[0]) for x in (student.mean, student.std))
-        scale = [s / t for s, t in zip(std_s, teacher.std)]
-        shift = [(s - t) / std for s, t, std in zip(mean_s, teacher.mean, teacher.std)]
+        scale = [unit * s / t for s, t in zip(std_s, teacher.std)]
+        shift = [(unit * s - t) / std for s, t, std in zip(mean_s, teacher.mean, teacher.std)]
         self.identity = (
             channels[0] == channels[1] and not self.reverse_channels and {*scale, 1} == {1} and {*shift, 0} == {0}
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import Backbone, GeneralizedRCNN
+from detectron2.modeling import Backbone, GeneralizedRCNN, SimpleFeaturePyramid
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.modeling.meta_arch.semantic_seg import SemanticSegmentor
@@ -36,7 +36,7 @@ from .distillation import D2Distillation
 from .neck import neck_levels, neck_taps, with_neck_convs
 from .reppoints import RepPoints
 
-__all__ = ["D2Adapter", "adapt", "backbone_and_logits", "backbone_of", "logits_module", "pyramid"]
+__all__ = ["D2Adapter", "adapt", "backbone_and_logits", "backbone_of", "logits_module", "pixels_of", "pyramid"]
 
 
 def adapt(model: nn.Module, example_inputs: Any = None) -> D2Adapter | None:
@@ -76,7 +76,7 @@ class D2Adapter(Adapter):
         self.annotations = ("labels",) if self._segmentor else ("boxes", "labels")
         self.class_names = class_names
         self.read_scores = score_reader(model)
-        self.pixels = _pixels(model, input_format or getattr(model, "input_format", None) or "")
+        self.pixels = pixels_of(model, input_format)
         self.box_dimension = 5 if isinstance(getattr(model, "roi_heads", None), RROIHeads) else 4
 
     @property
@@ -88,6 +88,8 @@ class D2Adapter(Adapter):
     @property
     def trunk(self) -> str:
         """Everything but neck and heads."""
+        if isinstance(self.model.backbone, SimpleFeaturePyramid):
+            return "backbone.net."
         return "backbone.bottom_up." if hasattr(self.model.backbone, "bottom_up") else "backbone."
 
     @property
@@ -177,11 +179,18 @@ class D2Adapter(Adapter):
         return {LOGITS: labels.masked_fill(labels == head.ignore_value, IGNORED)}
 
 
-def _pixels(model: nn.Module, order: str) -> Pixels | None:
+def pixels_of(model: nn.Module, input_format: str = "") -> Pixels | None:
+    """Return the pixel statistics of a model of Detectron2's kind; None for one that has none.
+
+    Args:
+        model: has the buffers ``pixel_mean`` and ``pixel_std``, for pixels from 0 to 255.
+        input_format: of its images; the model's own ``input_format`` if left out.
+    """
+    order = input_format or getattr(model, "input_format", None) or ""
     mean, std = getattr(model, "pixel_mean", None), getattr(model, "pixel_std", None)
     if not isinstance(mean, Tensor) or not isinstance(std, Tensor) or mean.is_meta or std.is_meta:
         return None
-    return Pixels(_exact(mean), _exact(std), order)
+    return Pixels(_exact(mean), _exact(std), order, 255.0)
 
 
 def _exact(values: Tensor) -> list[float]:
@@ -198,8 +207,9 @@ def backbone_of(model: nn.Module) -> nn.Module:
     backbone = getattr(model, "backbone", None)
     if not isinstance(backbone, nn.Module):
         raise ConfigError(
-            "student", f"{type(model).__name__} without a `backbone`", "a model whose `backbone` returns maps"
-        )
+            "student", f"{type(model).__name__} without a `backbone`", "a model whose `backbone` returns maps",
+            "or name the parts to distil by path: acam_kd.distill(..., student_levels={'res4': 'detr.backbone[res4]'})",
+        )  # fmt: skip
     return backbone
 
 

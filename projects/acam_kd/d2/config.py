@@ -239,7 +239,7 @@ def exported_student_config(cfg: CfgNode) -> CfgNode:
     does so after ``add_segmentation_config(get_cfg())``, which adds what was left out here as unchanged.
     """
     student = student_config(cfg)
-    for key in ("POLY_LR_POWER", "POLY_LR_CONSTANT_ENDING"):  # of training
+    for key in ("POLY_LR_POWER", "POLY_LR_CONSTANT_ENDING", "OPTIMIZER"):  # of training
         student.SOLVER.pop(key)
     student.INPUT.CROP.pop("SINGLE_CATEGORY_MAX_AREA")
     if "mobilenetv2" not in student.MODEL.BACKBONE.NAME:

@@ -1,4 +1,4 @@
-"""The config keys of our networks: for segmentation, with Detectron2's DeepLab project among them, and of RepPoints."""
+"""The config keys of our networks: for segmentation, with Detectron2's DeepLab among them, RepPoints, transformers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from .reppoints.config import add_reppoints_config
+from .transformers import add_transformer_config
 
 __all__ = ["add_missing_keys", "add_segmentation_config"]
 
@@ -20,7 +21,7 @@ def add_missing_keys(target: CfgNode, source: CfgNode) -> None:
 
 
 def add_segmentation_config(cfg: CfgNode) -> None:
-    """Add the keys of the segmentation networks and of RepPoints, with their defaults, to a Detectron2 config.
+    """Add the keys of our networks, with their defaults, to a Detectron2 config.
 
     A key that is there already keeps its value. The call also registers and configures the backbone and the heads of
     Detectron2's DeepLab project, so that they can be student or teacher beside ours.
@@ -42,4 +43,5 @@ def add_segmentation_config(cfg: CfgNode) -> None:
     ours.MODEL.SEM_SEG_HEAD.AUX_IN_FEATURE = ""
     ours.MODEL.SEM_SEG_HEAD.AUX_LOSS_WEIGHT = 0.4
     add_reppoints_config(ours)
+    add_transformer_config(ours)
     add_missing_keys(cfg, ours)

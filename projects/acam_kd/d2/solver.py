@@ -1,4 +1,4 @@
-"""Learning-rate schedules: Detectron2's, and the polynomial decay of semantic segmentation with a floor."""
+"""Optimizers and learning-rate schedules: Detectron2's, AdamW, and the polynomial decay of segmentation."""
 
 from __future__ import annotations
 
@@ -6,13 +6,45 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.solver import LRMultiplier
 from detectron2.solver import build_lr_scheduler as build_detectron2_lr_scheduler
+from detectron2.solver import build_optimizer as build_detectron2_optimizer
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.solver.lr_scheduler import WarmupParamScheduler
 from fvcore.common.param_scheduler import ParamScheduler
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..core.errors import ConfigError
 
-__all__ = ["PolynomialDecay", "build_lr_scheduler"]
+__all__ = ["PolynomialDecay", "build_lr_scheduler", "build_optimizer"]
+
+OPTIMIZERS = ("SGD", "ADAMW")
+POSITIONS = ("pos_embed", "rel_pos_h", "rel_pos_w", "relative_position_bias_table")
+"""The parameters of positions in Detectron2's transformers."""
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """Build the optimizer that SOLVER.OPTIMIZER names: Detectron2's SGD, or AdamW with the same keys.
+
+    With AdamW no weight decay acts on the positions of a transformer. On normalisation SOLVER.WEIGHT_DECAY_NORM acts.
+
+    Raises:
+        ConfigError: another name.
+    """
+    solver = cfg.SOLVER
+    if solver.OPTIMIZER not in OPTIMIZERS:
+        raise ConfigError("SOLVER.OPTIMIZER", solver.OPTIMIZER, f"one of {', '.join(OPTIMIZERS)}")
+    if solver.OPTIMIZER == "SGD":
+        return build_detectron2_optimizer(cfg, model)
+    parameters = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        overrides={name: {"weight_decay": 0.0} for name in POSITIONS},
+    )
+    optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+    return optimizer(parameters, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
 
 
 class PolynomialDecay(ParamScheduler):

@@ -29,7 +29,7 @@ from .evaluation import build_evaluator
 from .names import key
 from .runs import write_classes
 from .sem_seg_data import build_sem_seg_mapper
-from .solver import build_lr_scheduler
+from .solver import build_lr_scheduler, build_optimizer
 from .teacher_check import check_teacher
 from .token_learning import with_tokens
 from .trunk import load_classifier
@@ -74,8 +74,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Build Detectron2's, with clipping over the whole model."""
-        optimizer = super().build_optimizer(cfg, model)
+        """Build the optimizer of the config, with clipping over the whole model."""
+        optimizer = build_optimizer(cfg, model)
         guard_gradients(optimizer, model, cfg.DISTILL.MAX_GRADIENT_NORM)
         return optimizer
 

@@ -38,7 +38,15 @@ from .models import PROBE, plain
 from .segmentation import Segmentor
 from .stages import stages
 
-__all__ = ["DetectorAdapter", "SegmentorAdapter", "adapt", "backbone_and_logits", "logits_module", "without_aux"]
+__all__ = [
+    "DetectorAdapter",
+    "SegmentorAdapter",
+    "adapt",
+    "backbone_and_logits",
+    "logits_module",
+    "pixels_of",
+    "without_aux",
+]
 
 DETECTORS = (FasterRCNN, RetinaNet, FCOS, SSD)
 """With their subclasses, as Mask and Keypoint R-CNN."""
@@ -61,6 +69,18 @@ def adapt(model: nn.Module, example_inputs: Any = None) -> Adapter | None:
     if type(model).__module__.startswith("torchvision.models.") and type(model).__module__.count(".") == 2:
         return ModuleAdapter(model, stages(model, example_inputs), example_inputs=example_inputs, named=False)
     return None
+
+
+def pixels_of(model: nn.Module) -> Pixels | None:
+    """Return the pixel statistics of a model that normalises images itself; None for any other.
+
+    Args:
+        model: a detector, a ``Segmentor`` or a ``Classifier``, for pixels from 0 to 1.
+    """
+    normalising: Any = getattr(model, "transform", None) if isinstance(model, DETECTORS) else model
+    if not isinstance(model, (*DETECTORS, Segmentor, Classifier)):
+        return None
+    return Pixels(normalising.image_mean, normalising.image_std, "RGB", 1.0)
 
 
 class _Adapter(Adapter):
@@ -95,8 +115,7 @@ class DetectorAdapter(_Adapter):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.family = next((name for kind, name in FAMILIES.items() if isinstance(model, kind)), "")
-        transform: Any = model.transform
-        self.pixels = Pixels(transform.image_mean, transform.image_std, "RGB")
+        self.pixels = pixels_of(model)
 
     @property
     def kind(self) -> Any:
@@ -169,8 +188,7 @@ class SegmentorAdapter(_Adapter):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        if isinstance(model, Segmentor):
-            self.pixels = Pixels(model.image_mean, model.image_std, "RGB")
+        self.pixels = pixels_of(model)
 
     @property
     def name(self) -> str:

@@ -49,7 +49,7 @@ class ClassifierAdapter(Adapter):
 
     def __init__(self, model: Classifier) -> None:
         super().__init__(model)
-        self.pixels = Pixels(model.image_mean, model.image_std, "RGB")
+        self.pixels = Pixels(model.image_mean, model.image_std, "RGB", 1.0)
         network: Any = model.network
         like = next(network.parameters())
         small, transformer = isinstance(network, CifarNet), isinstance(network, VisionTransformer)
