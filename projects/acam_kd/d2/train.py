@@ -34,6 +34,7 @@ from .teacher_check import check_teacher
 from .token_learning import with_tokens
 from .trunk import load_classifier
 from .unlabelled import build_unlabelled_loader, check_unlabelled, feed_unlabelled
+from .weights_file import read_safely
 
 __all__ = ["Trainer", "evaluate", "main", "parser", "run", "setup"]
 
@@ -45,6 +46,7 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)
+        read_safely(self.checkpointer)
         checkpoint_distiller(self)
         check_after_backward(self._trainer)
         if cfg.DATASETS.UNLABELLED:
@@ -144,7 +146,7 @@ def _prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     """Evaluate the student's weights; no teacher is needed."""
     model = Trainer.build_model(student_config(cfg))
-    DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    read_safely(DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_tta(cfg, model))
