@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import nn
 
 from ..core.errors import ConfigError
 from ..files import to_json, write_atomically
+from ..json_file import read_json
 from .config_files import merge_safely
 from .segmentation_config import add_segmentation_config
 from .weights_file import read_safely
@@ -39,7 +39,7 @@ def write_classes(cfg: CfgNode) -> None:
 def read_classes(run: str, *, semantic: bool) -> dict[int, str]:
     """Return the ids of the dataset's categories -> names, in the model's order; numbers where no file says them."""
     path = Path(run) / CLASSES
-    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    content: dict[str, Any] = read_json(path) if path.is_file() else {}
     if semantic:
         return dict(enumerate(content.get("stuff", [])))
     return {int(number): name for number, name in content.get("things", {}).items()}

@@ -35,6 +35,7 @@ from .token_learning import with_tokens
 from .trunk import load_classifier
 from .unlabelled import build_unlabelled_loader, check_unlabelled, feed_unlabelled
 from .weights_file import read_safely
+from .whole_files import write_safely
 
 __all__ = ["Trainer", "evaluate", "main", "parser", "run", "setup"]
 
@@ -47,6 +48,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)
         read_safely(self.checkpointer)
+        write_safely(self.checkpointer)
         checkpoint_distiller(self)
         check_after_backward(self._trainer)
         if cfg.DATASETS.UNLABELLED:
