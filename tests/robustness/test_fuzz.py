@@ -29,7 +29,7 @@ EACH = max(1, INPUTS // len(TARGETS))
 @pytest.fixture(scope="module", autouse=True)
 def warm():
     """Let hypothesis collect the constants of all modules once, and not in every child."""
-    settings(max_examples=2, database=None, deadline=None)(given(byte_edits, value_edits)(lambda *_: None))()
+    settings(max_examples=2, database=None, deadline=None)(given(byte_edits, value_edits)(lambda one, other: None))()
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
