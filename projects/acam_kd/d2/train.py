@@ -19,6 +19,7 @@ from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from ..core.errors import RunError, one_line_errors
+from ..core.lost import RESUME, lost_processes
 from ..lock import Lock
 from .best import with_best
 from .checkpoint import check_after_backward, checkpoint_distiller, guard_gradients
@@ -177,7 +178,8 @@ def main(args: argparse.Namespace) -> Any:
         trainer.resume_or_load(resume=args.resume)
         if trainer.start_iter == 0:
             check_teacher(cfg)
-        return trainer.train()
+        with lost_processes():
+            return trainer.train()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -194,7 +196,10 @@ def run(arguments: list[str] | None = None) -> None:
     try:
         launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
     except ProcessExitedException as error:
-        raise (error if error.signal_name else SystemExit(error.exit_code)) from None  # the process has said why
+        if error.signal_name:
+            said = f"{PROGRAM}: process {error.error_index} of the run was ended by {error.signal_name}; {RESUME}"
+            raise SystemExit(said) from None
+        raise SystemExit(error.exit_code) from None  # the process has said why
 
 
 if __name__ == "__main__":
