@@ -218,5 +218,5 @@ def test_the_config_stays_a_config(retinanet, tmp_path):
     for name, text in (("broken", "MODEL: {\n"), ("empty", "")):
         (tmp_path / f"{name}.yaml").write_text(text)
         cfg = distillation_config(retinanet, "t.yaml")
-        with refused("--config-file", f"{name}.yaml: ", "YAML"):
+        with refused("--config-file", rf"{name}.yaml(:2: | with other)", "YAML|a config"):
             cfg.merge_from_file(str(tmp_path / f"{name}.yaml"))

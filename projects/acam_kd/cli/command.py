@@ -13,6 +13,7 @@ import yaml
 from ..core.errors import ConfigError, Names
 from ..fields import add_options, defaults, required
 from ..tv.names import option
+from ..yaml_file import load_yaml
 
 __all__ = ["Command", "Parser", "Values"]
 
@@ -92,7 +93,7 @@ class Command:
     def _read(self, path: Path, parser: Parser) -> dict[str, Any]:
         """Read a file of options as if they were given as arguments."""
         try:
-            content = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader) or {}
+            content = load_yaml(path.read_text(encoding="utf-8"), yaml.BaseLoader) or {}
         except (OSError, ValueError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError("config", f"{path}, which cannot be read ({reason})", "a YAML file") from error

@@ -12,6 +12,7 @@ import yaml
 
 from ..core.errors import ConfigError
 from ..report.comparison import STUDENT_ALONE, TEACHER
+from ..yaml_file import load_yaml
 from .plan import COMMANDS, Setting, Tuning, slug
 
 __all__ = ["read_plan"]
@@ -31,7 +32,7 @@ def read_plan(path: str | Path, seeds: Sequence[int] = ()) -> list[Setting]:
         ConfigError: the file cannot be read, or is not a plan.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = load_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError("plan", f"{path}, which cannot be read ({reason})", allowed="a YAML file") from error

@@ -19,6 +19,7 @@ import yaml
 
 from ..core.errors import ConfigError, RunError
 from ..files import numbers
+from ..json_file import read_json
 from .plan import ROOT, Run
 
 __all__ = ["about", "best", "key_of", "read_records", "read_run", "threads_of"]
@@ -125,8 +126,8 @@ def read_run(run: Run, known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_torchvision(folder: Path) -> dict[str, Any]:
-    result = json.loads((folder / "result.json").read_text())
-    iterations = json.loads((folder / "settings.json").read_text())["iterations"]
+    result = read_json(folder / "result.json")
+    iterations = read_json(folder / "settings.json", ("iterations",))["iterations"]
     history = _lines(folder / "metrics.jsonl")
     times = [(line["step"], line["seconds"]) for line in history if "seconds" in line]
     steps = [(t - s) / (j - i) for (i, s), (j, t) in zip(times, times[1:]) if j > i]

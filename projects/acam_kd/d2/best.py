@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from detectron2.utils import comm
 from ..core.average import Average
 from ..core.errors import ConfigError
 from ..files import to_json, write_atomically
+from ..json_file import read_json
 
 __all__ = ["with_best"]
 
@@ -114,7 +114,7 @@ class _Best(hooks.BestCheckpointer):
     def before_train(self) -> None:
         if not self._path.is_file():
             return
-        found = json.loads(self._path.read_text())
+        found = read_json(self._path, ("metric", "value", "iteration"))
         if found["metric"] == self._val_metric and found["iteration"] < self.trainer.start_iter:
             self.best_metric, self.best_iter = found["value"], found["iteration"]
 

@@ -12,6 +12,7 @@ from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
 from ..core import ConfigError, Distillation, RunError, clip_gradients
+from ..core.errors import first_line
 from .distillation import D2Distillation
 
 __all__ = ["check_after_backward", "checkpoint_distiller", "guard_gradients"]
@@ -110,9 +111,11 @@ class _Explained:
     def load_state_dict(self, state: Any) -> None:
         try:
             self.inner.load_state_dict(state)
-        except ValueError as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            if isinstance(error, RunError):
+                raise
             raise RunError(
-                f"the checkpoint is of a run with other parameters: {error}", "resuming",
+                f"the checkpoint is of a run with other parameters: {first_line(error)}", "resuming",
                 "resume with the same {method} and options, or start a new run from the student's weights",
             ) from error  # fmt: skip
 

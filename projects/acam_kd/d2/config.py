@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.utils.file_io import PathManager
 
 from ..core import DISTILLER_REGISTRY, ConfigError
 from ..core.options import all_arguments
-from .former_keys import LINES, CurrentFiles, forget_former_keys, read_former_keys
+from .config_files import ARGUMENT, merge_loaded, read_config
+from .former_keys import LINES, forget_former_keys, read_former_keys, replace_former_keys
 from .segmentation_config import add_segmentation_config
 
 __all__ = [
@@ -27,24 +27,6 @@ __all__ = [
 ]
 
 META_ARCHITECTURE = "DistillationMetaArch"
-
-
-def _teacher_node(loaded: dict[str, Any]) -> dict[str, Any]:
-    return (loaded.get("DISTILL") or {}).get("TEACHER") or {}
-
-
-class _Files(CurrentFiles):
-    """Reads config files with the teacher's path made absolute by the very file that names it."""
-
-    @classmethod
-    def load_yaml_with_base(cls, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a file; each of its ``_BASE_`` files comes through here on its own."""
-        loaded: dict[str, Any] = super().load_yaml_with_base(filename, *args, **kwargs)
-        teacher = _teacher_node(loaded)
-        path = os.path.join(os.path.dirname(os.path.abspath(filename)), teacher.get("CONFIG_FILE") or "")
-        if os.path.isfile(path):
-            teacher["CONFIG_FILE"] = os.path.normpath(path)
-        return loaded
 
 
 def _gone(path: str) -> str:
@@ -63,29 +45,38 @@ def _gone(path: str) -> str:
 def merge_from_file(self: CfgNode, cfg_filename: str, allow_unsafe: bool = True) -> None:
     """Merge a file as Detectron2 does, with the teacher's config file relative to the file that names it.
 
-    Detectron2 resolves ``_BASE_`` in this way, but after a merge nobody knows which file a value came from.
+    Detectron2 resolves ``_BASE_`` in this way, but after a merge nobody knows which file a value came from. No code in
+    a file is run, whatever ``allow_unsafe`` says: see ``config_files``.
 
     Raises:
         ConfigError: there is no such file; or it, or a file that it is based on, cannot be read.
     """
     if not PathManager.isfile(cfg_filename):
-        raise ConfigError(
-            "--config-file", f"no file {os.path.abspath(cfg_filename)}", "an existing one", _gone(cfg_filename)
-        )
-    files = type("_FilesOfConfig", (_Files,), {"lines": self.__dict__[LINES]})
+        raise ConfigError(ARGUMENT, f"no file {os.path.abspath(cfg_filename)}", "an existing one", _gone(cfg_filename))
+
+    def each(content: dict[str, Any], path: str) -> None:
+        replace_former_keys(content, self.__dict__[LINES])
+        _find_teacher(content, path)
+
     try:
-        loaded = files.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe)  # type: ignore[attr-defined]
-    except FileNotFoundError as error:  # one that it is based on
-        base = str(error.filename)
-        found = f"{os.path.abspath(cfg_filename)}, based on {base}, which does not exist"
-        raise ConfigError("--config-file", found, "existing files", _gone(base)) from error
-    except (OSError, yaml.YAMLError, TypeError) as error:
-        raise ConfigError("--config-file", f"{os.path.abspath(cfg_filename)}: {error}", "YAML") from error
-    self.__dict__["load_yaml_with_base"] = lambda *_, **__: loaded
-    try:
-        type(self).merge_from_file(self, cfg_filename, allow_unsafe)
-    finally:
-        del self.__dict__["load_yaml_with_base"]
+        loaded = read_config(cfg_filename, each=each)
+    except ConfigError as error:  # perhaps a file that it is based on has another name now
+        base = getattr(error.__cause__, "filename", None)
+        if hint := _gone(str(base)) if base else "":
+            raise ConfigError(error.argument, error.value, error.allowed, hint) from error
+        raise
+    merge_loaded(self, loaded, cfg_filename)
+
+
+def _find_teacher(content: dict[str, Any], path: str) -> None:
+    """Make the teacher's path absolute by the very file that names it."""
+    distill = content.get("DISTILL")
+    teacher = distill.get("TEACHER") if isinstance(distill, dict) else None
+    named = teacher.get("CONFIG_FILE") if isinstance(teacher, dict) else None
+    if isinstance(named, str) and isinstance(teacher, dict):
+        absolute = os.path.join(os.path.dirname(os.path.abspath(path)), named)
+        if os.path.isfile(absolute):
+            teacher["CONFIG_FILE"] = os.path.normpath(absolute)
 
 
 def merge(cfg: CfgNode, config_file: str, opts: Sequence[Any] = ()) -> None:
@@ -97,10 +88,12 @@ def merge(cfg: CfgNode, config_file: str, opts: Sequence[Any] = ()) -> None:
     try:
         cfg.merge_from_file(config_file)
         cfg.merge_from_list(list(opts))
-    except (KeyError, ValueError, AssertionError) as error:
+    except (KeyError, ValueError, AssertionError, TypeError, AttributeError, RecursionError, MemoryError) as error:
         if isinstance(error, ConfigError):
             raise
-        found = error.args[0] if error.args else ""
+        found = " ".join(str(error.args[0] if error.args else type(error).__name__).split())
+        if len(found) > 400:  # a whole node
+            found = f"{found[:200]} ... {found[-200:]}"
         raise ConfigError(
             "--config-file, or KEY VALUE pairs", found, "known keys, with values of their types"
         ) from error

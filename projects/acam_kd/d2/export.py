@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.export import TracingAdapter
 from detectron2.modeling import GeneralizedRCNN
@@ -19,6 +18,7 @@ from ..core.errors import ConfigError
 from ..export.checked import CHECKED, Comparison, export_model
 from ..export.exported import DETECTION, SEGMENTATION, Metadata, as_pixels
 from ..report.media import IMAGES, media_files, read_image
+from .config_files import read_config
 from .runs import load_run, read_classes
 
 __all__ = ["DeployedD2", "export_run"]
@@ -103,9 +103,8 @@ def _images_of(run: str) -> list[Path]:
     Raises:
         ConfigError: they are not there any more.
     """
-    whole = yaml.safe_load((Path(run) / "config.yaml").read_text())
-    tests = whole["DATASETS"]["TEST"]
-    named = [*whole["DATASETS"].get("COCO_FORMAT", []), *whole["DATASETS"].get("SEM_SEG", [])]
+    datasets = read_config(str(Path(run) / "config.yaml"), argument="run").get("DATASETS", {})
+    tests, named = datasets.get("TEST", []), [*datasets.get("COCO_FORMAT", []), *datasets.get("SEM_SEG", [])]
     roots = [entry[2] if str(entry[1]).endswith(".json") else entry[1] for entry in named if entry[0] in tests]
     found = media_files(roots[:1], suffixes=IMAGES)[:CHECKED] if roots and Path(roots[0]).is_dir() else []
     if not found:

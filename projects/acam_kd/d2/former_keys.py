@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode
 
 from ..core import DISTILLER_REGISTRY
 from ..core.renamed import current_arguments
 from .names import key
 
-__all__ = ["CurrentFiles", "former_keys", "forget_former_keys", "read_former_keys"]
+__all__ = ["LINES", "former_keys", "forget_former_keys", "read_former_keys", "replace_former_keys"]
 
 LINES = "former_keys"
 """Where a config keeps methods and lines for the log: the log is set up after the config is read."""
@@ -43,27 +41,6 @@ def former_keys(cfg: CfgNode, methods: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(line for method, line in cfg.__dict__.get(LINES, []) if method in wanted))
 
 
-class CurrentFiles(CfgNode):
-    """Reads config files with the keys of today, each file on its own: a file may override its ``_BASE_``'s.
-
-    A subclass says where ``lines`` go.
-    """
-
-    lines: list[tuple[str, str]]
-
-    @classmethod
-    def _open_cfg(cls, filename: str) -> io.StringIO:
-        with super()._open_cfg(filename) as file:
-            text = file.read()
-        try:
-            loaded = yaml.safe_load(text)
-        except yaml.YAMLError:  # unsafe tags, of which a method's keys have no need; or an error, which comes again
-            return io.StringIO(text)
-        if isinstance(loaded, dict) and _replace(loaded, cls.lines):
-            text = yaml.safe_dump(loaded, sort_keys=False)
-        return io.StringIO(text)
-
-
 def merge_from_other_cfg(self: CfgNode, cfg_other: CfgNode) -> None:
     """Merge another config, which may have former keys.
 
@@ -71,7 +48,7 @@ def merge_from_other_cfg(self: CfgNode, cfg_other: CfgNode) -> None:
         ConfigError: it has a key under both names, with different values.
     """
     other = cfg_other.clone()
-    _replace(other, self.__dict__[LINES])
+    replace_former_keys(other, self.__dict__[LINES])
     type(self).merge_from_other_cfg(self, other)
 
 
@@ -92,20 +69,20 @@ def merge_from_list(self: CfgNode, cfg_list: Sequence[Any]) -> None:
     type(self).merge_from_list(self, cfg_list)
 
 
-def _replace(config: dict[str, Any], lines: list[tuple[str, str]]) -> bool:
-    """Replace the former keys and values of all methods.
+def replace_former_keys(config: dict[str, Any], lines: list[tuple[str, str]]) -> None:
+    """Replace the former keys and values of all methods, in a config or in what one file of it holds.
 
-    Returns:
-        There were some.
+    Args:
+        config: is changed.
+        lines: get a method and a line for the log for each.
     """
-    distill, before = config.get("DISTILL"), len(lines)
+    distill = config.get("DISTILL")
     for name, method in DISTILLER_REGISTRY:
         node = distill.get(name.upper()) if isinstance(distill, dict) else None
         if isinstance(node, dict):
             current = _current(method, node, lines)
             node.clear()
             node.update(current)
-    return len(lines) > before
 
 
 def _current(method: type, node: dict[str, Any], lines: list[tuple[str, str]]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,10 @@ from torch import nn
 
 from ..core.errors import ConfigError
 from ..files import to_json, write_atomically
+from ..json_file import read_json
+from .config_files import merge_safely
 from .segmentation_config import add_segmentation_config
+from .weights_file import read_safely
 
 __all__ = ["CLASSES", "load_run", "read_classes", "write_classes"]
 
@@ -37,7 +39,7 @@ def write_classes(cfg: CfgNode) -> None:
 def read_classes(run: str, *, semantic: bool) -> dict[int, str]:
     """Return the ids of the dataset's categories -> names, in the model's order; numbers where no file says them."""
     path = Path(run) / CLASSES
-    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    content: dict[str, Any] = read_json(path) if path.is_file() else {}
     if semantic:
         return dict(enumerate(content.get("stuff", [])))
     return {int(number): name for number, name in content.get("things", {}).items()}
@@ -63,7 +65,7 @@ def load_run(run: str, *, checkpoint: str, size: int | None) -> tuple[nn.Module,
         raise ConfigError("run", value, f"a folder with {' or '.join(CHECKPOINTS[checkpoint])}")
     cfg = get_cfg()
     add_segmentation_config(cfg)
-    cfg.merge_from_file(str(Path(run) / "student_config.yaml"))
+    merge_safely(cfg, str(Path(run) / "student_config.yaml"), argument="run")
     cfg.MODEL.WEIGHTS = str(Path(run) / found[0])
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
@@ -72,5 +74,5 @@ def load_run(run: str, *, checkpoint: str, size: int | None) -> tuple[nn.Module,
         cfg.INPUT.MAX_SIZE_TEST = max(size, size * 5 // 3)
     cfg.freeze()
     model = build_model(cfg)
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    read_safely(DetectionCheckpointer(model), "run").load(cfg.MODEL.WEIGHTS)
     return model.eval(), cfg, found[0]

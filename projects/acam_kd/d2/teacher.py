@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
@@ -16,10 +15,13 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..core import ConfigError
+from ..core.errors import first_line
 from ..core.weights import fit, not_finite, read_state_dict, unreadable
 from ..files import sha256
 from .config import META_ARCHITECTURE
+from .config_files import merge_loaded, read_config
 from .segmentation_config import add_missing_keys, add_segmentation_config
+from .weights_file import check_pickle
 
 __all__ = ["build_teacher", "load_teacher", "teacher_config"]
 
@@ -46,12 +48,13 @@ def teacher_config(cfg: CfgNode) -> CfgNode:
     teacher.DISTILL.STUDENT_META_ARCHITECTURE = "GeneralizedRCNN"  # the default, should the file not say it
     if "MODEL.WEIGHTS" in node.OPTS:
         raise ConfigError("DISTILL.TEACHER.OPTS", "MODEL.WEIGHTS", "other keys", "set DISTILL.TEACHER.WEIGHTS")
+    loaded = read_config(path, argument="teacher")
     try:
-        teacher.merge_from_file(path)
+        merge_loaded(teacher, loaded, path)
         teacher.merge_from_list(list(node.OPTS))
-    except (KeyError, ValueError, AssertionError, TypeError, OSError, yaml.YAMLError) as error:
+    except (KeyError, ValueError, AssertionError, TypeError, AttributeError, RecursionError, MemoryError) as error:
         raise ConfigError(
-            "teacher", f"{path}: {error}", "a config of Detectron2",
+            "teacher", f"{path}: {first_line(error)}", "a config of Detectron2",
             "DISTILL.TEACHER.OPTS are read after it; keys of another project must be added to the config before",
         ) from error  # fmt: skip
     if teacher.MODEL.META_ARCHITECTURE == META_ARCHITECTURE:  # a student that was distilled itself
@@ -137,6 +140,7 @@ def _load(detector: nn.Module, weights: str) -> None:
         raise ConfigError("teacher_weights", f"no file {os.path.abspath(path)}", "an existing one")
     checkpointer = _StrictCheckpointer(detector)
     try:
+        check_pickle(path, "teacher_weights")
         checkpointer.load(weights)
     except ConfigError:
         raise

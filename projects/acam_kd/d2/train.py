@@ -19,6 +19,7 @@ from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from ..core.errors import RunError, one_line_errors
+from ..core.lost import RESUME, lost_processes
 from ..lock import Lock
 from .best import with_best
 from .checkpoint import check_after_backward, checkpoint_distiller, guard_gradients
@@ -34,6 +35,8 @@ from .teacher_check import check_teacher
 from .token_learning import with_tokens
 from .trunk import load_classifier
 from .unlabelled import build_unlabelled_loader, check_unlabelled, feed_unlabelled
+from .weights_file import read_safely
+from .whole_files import write_safely
 
 __all__ = ["Trainer", "evaluate", "main", "parser", "run", "setup"]
 
@@ -45,6 +48,8 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)
+        read_safely(self.checkpointer)
+        write_safely(self.checkpointer)
         checkpoint_distiller(self)
         check_after_backward(self._trainer)
         if cfg.DATASETS.UNLABELLED:
@@ -144,7 +149,7 @@ def _prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     """Evaluate the student's weights; no teacher is needed."""
     model = Trainer.build_model(student_config(cfg))
-    DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    read_safely(DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)).resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_tta(cfg, model))
@@ -173,7 +178,8 @@ def main(args: argparse.Namespace) -> Any:
         trainer.resume_or_load(resume=args.resume)
         if trainer.start_iter == 0:
             check_teacher(cfg)
-        return trainer.train()
+        with lost_processes():
+            return trainer.train()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -190,7 +196,10 @@ def run(arguments: list[str] | None = None) -> None:
     try:
         launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
     except ProcessExitedException as error:
-        raise (error if error.signal_name else SystemExit(error.exit_code)) from None  # the process has said why
+        if error.signal_name:
+            said = f"{PROGRAM}: process {error.error_index} of the run was ended by {error.signal_name}; {RESUME}"
+            raise SystemExit(said) from None
+        raise SystemExit(error.exit_code) from None  # the process has said why
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from ..core import CLASSES, ConfigError, RunError
+from ..core.errors import first_line
 from ..report.panels import Array, mask_panel
 from .config import META_ARCHITECTURE
 
@@ -209,9 +209,9 @@ def _read(weights: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise ConfigError("weights", f"no file {path}", "a checkpoint")
     try:
-        checkpoint = torch.load(path, map_location="cpu")
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever torch makes of a damaged file
+        reason = first_line(error).split(". ")[0]
         raise RunError(f"it cannot be read as a checkpoint: {reason}", path, "choose another checkpoint") from error
     if not isinstance(checkpoint, dict) or not {"model", "distiller"} <= checkpoint.keys():
         entries = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from ..core.errors import ConfigError, first_line
+from ..core.errors import ConfigError
+from ..yaml_file import parse_yaml, problem_of
 from .convert import files_below
 
 __all__ = ["Named", "YoloFile", "read_yolo_file"]
@@ -103,17 +104,14 @@ def read_yolo_file(path: Path) -> YoloFile:
         ConfigError: it is no yaml, or its names or other entries cannot be used; the error names file and line.
     """
     try:
-        loader = yaml.BaseLoader(path.read_text(encoding="utf-8-sig"))  # all values stay text: yes and no are names
-        node = loader.get_single_node()
-        content = loader.construct_document(node) if node else None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else f"{path}"
-        problem = getattr(error, "problem", None) or first_line(error)
-        raise ConfigError("dataset", f"{where}: {problem}", "a yaml file as YOLO's") from error
+        text = path.read_text(encoding="utf-8-sig")
+        parsed = parse_yaml(text, yaml.BaseLoader)  # all values stay text: yes and no are names
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError("dataset", problem_of(error, path), "a yaml file as YOLO's") from error
+    content = parsed.content
     if not isinstance(content, dict) or "names" not in content:
         raise ConfigError("dataset", f"{path} without 'names'", "a yaml file with the names of the classes")
-    lines = {key.value: key.start_mark.line + 1 for key, _ in node.value}  # type: ignore[union-attr]
+    lines = {key.value: key.start_mark.line + 1 for key, _ in parsed.node.value}  # type: ignore[union-attr]
     root = _root(path, content.get("path", ""))
     entries = {key: (lines[key], _texts(content[key])) for keys in KEYS.values() for key in keys if content.get(key)}
     where = f"{path}:{lines['names']}: names"

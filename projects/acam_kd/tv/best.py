@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from ..files import to_json
+from ..json_file import read_json
 from .folder import RunFolder
 
 __all__ = ["Best"]
@@ -48,7 +48,7 @@ class Best:
     def kept(self, step: int) -> dict[str, Any]:
         """Return what ``best.json`` says; nothing if it is of this step or a later one, which is done anew."""
         path = self.folder.path / "best.json"
-        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        found: dict[str, Any] = read_json(path, ("value", "step")) if path.is_file() else {}
         return found if found and found["step"] < step else {}
 
 

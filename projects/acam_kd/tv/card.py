@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, RunError, first_line
+from ..json_file import read_json
 
 if TYPE_CHECKING:
     from .data import Images
@@ -51,6 +51,7 @@ def read_card(folder: str | Path, *, argument: str = "folder") -> tuple[Card, Pa
 
     Raises:
         ConfigError: there is no finished run.
+        RunError: the card is damaged.
     """
     path = Path(folder) / "student.json"
     if not path.is_file() or not path.with_suffix(".pth").is_file():
@@ -59,7 +60,13 @@ def read_card(folder: str | Path, *, argument: str = "folder") -> tuple[Card, Pa
             f"no finished run in {Path(folder).absolute()}",
             allowed="a folder with student.json and student.pth",
         )
-    content = json.loads(path.read_text())
-    content["categories"] = {int(label): name for label, name in content["categories"].items()}
-    content |= {name: tuple(content.get(name, ())) for name in ("pixel_mean", "pixel_std")}
-    return Card(**content), path.with_suffix(".pth")
+    content = read_json(path, ("name", "num_classes", "size"))
+    try:
+        content["categories"] = {int(label): str(name) for label, name in content["categories"].items()}
+        content |= {name: tuple(map(float, content.get(name, ()))) for name in ("pixel_mean", "pixel_std")}
+        card = Card(**content)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise RunError(f"it is no card of a student ({first_line(error)})", str(path), "restore it") from error
+    if not isinstance(card.name, str) or type(card.num_classes) is not int or card.num_classes < 1:
+        raise RunError("it is no card of a student", str(path), "restore it")
+    return card, path.with_suffix(".pth")

@@ -15,6 +15,7 @@ from ..core.options import all_arguments, as_type
 from ..core.renamed import current_arguments
 from ..core.weights import load_file
 from ..files import sha256
+from ..yaml_file import load_yaml
 from .adapter import adapt
 from .classification import Classifier
 from .models import plain
@@ -89,7 +90,7 @@ def _read(text: str, default: Any) -> Any:
     if isinstance(default, (str, tuple)) and text not in ("null", "None"):
         return text
     try:
-        return None if text == "None" else yaml.safe_load(text)
+        return None if text == "None" else load_yaml(text)
     except yaml.YAMLError:
         return text
 

@@ -22,6 +22,7 @@ from ..core.errors import ConfigError, RunError
 from ..data.fingerprint import Fingerprint
 from ..data.images import AUTO
 from ..files import numbers, to_json, write_atomically
+from ..json_file import read_json
 from ..lock import Lock
 from .card import Card
 from .run import ANYTIME, SCALED, Settings
@@ -74,7 +75,7 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         """Read the result of a complete run; None if the run is not complete."""
         path = self.path / "result.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_json(path, ("metrics",)) if path.is_file() else None
 
     # Before a run starts.
 
@@ -97,7 +98,7 @@ class RunFolder:
                 allowed="a folder without a run",
                 hint="give {resume} to resume that run, or choose another {output}",
             )
-        before = json.loads(path.read_text())
+        before = read_json(path)
         settings = dataclasses.replace(
             settings,
             learning_rate=settings.learning_rate or before.get("learning_rate", 0.0),
@@ -131,7 +132,7 @@ class RunFolder:
         if not self.first:
             return
         path = self.path / "data.json"
-        before = json.loads(path.read_text()) if path.is_file() else {}
+        before = read_json(path) if path.is_file() else {}
         for name, fingerprint in data.items():
             if name in before and (changes := fingerprint.changes(before[name])):
                 raise ConfigError(

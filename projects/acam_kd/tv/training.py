@@ -11,6 +11,7 @@ import lightning
 from lightning.fabric import Fabric
 
 from ..core import ConfigError
+from ..core.lost import lost_processes
 from ..data.fingerprint import Fingerprint
 from . import token_learning
 from .build import build_models
@@ -113,7 +114,7 @@ def _train(
             prepare(models.student, training, settings, fabric.device)
         if state is None and models.teacher and models.comparable and not settings.no_teacher_check and folder.first:
             check_teacher(models.teacher, validation, fabric.device)
-        with run.saving_what_is_done():
+        with lost_processes(), run.saving_what_is_done():
             run.run(state)
             return folder.finish(plain(models.student), asked, metrics=run.metrics, seconds=run.time)
 

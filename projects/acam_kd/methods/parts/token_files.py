@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -177,13 +176,22 @@ def _read(path: str, method: str) -> tuple[dict[str, Any], str]:
         content = torch.load(path, map_location="cpu", weights_only=True)
         levels = dict(content["levels"])
         learnt_for, learnt_on = str(content["method"]), str(content.get("teacher", ""))
-        for entry in levels.values():
-            _spec(entry)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
+        for name, entry in levels.items():
+            _check_entry(name, entry)
+    except Exception as error:  # whatever torch makes of a damaged file, and of other contents
         raise ConfigError("tokens", f"{path}, which holds no learnt tokens", "a file of learnt tokens") from error
     if learnt_for != method:
         raise ConfigError("tokens", f"{path}, learnt for {learnt_for}", f"tokens learnt for {method}")
     return levels, learnt_on
+
+
+def _check_entry(name: Any, entry: Mapping[str, Any]) -> None:
+    """Raise TypeError for a level of another form than ``save_tokens`` writes."""
+    numbers = isinstance(entry["stride"], int) and isinstance(entry["logits"], bool)
+    state = entry["state"]
+    tensors = isinstance(state, Mapping) and all(isinstance(value, Tensor) for value in state.values())
+    if not (isinstance(name, str) and numbers and tensors and state["tokens"].dim() >= 2):
+        raise TypeError(f"level {name}")
 
 
 def _spec(entry: Mapping[str, Any]) -> FeatureSpec:

@@ -1,0 +1,50 @@
+"""The end of a process that a run depends on, in one line: a data loader's worker, or another process of the run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .errors import RunError
+
+__all__ = ["RESUME", "lost_processes"]
+
+WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? [\d, ]+\) (?:exited unexpectedly|is killed by signal: (\w+))")
+PARTNER = re.compile(r"gloo|NCCL|[Cc]onnection (?:closed|reset|refused)|Broken pipe|[Ss]ocket")
+RESUME = "then --resume resumes the run"
+
+
+@contextmanager
+def lost_processes() -> Iterator[None]:
+    """Turn torch's errors about a process that has ended into one line.
+
+    Raises:
+        RunError: instead of them.
+
+    Example:
+        >>> with lost_processes():
+        ...     raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+        Traceback (most recent call last):
+        ...
+        acam_kd.core.errors.RunError: a process that reads images has ended (Killed); use fewer workers or smaller \
+batches if memory ran out; then --resume resumes the run
+    """
+    try:
+        yield
+    except RunError:
+        raise
+    except RuntimeError as error:
+        text = str(error)
+        if found := WORKER.search(text):
+            how = f" ({found[1]})" if found[1] else ""
+            raise RunError(
+                f"a process that reads images has ended{how}",
+                remedy=f"use fewer workers or smaller batches if memory ran out; {RESUME}",
+            ) from error
+        if isinstance(error, ConnectionError) or PARTNER.search(text):
+            raise RunError(
+                "another process of the run has ended, or cannot be reached",
+                remedy=f"see what it said, or what killed it; {RESUME}",
+            ) from error
+        raise
