@@ -53,6 +53,8 @@ class ClassifierAdapter(Adapter):
         network: Any = model.network
         like = next(network.parameters())
         small, transformer = isinstance(network, CifarNet), isinstance(network, VisionTransformer)
+        if small:
+            self.family = "small_classifier"
         side = 32 if small else model.size if transformer else 224
         example = torch.zeros(1, 3, side, side, device=like.device, dtype=like.dtype)
         found = stages(network, example, first=0 if small else 2)

@@ -131,7 +131,8 @@ class Settings:
         "",
         type=method,
         metavar="METHOD[+METHOD...]",
-        help=f"{', '.join(METHODS)}; none; or several at once, as PKD+KD. Default: ACAMKD with a teacher, none without",
+        help=f"{', '.join(METHODS)}; none; or several at once, as PKD+KD. With a teacher the default is ACAMKD, of "
+        "classifiers KD, without one none",
     )
     options: tuple[str, ...] = option(
         (),
