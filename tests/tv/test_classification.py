@@ -127,7 +127,10 @@ def test_a_run_learns_and_leaves_a_plain_network(folders, teacher):
     assert result["metrics"]["top1"] > 60
     state = torch.load(teacher / "student.pth", weights_only=True)
     assert build_cifar_net("resnet14", 3).load_state_dict(state)
-    assert evaluate(str(teacher), "", find_any_split(folders, "val"))["top1"] == result["metrics"]["top1"]
+    picture, split = str(folders / "confusion.png"), find_any_split(folders, "val")
+    assert evaluate(str(teacher), "", split, confusion=picture)["top1"] == result["metrics"]["top1"]
+    with open(picture, "rb") as file:
+        assert file.read(4)[1:] == b"PNG"
     assert len(json.loads((teacher / "predictions.json").read_text())) == 12
     assert (teacher / "pictures" / "step_12.jpg").is_file()
 
