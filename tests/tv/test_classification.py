@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from acam_kd.cli import train_settings
 from acam_kd.core.errors import ConfigError
 from acam_kd.data.splits import find_any_split
 from acam_kd.tv.adapter import adapt
@@ -245,6 +246,21 @@ def test_centroids_move_no_statistics_in_eval_mode(folders, teacher):
         before = student.network.bn1.running_mean.clone()
         prepare(student, data, settings, torch.device("cpu"))
         assert torch.equal(before, student.network.bn1.running_mean) is unmoved and student.training
+
+
+def test_a_classifier_with_a_teacher_gets_kd(folders):
+    options = ["--data", str(folders), "--student", "resnet8", "--output", "run"]
+    assert train_settings([*options, "--teacher", "output/teacher"]).method == "KD"
+    assert (
+        train_settings(options).method == "" == train_settings([*options, "--teacher", "t", "--method", "none"]).method
+    )
+
+
+def test_small_networks_have_the_weights_of_cifar(folders, teacher):
+    data = load_data(find_any_split(folders, "train"), "resnet8", name="data", size=16)
+    student = build_models(tiny(folders, teacher=str(teacher), method="KD"), data).student
+    assert (student.distillation.method.alpha, student.distillation.method.temperature) == (9.0, 4.0)
+    assert adapt(build_model("resnet18", num_classes=3)).family == "classifier"
 
 
 def test_few_shots_are_balanced_and_classes_can_be_left_out(folders):
