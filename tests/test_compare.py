@@ -520,6 +520,33 @@ def test_unequal_iterations_are_refused(plan, run, tmp_path, capsys):
     assert run(plan(rows=rows), "--seeds", 0, 1)[0] == f"acam-kd: {line}"  # at once
 
 
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_row_can_use_the_run_of_another_of_its_seed(plan, run, tmp_path, jobs):
+    rows = {"student alone": [], "second teacher": [], "from it": ["--teacher", "{row:second teacher}"]}
+    path = plan(rows=rows, seeds=[0, 1])
+    status, records = run(path, "--jobs", jobs)
+    assert status == 0 and len(records) == 6
+    assert [r["arguments"][-1] for r in records if r["row"] == "from it"] == ["{row:second teacher}"] * 2
+    setting = compare.read_plan(path)[0]
+    student = next(r for r in compare.runs_of(setting, tmp_path)[2] if (r.row, r.seed) == ("from it", 1))
+    options = student.options()
+    assert options[options.index("--teacher") + 1] == str(tmp_path / "toy/second_teacher_seed1")
+
+
+def test_without_the_run_that_it_needs_there_is_none(plan, run, tmp_path, capsys):
+    (tmp_path / "fault").touch()
+    rows = {"second teacher": ["--fail-if", str(tmp_path / "fault")], "from it": ["--teacher", "{row:second teacher}"]}
+    status, records = run(plan(rows=rows, seeds=[0]), "--jobs", 2)
+    assert status == 1 and records == []
+    assert "from it, seed 0 failed: a run that it needs failed: toy: second teacher, seed 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rows", [{"from it": ["{row:second}"], "second": []}, {"a": ["{row:a}"]}, {"a": ["{row:b}"]}])
+def test_only_earlier_rows_can_be_used(plan, rows):
+    with pytest.raises(ConfigError, match="a row above"):
+        compare.read_plan(plan(rows=rows))
+
+
 def test_a_failed_run_stops_no_other_and_is_tried_again(plan, run, tmp_path, capsys):
     flag = tmp_path / "fail"
     flag.touch()

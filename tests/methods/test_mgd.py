@@ -53,6 +53,21 @@ def test_a_dropped_position_is_not_seen(official):
     assert torch.equal(seen[0], official.student * mask)
 
 
+def test_channels_are_dropped_whole(official):
+    method, seen = MGD(P3, P3, lambda_mask=0.5, dropped="channels"), []
+    method.generate["p3"].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    torch.manual_seed(0)
+    loss_of(method, official.student, official.teacher)
+    kept = (seen[0] != 0).flatten(2).float().mean(2)
+    assert {*kept.unique().tolist()} == {0.0, 1.0} and not torch.equal(kept[0], kept[1])
+    assert method.masks() == {} and torch.equal(seen[0], official.student * kept[:, :, None, None])
+
+
+def test_what_can_be_dropped():
+    with pytest.raises(ConfigError, match="dropped"):
+        MGD(P3, P3, dropped="images")
+
+
 def test_without_masking_nothing_is_random(official):
     method = MGD(P3, P3, lambda_mask=0.0)
     first, second = (loss_of(method, official.student, official.teacher) for _ in range(2))

@@ -66,6 +66,19 @@ ROWS = {
     ("PSKD", "classifier"): ({"alpha": 0.8}, ALL, ("classes",)),
     ("ScoreWeighted", "rcnn"): ({"alpha": 6.0}, ALL, ()),
     ("USKD", "classifier"): ({"alpha": 1.0, "beta": 0.1, "mu": 0.005}, (-2, -1), ("backbone", "classes")),
+    ("AT", "classifier"): ({"alpha": 1000.0}, ALL, ()),
+    ("AT", "small_classifier"): ({"alpha": 1000.0}, ALL, ()),
+    ("DKD", "classifier"): ({"alpha": 1.0, "beta": 0.5, "temperature": 1.0}, ALL, ("classes",)),
+    ("DKD", "small_classifier"): ({"alpha": 1.0, "beta": 2.0, "temperature": 4.0}, ALL, ("classes",)),
+    ("KD", "classifier"): ({"alpha": 1.0, "temperature": 1.0}, ALL, ("classes",)),
+    ("KD", "small_classifier"): ({"alpha": 9.0, "temperature": 4.0}, ALL, ("classes",)),
+    ("MCMI", "small_classifier"): ({"lambda_cmi": 0.15}, ALL, ("classes",)),
+    ("MGD", "classifier"): ({"alpha": 7e-5, "lambda_mask": 0.15, "dropped": "channels"}, LAST, ("backbone",)),
+    ("MGD", "small_classifier"): ({"alpha": 7e-5, "lambda_mask": 0.15, "dropped": "channels"}, LAST, ("backbone",)),
+    ("NKD", "classifier"): ({"alpha": 1.0, "gamma": 1.5, "temperature": 1.0}, ALL, ("classes",)),
+    ("NKD", "small_classifier"): ({"alpha": 1.0, "gamma": 1.5, "temperature": 1.0}, ALL, ("classes",)),
+    ("PSKD", "small_classifier"): ({"alpha": 0.8}, ALL, ("classes",)),
+    ("USKD", "small_classifier"): ({"alpha": 0.1, "beta": 0.1, "mu": 0.1}, (-2, -1), ("backbone", "classes")),
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from acam_kd.cli import train_settings
 from acam_kd.core.errors import ConfigError
 from acam_kd.data.splits import find_any_split
 from acam_kd.tv.adapter import adapt
@@ -127,7 +128,10 @@ def test_a_run_learns_and_leaves_a_plain_network(folders, teacher):
     assert result["metrics"]["top1"] > 60
     state = torch.load(teacher / "student.pth", weights_only=True)
     assert build_cifar_net("resnet14", 3).load_state_dict(state)
-    assert evaluate(str(teacher), "", find_any_split(folders, "val"))["top1"] == result["metrics"]["top1"]
+    picture, split = str(folders / "confusion.png"), find_any_split(folders, "val")
+    assert evaluate(str(teacher), "", split, confusion=picture)["top1"] == result["metrics"]["top1"]
+    with open(picture, "rb") as file:
+        assert file.read(4)[1:] == b"PNG"
     assert len(json.loads((teacher / "predictions.json").read_text())) == 12
     assert (teacher / "pictures" / "step_12.jpg").is_file()
 
@@ -242,6 +246,21 @@ def test_centroids_move_no_statistics_in_eval_mode(folders, teacher):
         before = student.network.bn1.running_mean.clone()
         prepare(student, data, settings, torch.device("cpu"))
         assert torch.equal(before, student.network.bn1.running_mean) is unmoved and student.training
+
+
+def test_a_classifier_with_a_teacher_gets_kd(folders):
+    options = ["--data", str(folders), "--student", "resnet8", "--output", "run"]
+    assert train_settings([*options, "--teacher", "output/teacher"]).method == "KD"
+    assert (
+        train_settings(options).method == "" == train_settings([*options, "--teacher", "t", "--method", "none"]).method
+    )
+
+
+def test_small_networks_have_the_weights_of_cifar(folders, teacher):
+    data = load_data(find_any_split(folders, "train"), "resnet8", name="data", size=16)
+    student = build_models(tiny(folders, teacher=str(teacher), method="KD"), data).student
+    assert (student.distillation.method.alpha, student.distillation.method.temperature) == (9.0, 4.0)
+    assert adapt(build_model("resnet18", num_classes=3)).family == "classifier"
 
 
 def test_few_shots_are_balanced_and_classes_can_be_left_out(folders):

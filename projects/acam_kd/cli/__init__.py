@@ -22,14 +22,14 @@ from collections.abc import Sequence
 import acam_kd
 
 from ..core.errors import ConfigError, one_line_errors
-from . import check, compare, demo, doctor, evaluate, export, masks, predict, shapes, train
+from . import check, compare, crops, demo, doctor, evaluate, export, masks, predict, shapes, train
 from .command import Parser
 from .train import train_settings
 
 __all__ = ["main", "train_settings"]
 
 COMMANDS = tuple(
-    module.COMMAND for module in (train, doctor, evaluate, predict, export, check, compare, demo, shapes, masks)
+    module.COMMAND for module in (train, doctor, evaluate, predict, export, check, compare, demo, shapes, crops, masks)
 )
 TOKENS_COMMAND = ConfigError(
     "command", "tokens", "train --method MasKD or FreeKD, which learns the tokens itself",

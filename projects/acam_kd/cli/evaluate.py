@@ -34,6 +34,9 @@ class Model:
         help="more runs and exported files, as the teacher and the student in torch: a table with metric, size and "
         "latency of all",
     )
+    confusion: str = option(
+        "", metavar="FILE.png", help="of a classifier: write a picture of the true and the predicted classes"
+    )
 
 
 def run(values: Values) -> None:
@@ -51,6 +54,8 @@ def run(values: Values) -> None:
     if Path(name).is_file() or beside or (model["checkpoint"] != "last" and Path(name).is_dir()):
         if weights:
             raise ConfigError("student_weights", weights, "none for an exported file or a table")
+        if confusion := model.pop("confusion"):
+            raise ConfigError("confusion", confusion, "none for an exported file or a table")
         rows = [measure(each, split, **model) for each in (name, *beside)]
         print_metrics(rows[0].metrics)
         print(table(rows))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
+from ..data.folders import ClassSplit
 from ..data.labels import read_names
 from ..fields import instance, option
 from ..files import to_json
@@ -64,7 +65,8 @@ def train_settings(arguments: Sequence[str]) -> Settings:
 def settings_of(values: Values) -> Settings:
     """Return the settings that the options of ``acam-kd train`` mean."""
     splits = instance(Data, values).splits("train", "val", folder=values["output"])
-    method = values["method"] or ("ACAMKD" if values["teacher"] else "none")
+    usual = "KD" if isinstance(splits["train"], ClassSplit) else "ACAMKD"
+    method = values["method"] or (usual if values["teacher"] else "none")
     names = values["teacher_class_names"]
     return instance(
         Settings,

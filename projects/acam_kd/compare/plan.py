@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..report.comparison import TEACHER
 
-__all__ = ["COMMANDS", "ROOT", "Run", "Setting", "Tuning", "runs_of", "slug"]
+__all__ = ["COMMANDS", "REFERENCE", "ROOT", "Run", "Setting", "Tuning", "runs_of", "slug"]
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = {
@@ -21,6 +21,8 @@ FINAL = {"torchvision": "result.json", "detectron2": "model_final.pth"}
 """Engine -> the file that a run's folder gets when training is complete."""
 FIRST_SEED = 0
 """The seed of every teacher."""
+REFERENCE = re.compile(r"\{row:([^{}]+)\}")
+"""The folder of another row's run of the same seed, in an argument."""
 
 
 def slug(name: str) -> str:
@@ -50,7 +52,8 @@ class Setting:
     Args:
         name: the setting's name.
         engine: a key of ``COMMANDS``.
-        run: arguments of every student's run; ``{teacher}`` stands for the folder of the teacher's run.
+        run: arguments of every student's run; ``{teacher}`` stands for the folder of the teacher's run, ``{row:NAME}``
+            for that of an earlier row's run of the same seed.
         metrics: names as in the engine's results; the first is compared.
         rows: the name of a row -> its additional arguments.
         seeds: the seeds of the students.
@@ -126,10 +129,19 @@ class Run:
         split = setting.tuning.run if setting.tuning and self.tuning else ()
         return [*setting.run, *setting.rows[self.row], *self.tried, *split]
 
+    @property
+    def needed(self) -> list[Run]:
+        """The runs of other rows, of the same seed, whose folders are among its arguments."""
+        names = [name for argument in self.arguments for name in REFERENCE.findall(argument)]
+        return [Run(self.setting, name, self.seed, self.output) for name in dict.fromkeys(names)]
+
     def options(self) -> list[str]:
         """Return the arguments of its process, after the program's name."""
-        teacher = str(self.output / slug(self.setting.name) / TEACHER)
-        arguments = [argument.replace("{teacher}", teacher) for argument in self.arguments]
+        folders = {f"{{row:{run.row}}}": run.folder for run in self.needed}
+        folders["{teacher}"] = self.output / slug(self.setting.name) / TEACHER
+        arguments = self.arguments
+        for name, folder in folders.items():
+            arguments = [argument.replace(name, str(folder)) for argument in arguments]
         if self.setting.engine == "detectron2":
             return ["--resume", *arguments, "SEED", str(self.seed), "OUTPUT_DIR", str(self.folder)]
         return [*arguments, "--seed", str(self.seed), "--output", str(self.folder), "--resume"]

@@ -13,7 +13,7 @@ import yaml
 from ..core.errors import ConfigError
 from ..report.comparison import STUDENT_ALONE, TEACHER
 from ..yaml_file import load_yaml
-from .plan import COMMANDS, Setting, Tuning, slug
+from .plan import COMMANDS, REFERENCE, Setting, Tuning, slug
 
 __all__ = ["read_plan"]
 
@@ -75,6 +75,7 @@ def _setting(name: str, content: Mapping[str, Any]) -> Setting:
         raise ConfigError("engine", f"{values['engine']} in {name}", allowed=f"one of {', '.join(COMMANDS)}")
     values["control"] = content.get("control") or (STUDENT_ALONE if STUDENT_ALONE in values["rows"] else "")
     _check_rows(name, values)
+    _check_references(name, values)
     _check_threshold(name, values)
     return Setting(name, **values)
 
@@ -105,6 +106,20 @@ def _check_rows(name: str, values: Mapping[str, Any]) -> None:
     for key in ("control", "mimicking"):
         if values.get(key) and values[key] not in rows:
             raise ConfigError(key, f"{values[key]} in {name}", allowed=f"one of the rows {', '.join(rows)}")
+
+
+def _check_references(name: str, values: Mapping[str, Any]) -> None:
+    """Check that rows name earlier rows alone; the tuned ones, whose tuning has another seed, none."""
+    tuning, earlier = values.get("tuning"), list[str]()
+    arguments = {"run": values["run"], "teacher": values["teacher"], **values["rows"]}
+    for row, own in arguments.items():
+        more = [argument for candidate in (tuning.rows.get(row, ()) if tuning else ()) for argument in candidate]
+        for other in REFERENCE.findall(" ".join([*own, *more])):
+            if other not in earlier or (tuning and row in tuning.rows):
+                allowed = "a row above, in a row that is not tuned"
+                raise ConfigError("rows", f"{{row:{other}}} for {row} in {name}", allowed=allowed)
+        if row in values["rows"]:
+            earlier.append(row)
 
 
 def _check_threshold(name: str, values: Mapping[str, Any]) -> None:

@@ -7,12 +7,12 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, RunError
 from ..files import to_json, write_atomically
 from ..report.comparison import TEACHER, Panel, check_equal, plot, section
 from .plan import Run, Setting, runs_of
@@ -110,7 +110,11 @@ class Comparison:
     def _run_all(self, runs: Sequence[Run]) -> None:
         todo = self._missing(runs)
         with ThreadPoolExecutor(self.jobs) as pool:
-            futures = {pool.submit(self._make, run): run for run in todo}
+            futures: dict[Future[None], Run] = {}
+            for run in todo:
+                needed = {other.key for other in run.needed}
+                before = [future for future, other in futures.items() if other.key in needed]
+                futures[pool.submit(self._make, run, before)] = run
             try:
                 for number, future in enumerate(as_completed(futures), 1):
                     self._finished(futures[future], future.exception(), f"{number} of {len(todo)}")
@@ -130,8 +134,15 @@ class Comparison:
 
     # One run, in a thread of its own.
 
-    def _make(self, run: Run) -> None:
-        """Make a run, unless its folder is complete, and append its record."""
+    def _make(self, run: Run, before: Sequence[Future[None]] = ()) -> None:
+        """Make a run, unless its folder is complete, and append its record.
+
+        Args:
+            run: the run.
+            before: runs of other rows that it needs. They were handed in earlier, so they are at work or done.
+        """
+        if any(future.exception() for future in before):
+            raise RunError(f"a run that it needs failed: {', '.join(str(other) for other in run.needed)}")
         run.folder.mkdir(parents=True, exist_ok=True)
         path = run.folder / "compare.json"
         with self.processes.locked(run.folder / "lock") as lock:

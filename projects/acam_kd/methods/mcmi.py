@@ -95,7 +95,7 @@ class MCMI(Distiller):
 
     reads = (CLASSES,)
     needs = ("labels",)
-    families = ("classifier", "")
+    families = ("classifier", "small_classifier", "")
     teacherless = True
     recipes = RECIPES["MCMI"]
 

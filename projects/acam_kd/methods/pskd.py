@@ -131,7 +131,7 @@ class PSKD(Distiller):
 
     reads = (CLASSES,)
     needs = ("labels", "ids")
-    families = ("classifier", "")
+    families = ("classifier", "small_classifier", "")
     teacherless = True
     recipes = RECIPES["PSKD"]
 

@@ -3,7 +3,8 @@
 ``RECIPES[method][family]`` serves both engines. A recipe is used where a user leaves a setting open; see
 ``core/options.py``. Every row names its source. Whatever is not published is marked "assumption". None of the rows
 was run on COCO here. The authors' numbers of tokens, 6 on maps and 8 on logits, are the defaults of MasKD and FreeKD.
-Families: RetinaNet, FCOS, RepPoints, ``rcnn`` (Faster, Mask, Keypoint and Cascade R-CNN), ``semseg``.
+Families: RetinaNet, FCOS, RepPoints, ``rcnn`` (Faster, Mask, Keypoint and Cascade R-CNN), ``semseg``, ``classifier``,
+and ``small_classifier`` for networks of small images, whose rows are published for CIFAR-100.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ CWD_GFL = {"alpha": 10.0, "temperature": 1.0}
 KD_CIRKD = {"alpha": 1.0, "temperature": 1.0}
 DKD_RCNN = {"alpha": 1.0, "beta": 0.25, "temperature": 1.0}
 NKD_IMAGENET = {"alpha": 1.0, "gamma": 1.5, "temperature": 1.0}
+MGD_IMAGENET = {"alpha": 7e-5, "lambda_mask": 0.15, "dropped": "channels"}
 SCORE_WEIGHTED = {"alpha": 6.0}
 FREEKD = {"alpha": 1.0, "lambda_mse": 5.0}
 RECONSTRUCTION = (
@@ -34,6 +36,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             "CIRKD's weight; it takes the features just before the classifier instead (assumption)",
             {"alpha": 10000.0}, LAST, (BACKBONE,),
         ),
+        "classifier": Recipe("the authors' for ImageNet", {"alpha": 1000.0}),
+        "small_classifier": Recipe("the authors' for CIFAR", {"alpha": 1000.0}),
     },
     "CWD": {
         "retinanet": Recipe("MMRazor's for GFL, a one-stage detector", CWD_GFL),
@@ -46,6 +50,14 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "fcos": Recipe(f"{BY_SOFTMAX}; the weights of Faster R-CNN (assumption)", DKD_RCNN),
         "rcnn": Recipe("the authors' configs (mdistiller) for Faster R-CNN, which have no warm-up either", DKD_RCNN),
         "semseg": Recipe("the weights of Faster R-CNN (assumption)", DKD_RCNN, taps=(LOGITS,)),
+        "classifier": Recipe(
+            "the authors' (mdistiller) for ImageNet, ResNet-34 to 18; their warm-up of an epoch is --distill-warmup",
+            {"alpha": 1.0, "beta": 0.5, "temperature": 1.0}, taps=(CLASSES,),
+        ),
+        "small_classifier": Recipe(
+            "the authors' (mdistiller) for CIFAR-100, resnet56 to 20; their warm-up of 20 epochs is --distill-warmup",
+            {"alpha": 1.0, "beta": 2.0, "temperature": 4.0}, taps=(CLASSES,),
+        ),
     },
     "DMKD": {
         "retinanet": Recipe(
@@ -93,6 +105,14 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "fcos": Recipe("formula and numbers for sigmoids are not published (assumption)", KD_CIRKD),
         "rcnn": Recipe("CIRKD's for segmentation; not published for detectors (assumption)", KD_CIRKD),
         "semseg": Recipe("CIRKD's released code", KD_CIRKD, taps=(LOGITS,)),
+        "classifier": Recipe(
+            "mdistiller's for ImageNet, 0.5 beside a cross-entropy of 0.5: their ratio",
+            {"alpha": 1.0, "temperature": 1.0}, taps=(CLASSES,),
+        ),
+        "small_classifier": Recipe(
+            "mdistiller's and RepDistiller's for CIFAR-100, 0.9 beside a cross-entropy of 0.1: their ratio",
+            {"alpha": 9.0, "temperature": 4.0}, taps=(CLASSES,),
+        ),
     },
     "MasKD": {
         "retinanet": Recipe(
@@ -114,7 +134,10 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         ),
     },
     "MCMI": {
-        "classifier": Recipe("the authors' for CIFAR-100", {"lambda_cmi": 0.15}, taps=(CLASSES,)),
+        "classifier": Recipe(
+            "the authors' for CIFAR-100; theirs for ImageNet is not known", {"lambda_cmi": 0.15}, taps=(CLASSES,)
+        ),
+        "small_classifier": Recipe("the authors' for CIFAR-100", {"lambda_cmi": 0.15}, taps=(CLASSES,)),
     },
     "MGD": {
         "retinanet": Recipe("the authors' config", MGD_ONE_STAGE),
@@ -125,15 +148,22 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             "the authors' for PSPNet-R18 and DeepLabV3-R18, crops of 512x512; another crop needs another weight",
             {"alpha": 2e-5, "lambda_mask": 0.75}, LAST, (BACKBONE,),
         ),
+        "classifier": Recipe("the authors' for ImageNet", MGD_IMAGENET, LAST, (BACKBONE,)),
+        "small_classifier": Recipe(
+            "the authors' for ImageNet; not published for small images (assumption)", MGD_IMAGENET, LAST, (BACKBONE,)
+        ),
     },
     "NKD": {
         "retinanet": Recipe(f"{BY_SOFTMAX}; the authors' numbers for ImageNet (assumption)", NKD_IMAGENET),
         "fcos": Recipe(f"{BY_SOFTMAX}; the authors' numbers for ImageNet (assumption)", NKD_IMAGENET),
         "rcnn": Recipe("the authors' numbers for ImageNet (assumption)", NKD_IMAGENET),
         "semseg": Recipe("the authors' numbers for ImageNet (assumption)", NKD_IMAGENET, taps=(LOGITS,)),
+        "classifier": Recipe("the authors' for ImageNet", NKD_IMAGENET, taps=(CLASSES,)),
+        "small_classifier": Recipe("the authors' numbers for ImageNet (assumption)", NKD_IMAGENET, taps=(CLASSES,)),
     },
     "PSKD": {
-        "classifier": Recipe("the authors' for CIFAR-100, 300 epochs", {"alpha": 0.8}, taps=(CLASSES,)),
+        "classifier": Recipe("the authors' for CIFAR-100, 300 epochs (assumption)", {"alpha": 0.8}, taps=(CLASSES,)),
+        "small_classifier": Recipe("the authors' for CIFAR-100, 300 epochs", {"alpha": 0.8}, taps=(CLASSES,)),
     },
     "PKD": {
         "retinanet": Recipe("the authors' MMRazor config for a ResNeXt-101 teacher", {"alpha": 10.0}, FIRST_FOUR),
@@ -153,6 +183,10 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "classifier": Recipe(
             "the authors' numbers for ImageNet, on the second-last stage",
             {"alpha": 1.0, "beta": 0.1, "mu": 0.005}, SECOND_LAST, (BACKBONE, CLASSES),
+        ),
+        "small_classifier": Recipe(
+            "the authors' numbers for CIFAR-100 with a ResNet-18, on the second-last stage",
+            {"alpha": 0.1, "beta": 0.1, "mu": 0.1}, SECOND_LAST, (BACKBONE, CLASSES),
         ),
     },
 }  # fmt: skip

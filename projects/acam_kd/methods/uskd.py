@@ -149,7 +149,7 @@ class USKD(Distiller):
 
     reads = (BACKBONE, CLASSES)
     needs = ("labels",)
-    families = ("classifier", "")
+    families = ("classifier", "small_classifier", "")
     teacherless = True
     recipes = RECIPES["USKD"]
 

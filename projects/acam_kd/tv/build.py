@@ -18,13 +18,16 @@ from ..core.class_names import read_class_map
 from ..core.options import all_arguments, note_own
 from ..core.weighting import WeightSchedule
 from ..data.splits import Split
+from ..files import write_atomically
+from ..report.confusion import draw_confusion
 from .card import Card, read_card
+from .class_evaluation import ClassificationEvaluator
 from .class_images import ClassImages
 from .class_names import names_of_labels, names_of_weights, with_background
 from .classification import Classifier
 from .data import Images
 from .distillation import build_distillation, load_weights, parse_options
-from .evaluation import evaluate_model
+from .evaluation import evaluated
 from .labels import load_data
 from .models import build_model, is_model
 from .run import Settings
@@ -249,11 +252,30 @@ def _check_categories(folder: str, card: Card, data: Images) -> None:
 
 
 def evaluate(
-    student: str, weights: str, split: Split, *, size: int | None = None, batch_size: int = 8, workers: int = 0
+    student: str,
+    weights: str,
+    split: Split,
+    *,
+    size: int | None = None,
+    batch_size: int = 8,
+    workers: int = 0,
+    confusion: str = "",
 ) -> dict[str, float]:
-    """Evaluate a finished run's student, or a model by its name and weights, on a dataset."""
+    """Evaluate a finished run's student, or a model by its name and weights, on a dataset.
+
+    Args:
+        student, weights, size: see ``load_model``.
+        split: the data.
+        batch_size, workers: of the loader.
+        confusion: the file of a picture of a classifier's confusions; empty for none.
+
+    Raises:
+        ConfigError: see ``load_model``; or a picture is asked for of another kind of data.
+    """
     name = read_card(student, argument="student")[0].name if Path(student).is_dir() else student
     data = load_data(split, name, name="validation data")
+    if confusion and not isinstance(data, ClassImages):
+        raise ConfigError("confusion", "data with boxes or masks", "data with a class for each image")
     if not weights and not Path(student).is_dir():
         raise ConfigError(
             "student", f"{student} without weights", "the folder of a finished run", "or give {student_weights}"
@@ -262,4 +284,7 @@ def evaluate(
     if card:
         _check_categories(student, card, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return evaluate_model(model, data, device, batch_size=batch_size, workers=workers)
+    evaluator = evaluated(model, data, device, batch_size=batch_size, workers=workers)
+    if confusion and isinstance(evaluator, ClassificationEvaluator):
+        write_atomically(Path(confusion), draw_confusion(evaluator.confusion(), [*data.categories.values()]))
+    return evaluator.metrics()

@@ -18,6 +18,7 @@ from torch import nn
 from ..core import Distillation, RunError
 from ..core.average import Average
 from ..core.errors import first_line
+from .hard import HardAugmentor
 
 __all__ = ["Parts", "read_checkpoint", "restore_random"]
 
@@ -37,6 +38,7 @@ class Parts:
         schedule: of the learning rate.
         precision: Fabric's; float16 has a loss scale.
         average: of the student's weights; perhaps an empty one.
+        augmentor: what has been learnt to make images harder.
     """
 
     model: nn.Module
@@ -45,6 +47,7 @@ class Parts:
     schedule: torch.optim.lr_scheduler.LRScheduler
     precision: Precision
     average: Average
+    augmentor: HardAugmentor | None = None
 
     def state(self, *, step: int, seconds: float) -> dict[str, Any]:
         """Collect the state after a step, with that of the random numbers."""
@@ -63,6 +66,8 @@ class Parts:
             state["distiller"] = self.attached.state_dict()
         if average := self.average.state_dict():
             state["average"] = average
+        if self.augmentor is not None:
+            state["augmentor"] = self.augmentor.state_dict()
         return state
 
     def load(self, state: Mapping[str, Any], path: Path) -> None:
@@ -84,6 +89,8 @@ class Parts:
             self.optimizer.load_state_dict(state["optimizer_states"][0])
             self.schedule.load_state_dict(state["lr_schedulers"][0])
             self.average.load_state_dict(state.get("average", {}))
+            if self.augmentor is not None:
+                self.augmentor.load_state_dict(state["augmentor"])
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise RunError(f"it is the checkpoint of another student ({reason})", str(path), ANEW) from error

@@ -28,9 +28,14 @@ from .cifar_nets import CifarNet
 from .classification import Classifier
 from .stages import stages
 
-__all__ = ["ClassifierAdapter"]
+__all__ = ["ClassifierAdapter", "family_of"]
 
 TOKEN = "token"
+
+
+def family_of(model: Classifier) -> str:
+    """Return the kind of model that recipes are looked up by."""
+    return "small_classifier" if isinstance(model.network, CifarNet) else "classifier"
 
 
 class ClassifierAdapter(Adapter):
@@ -53,6 +58,7 @@ class ClassifierAdapter(Adapter):
         network: Any = model.network
         like = next(network.parameters())
         small, transformer = isinstance(network, CifarNet), isinstance(network, VisionTransformer)
+        self.family = family_of(model)
         side = 32 if small else model.size if transformer else 224
         example = torch.zeros(1, 3, side, side, device=like.device, dtype=like.dtype)
         found = stages(network, example, first=0 if small else 2)

@@ -74,6 +74,10 @@ class ClassificationEvaluator:
                 }
             )
 
+    def confusion(self) -> np.ndarray[Any, Any]:
+        """Count the results by true and predicted class; see ``confusion``."""
+        return confusion(self.results, len(self.categories))
+
     def metrics(self) -> dict[str, float]:
         """Compute ``top1``, ``top5``, ``ECE`` and ``top1/<class>`` in percent.
 

@@ -16,6 +16,9 @@ from .data import Images, read_image
 
 __all__ = ["ClassImages", "reduce_classes"]
 
+KEPT = 2**27
+"""The bytes of decoded images that a dataset keeps in each process that reads it."""
+
 
 class ClassImages(Images):
     """Images in [0, 1] with ``{"image_id", "label"}``; the header of each file is checked first.
@@ -43,6 +46,7 @@ class ClassImages(Images):
         self.categories = dict(enumerate(found.classes))
         self.num_classes = len(found.classes)
         self.ids = list(range(len(found.files)))
+        self._kept, self._room = dict[int, Any](), KEPT
         crop = (
             [v2.RandomResizedCrop(size, antialias=True)]
             if size >= SMALL
@@ -52,8 +56,13 @@ class ClassImages(Images):
         self.augment = v2.Compose([*crop, *flip] if augment != "none" else [v2.Identity()])
 
     def read(self, index: int) -> tuple[Any, dict[str, Any]]:
-        """Read the image and the number of its class."""
-        image = read_image(self.paths[index], name=self.name, image_range=self.split.image_range)
+        """Read the image and the number of its class; small datasets stay in memory once they are read."""
+        image = self._kept.get(index)
+        if image is None:
+            image = read_image(self.paths[index], name=self.name, image_range=self.split.image_range)
+            self._room -= image.numel()
+            if self._room >= 0:
+                self._kept[index] = image
         return image, {"label": self.labels[index]}
 
     def files(self) -> tuple[str, list[str]]:
@@ -65,6 +74,7 @@ class ClassImages(Images):
         self.paths = tuple(self.paths[i] for i in indices)
         self.labels = tuple(self.labels[i] for i in indices)
         self.ids = [self.ids[i] for i in indices]
+        self._kept, self._room = {}, KEPT
 
 
 def reduce_classes(data: Images, fraction: float, leave_out: Sequence[str], seed: int) -> None:

@@ -64,7 +64,11 @@ class Classifier(nn.Module):
     def batch(self, images: Sequence[Tensor]) -> Tensor:
         """Make one batch, (N, 3, size, size), of (3, H, W) images in [0, 1]: resize, cut out, normalise."""
         mean, std = (images[0].new_tensor(x).view(3, 1, 1) for x in (self.image_mean, self.image_std))
-        return (torch.stack([self._square(image) for image in images]) - mean) / std
+        return (self.squares(images) - mean) / std
+
+    def squares(self, images: Sequence[Tensor]) -> Tensor:
+        """Resize (3, H, W) images and cut their centres out, (N, 3, size, size)."""
+        return torch.stack([self._square(image) for image in images])
 
     def _square(self, image: Tensor) -> Tensor:
         size = self.size
@@ -86,7 +90,8 @@ class Classifier(nn.Module):
 
         Args:
             images: (3, H, W) each, in [0, 1].
-            targets: ``{"label": number}`` each; needed in training.
+            targets: ``{"label": number}`` each, needed in training; of a mixed image with the shares of its classes,
+                ``{"scores": (K,)}``.
 
         Raises:
             ValueError: there are no targets in training.
@@ -97,4 +102,6 @@ class Classifier(nn.Module):
             return [{"scores": scores} for scores in logits.softmax(1)]
         if targets is None:
             raise ValueError("targets are needed in training")
-        return {"loss_classification": F.cross_entropy(logits, self.labels(targets))}
+        mixed = [target["scores"] for target in targets if "scores" in target]
+        truth = torch.stack(mixed).to(logits) if mixed else self.labels(targets)
+        return {"loss_classification": F.cross_entropy(logits, truth)}

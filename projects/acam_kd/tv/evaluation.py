@@ -18,7 +18,7 @@ from .class_evaluation import ClassificationEvaluator
 from .class_images import ClassImages
 from .data import CocoImages, Images, evaluation_loader
 
-__all__ = ["CocoEvaluator", "Evaluator", "SegmentationEvaluator", "build_evaluator", "evaluate_model"]
+__all__ = ["CocoEvaluator", "Evaluator", "SegmentationEvaluator", "build_evaluator", "evaluate_model", "evaluated"]
 
 AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 MASK_THRESHOLD = 0.5
@@ -142,13 +142,18 @@ def build_evaluator(dataset: Images) -> Evaluator:
     return SegmentationEvaluator(dataset)
 
 
-@torch.inference_mode()
 def evaluate_model(
     model: nn.Module, data: Images, device: torch.device, *, batch_size: int, workers: int
 ) -> dict[str, float]:
     """Evaluate a model, which is put into evaluation mode, on a dataset."""
+    return evaluated(model, data, device, batch_size=batch_size, workers=workers).metrics()
+
+
+@torch.inference_mode()
+def evaluated(model: nn.Module, data: Images, device: torch.device, *, batch_size: int, workers: int) -> Evaluator:
+    """Return an evaluator with a model's outputs on a whole dataset; the model is put into evaluation mode."""
     model.to(device).eval()
     evaluator = build_evaluator(data)
     for images, targets in evaluation_loader(data, batch_size=batch_size, workers=workers):
         evaluator.add(model([image.to(device) for image in images]), targets)
-    return evaluator.metrics()
+    return evaluator

@@ -53,6 +53,8 @@ class RunFolder:
     | ``predictions.json`` | the detections of the last evaluation, in COCO's results format, or the predicted classes |
     | ``pictures/step_N.jpg`` | predictions beside the ground truth, at every evaluation |
     | ``pictures/masks_step_N.jpg`` | the spatial masks of a method that has some |
+    | ``pictures/augmented_step_N.jpg`` | training images above what an augmentor makes of them, likewise |
+    | ``confusion.png`` | the true and the predicted classes of the last evaluation, of a classifier |
     | ``student.pth`` | the state dict of the plain torchvision model, from before the final evaluation |
     | ``student.json`` | the model's name, classes, size |
     | ``best.pth``, ``best.json`` | the state dict of the best evaluation so far, and its metrics |

@@ -24,13 +24,18 @@ from ..core import Distillation, RunError, clip_gradients
 from ..core.average import Average
 from ..core.outputs import non_finite
 from ..core.teacher import evaluating
+from ..report.confusion import draw_confusion
+from ..report.samples import spread
 from .best import Best
 from .card import Card
 from .checkpoint import Parts, restore_random
+from .class_evaluation import ClassificationEvaluator
 from .data import Images, Stream, evaluation_loader, training_loader
-from .evaluation import build_evaluator
+from .evaluation import Evaluator, build_evaluator
 from .folder import RunFolder
+from .hard import HardAugmentor
 from .interrupts import Interrupted, Signals
+from .mixing import Mixing
 from .models import plain
 from .names import option
 from .optimizer import build_optimizer, learning_rate_curve
@@ -44,6 +49,8 @@ __all__ = ["Moment", "Training"]
 logger = logging.getLogger("acam_kd")
 
 MAX_GRADIENT_NORM = 35.0
+PICTURES = 8
+"""The number of augmented images that are shown."""
 Moment = Callable[[nn.Module, int], None]
 """Called with the student and the number of steps done."""
 
@@ -63,6 +70,7 @@ class Training:
         reports: get losses and metrics.
         observers: called before the first step and at every evaluation.
         unlabelled: the batches of the second loader.
+        mixing: blends the images of a batch, and their labels.
     """
 
     def __init__(
@@ -79,18 +87,23 @@ class Training:
         reports: Reports,
         observers: Sequence[Moment] = (),
         unlabelled: UnlabelledBatches | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
         self.fabric, self.student, self.settings = fabric, student, settings
         self.training, self.validation, self.stream = training, validation, stream
         self.folder, self.signals, self.reports, self.observers = folder, signals, reports, observers
-        self.unlabelled = unlabelled
+        self.unlabelled, self.mixing = unlabelled, mixing
         attached = getattr(student, "distillation", None)
         self.attached = attached if isinstance(attached, Distillation) else None
         optimizer = build_optimizer(student, settings)
         self.schedule = LambdaLR(optimizer, learning_rate_curve(settings))
         self.model, self.optimizer = fabric.setup(student, optimizer)
         self.average, self.best = Average(student, settings.ema), Best(folder)
-        self.parts = Parts(student, self.attached, optimizer, self.schedule, fabric.strategy.precision, self.average)
+        self.hard: HardAugmentor | None = None
+        if settings.augmentor and self.attached is not None:
+            self.hard = HardAugmentor(fabric, student, self.attached, settings)  # type: ignore[arg-type]
+        precision = fabric.strategy.precision
+        self.parts = Parts(student, self.attached, optimizer, self.schedule, precision, self.average, self.hard)
         self.step, self.saved, self.evaluated = 0, -1, -1
         self.metrics = dict[str, float]()
         self.seconds, self._started = 0.0, perf_counter()
@@ -119,7 +132,9 @@ class Training:
                 with self.signals.step():
                     rate = float(self.schedule.get_last_lr()[0])
                     losses = self._train(batch, images)
-                    self.reports.step(self.step, losses, self.attached, seconds=self.time, rate=rate)
+                    self.reports.step(
+                        self.step, losses, self.attached, seconds=self.time, rate=rate, augmentor=self.hard
+                    )
                     if self.step % self.settings.checkpoint_period == 0 or self._evaluation_is_due():
                         self.save()
                 self._stop_together()
@@ -141,7 +156,12 @@ class Training:
         when = f"iteration {self.step}"
         if self.attached is not None:
             self.attached.iteration = self.step
+        if self.mixing is not None:
+            batch = self.mixing(*batch)
         losses: dict[str, Tensor] = self.model(*batch)
+        if self.hard is not None:
+            with self.fabric.autocast():
+                losses = {**losses, **self.hard.losses(batch[0])}
         if images and self.unlabelled is not None and self.attached is not None:
             with self.fabric.autocast():
                 losses = {**losses, **self.unlabelled.losses(self.student, self.attached, images)}
@@ -158,6 +178,9 @@ class Training:
             explain()
         self.schedule.step()
         self.average.update()
+        if self.hard is not None:
+            with self.fabric.autocast():
+                self.hard.step(batch[0], self.step)
         self.step += 1
         return losses
 
@@ -206,9 +229,19 @@ class Training:
                 self.reports.picture(self.step, draw(self.student, self.validation, self.fabric.device))
                 if (masks := draw_masks(self.student, self.validation, self.fabric.device)) is not None:
                     self.reports.picture(self.step, masks, name="masks")
+            self._more_pictures(evaluator)
             self._observe()
             self.best.offer(plain(self.student), self.step, self.metrics)
             self.reports.metrics(self.step, self.metrics)
+
+    def _more_pictures(self, evaluator: Evaluator) -> None:
+        """Draw a classifier's confusions, and augmented training images above which they are as they were."""
+        if isinstance(evaluator, ClassificationEvaluator):
+            self.folder.write("confusion.png", draw_confusion(evaluator.confusion(), [*evaluator.categories.values()]))
+        if self.hard is not None:
+            images = [self.training[index][0] for index in spread(len(self.training), PICTURES)]
+            shown = self.hard.picture(self.fabric.to_device(images))
+            self.reports.picture(self.step, shown, name="augmented")
 
     def _observe(self) -> None:
         if self.fabric.is_global_zero:

@@ -5,15 +5,16 @@ from __future__ import annotations
 __all__ = ["option"]
 
 SAME = (
-    "accelerator", "augment", "batch_size", "beside", "channels_last", "checkpoint", "checkpoint_period",
-    "class_map", "classes", "config", "crop", "data", "devices", "distill_period", "ema", "engine", "epochs",
-    "eval_period", "fix", "format", "fraction", "freeze_norm", "freeze_stages", "group_by", "image_range", "images",
-    "inherit", "iterations", "leave_out", "levels", "logger", "method", "no_teacher_check", "num_nodes",
-    "optimizer", "output", "pixel_mean", "pixel_std", "precision", "pseudo_labels", "resume", "schedule", "seed",
-    "share", "size", "split_seed", "student", "student_backbone_order", "student_backbone_weights",
-    "student_weights", "taps", "teacher", "teacher_class_names", "teacher_classes", "teacher_compile",
-    "teacher_precision", "teacher_weights", "unlabelled", "unlabelled_batch", "unlabelled_keep_norms",
-    "unlabelled_start", "unlabelled_weight", "val_fraction", "warmup", "weight", "workers",
+    "accelerator", "augment", "augmentor", "augmentor_ratio", "augmentor_thresholds", "batch_size", "beside",
+    "channels_last", "checkpoint", "checkpoint_period", "class_map", "classes", "config", "confusion", "crop", "cutmix",
+    "data", "devices", "distill_period", "ema", "engine", "epochs", "eval_period", "fix", "format", "fraction",
+    "freeze_norm", "freeze_stages", "group_by", "image_range", "images", "inherit", "iterations", "leave_out",
+    "levels", "logger", "margin", "method", "mixup", "no_teacher_check", "num_nodes", "optimizer", "output",
+    "pixel_mean", "pixel_std", "precision", "pseudo_labels", "resume", "schedule", "seed", "share", "size",
+    "split_seed", "student", "student_backbone_order", "student_backbone_weights", "student_weights", "taps",
+    "teacher", "teacher_class_names", "teacher_classes", "teacher_compile", "teacher_precision", "teacher_weights",
+    "unlabelled", "unlabelled_batch", "unlabelled_keep_norms", "unlabelled_start", "unlabelled_weight",
+    "val_fraction", "warmup", "weight", "workers",
 )  # fmt: skip
 """The settings that are options of the same name."""
 

@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ..core import Distillation
 from ..report.panels import Array
 from .folder import RunFolder
+from .hard import HardAugmentor
 from .loggers import Loggers
 from .names import option
 from .pictures import to_jpeg
@@ -65,7 +66,14 @@ class Reports:
         self.progress.start()
 
     def step(
-        self, step: int, losses: Mapping[str, Tensor], attached: Distillation | None, *, seconds: float, rate: float
+        self,
+        step: int,
+        losses: Mapping[str, Tensor],
+        attached: Distillation | None,
+        *,
+        seconds: float,
+        rate: float,
+        augmentor: HardAugmentor | None = None,
     ) -> None:
         """Report the losses of a step, if it is one to report.
 
@@ -75,6 +83,7 @@ class Reports:
             attached: the student's distillation.
             seconds: since the run began.
             rate: the learning rate.
+            augmentor: of the run.
         """
         self.progress.count()
         last = attached.last_of(LOG_PERIOD) if attached is not None else step % LOG_PERIOD == 0
@@ -87,7 +96,8 @@ class Reports:
         if logged:
             self.folder.log(step, {"seconds": seconds, **values})
             if attached is not None:
-                self.folder.log(step, {f"distill/{name}": float(value) for name, value in attached.metrics().items()})
+                measured = {f"distill/{name}": float(value) for name, value in attached.metrics().items()}
+                self.folder.log(step, {**measured, **(augmentor.metrics() if augmentor is not None else {})})
             self._scalars({**values, "lr": rate}, step)
             if not self.progress.live:
                 logger.info("%s", text)
@@ -118,18 +128,13 @@ class Reports:
         name, value = next(iter(found.items()))
         self.progress.metrics = f"{name} {value:.2f} at {step}"
 
-    def picture(self, step: int, picture: Array, *, name: str = "") -> None:
-        """Write a picture into the folder and to TensorBoard.
-
-        Args:
-            step: the number of steps done.
-            picture: uint8 RGB (H, W, 3).
-            name: of what it shows, unless that is the predictions.
-        """
-        self.folder.write(f"pictures/{name + '_' if name else ''}step_{step}.jpg", to_jpeg(picture))
+    def picture(self, step: int, picture: Array, name: str = "validation") -> None:
+        """Write a picture into the folder and to TensorBoard; those of validation images have no name there."""
+        prefix = "" if name == "validation" else f"{name}_"
+        self.folder.write(f"pictures/{prefix}step_{step}.jpg", to_jpeg(picture))
         if self._board is not None:
             with self.folder.writing(BOARD):
-                self._board.add_image(name or "validation", picture, step, dataformats="HWC")
+                self._board.add_image(name, picture, step, dataformats="HWC")
 
     def _scalars(self, values: Mapping[str, float], step: int) -> None:
         if self._loggers is not None:

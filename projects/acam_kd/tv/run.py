@@ -30,7 +30,7 @@ from .defaults import (
 )
 from .loggers import LOGGERS
 from .trunk import NORMS
-from .values import decay, devices, method
+from .values import amount, decay, devices, method
 
 __all__ = ["ANYTIME", "SCALED", "Settings"]
 
@@ -131,7 +131,8 @@ class Settings:
         "",
         type=method,
         metavar="METHOD[+METHOD...]",
-        help=f"{', '.join(METHODS)}; none; or several at once, as PKD+KD. Default: ACAMKD with a teacher, none without",
+        help=f"{', '.join(METHODS)}; none; or several at once, as PKD+KD. With a teacher the default is ACAMKD, of "
+        "classifiers KD, without one none",
     )
     options: tuple[str, ...] = option(
         (),
@@ -167,6 +168,28 @@ class Settings:
     )
     stop_at: int = option(
         0, flag="--distill-stop", type=natural, metavar="STEP", help="nothing is distilled from there on; 0 for never"
+    )
+
+    augmentor: str = option(
+        "",
+        section="images that are made harder, for classification",
+        choices=("hard",),
+        help="hard: turn, shift and scale images so that student and teacher disagree while the teacher stays sure; "
+        "the student learns from these beside --method. A reconstruction of HARD",
+    )
+    augmentor_ratio: int = option(5, type=positive, metavar="N", help="steps of the student for one of the augmentor")
+    augmentor_thresholds: tuple[float, float] | None = option(
+        None,
+        nargs=2,
+        type=float,
+        metavar=("LOWER", "UPPER"),
+        help="instead of a ratio: train the student until both disagree less, then the augmentor until they do more",
+    )
+    mixup: float = option(
+        0.0, type=amount, metavar="ALPHA", help="blend each image with another, and their labels: Beta(ALPHA, ALPHA)"
+    )
+    cutmix: float = option(
+        0.0, type=amount, metavar="ALPHA", help="paste a part of another image, likewise; of both one at random"
     )
 
     unlabelled: tuple[str, ...] = option(

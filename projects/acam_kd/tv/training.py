@@ -20,10 +20,12 @@ from .class_images import reduce_classes
 from .data import Images, Stream
 from .devices import build_fabric, is_first, launch
 from .folder import RunFolder
+from .hard import check_augmentor
 from .interrupts import Signals
 from .labels import load_data
 from .loggers import check_loggers
 from .loop import Moment, Training
+from .mixing import build_mixing
 from .models import plain
 from .names import option
 from .preparation import prepare
@@ -91,6 +93,8 @@ def _train(
     lightning.seed_everything(settings.seed, verbose=False)
     models = build_models(settings, training, world=fabric.world_size)
     check_models(settings, models)
+    check_augmentor(settings, models.student, models.teacher, comparable=models.comparable)
+    mixing = build_mixing(settings, models.student, training.num_classes)
     state = read_checkpoint(folder.checkpoint) if resume and folder.checkpoint.is_file() else None
     named = {"train_split": training, "val_split": validation} | ({} if images is None else {"unlabelled": images})
     folder.start(asked, {name: Fingerprint.of(*data.files(), data.categories) for name, data in named.items()})
@@ -109,6 +113,7 @@ def _train(
             reports=reports,
             observers=observers,
             unlabelled=unlabelled,
+            mixing=mixing,
         )
         if state is None:
             prepare(models.student, training, settings, fabric.device)

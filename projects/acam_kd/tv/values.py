@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 from ..core import read_methods
 from ..core.errors import ConfigError
 from ..fields import positive, rate
 from .names import option as name_of
 
-__all__ = ["decay", "devices", "method"]
+__all__ = ["amount", "decay", "devices", "method"]
 
 
 def method(text: str) -> str:
@@ -31,4 +32,15 @@ def decay(text: str) -> float:
     value = rate(text)
     if value >= 1:
         raise argparse.ArgumentTypeError(f"must be below 1, found {value}")
+    return value
+
+
+def amount(text: str) -> float:
+    """Read a finite number from 0 on."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 on, found {text}")
     return value

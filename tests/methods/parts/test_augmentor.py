@@ -1,0 +1,41 @@
+"""The affine augmentor: the figures of the released machinery, the identity, gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from acam_kd.methods.parts.augmentor import AffineAugmentor, augmentor_objective
+
+
+def test_official_figures(official):
+    augmentor = AffineAugmentor()
+    augmentor.draw = lambda count: official.wave((2, 6), 0.61, 0.4)
+    theta = augmentor.bias + augmentor.std * augmentor.draw(2)
+    expected = [1.0389419, 0.084683187, 0.099878974, 0.079048023, 1.0297041, -0.030354152]
+    assert theta[0].tolist() == pytest.approx(expected, rel=1e-5)
+    found = augmentor(official.wave((2, 3, 6, 10), 0.37, 0.1))
+    assert found.sum().item() == pytest.approx(1.0234468, rel=1e-4)
+    assert found.abs().sum().item() == pytest.approx(154.71487, rel=1e-5)
+    assert found[0, 0, 2, 3].item() == pytest.approx(0.34351668, rel=1e-5)
+    found.square().sum().backward()
+    bias = [-25.027933, 4.5740662, -10.356149, -289.33972, 63.882286, -371.02112]
+    std = [-5.7184572, 19.476387, -13.278210, -132.69659, 13.497996, -455.49097]
+    assert augmentor.bias.grad.tolist() == pytest.approx(bias, rel=1e-3)
+    assert augmentor.std.grad.tolist() == pytest.approx(std, rel=1e-3)
+
+
+def test_the_identity_returns_the_images():
+    augmentor = AffineAugmentor()
+    torch.nn.init.zeros_(augmentor.std)
+    images = torch.rand(3, 3, 9, 7)
+    assert torch.allclose(augmentor(images), images, atol=1e-5)
+
+
+def test_each_image_has_its_own_draw():
+    found = AffineAugmentor()(torch.rand(1, 3, 8, 8).expand(2, -1, -1, -1))
+    assert not torch.allclose(found[0], found[1])
+
+
+def test_the_objective():
+    assert augmentor_objective(torch.tensor(3.0), torch.tensor(2.0), 0.5).item() == 2.0
