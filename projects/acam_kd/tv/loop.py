@@ -225,17 +225,17 @@ class Training:
             self.metrics = evaluator.metrics()
             if not self.validation.semantic:
                 self.folder.write_predictions(evaluator.results)
-            with self.fabric.autocast():
-                self.reports.picture(self.step, draw(self.student, self.validation, self.fabric.device))
-                if (masks := draw_masks(self.student, self.validation, self.fabric.device)) is not None:
-                    self.reports.picture(self.step, masks, name="masks")
-            self._more_pictures(evaluator)
+            self._draw(evaluator)
             self._observe()
             self.best.offer(plain(self.student), self.step, self.metrics)
             self.reports.metrics(self.step, self.metrics)
 
-    def _more_pictures(self, evaluator: Evaluator) -> None:
-        """Draw a classifier's confusions, and augmented training images above which they are as they were."""
+    def _draw(self, evaluator: Evaluator) -> None:
+        """Draw predictions, masks, a classifier's confusions, and what an augmentor makes of training images."""
+        with self.fabric.autocast():
+            self.reports.picture(self.step, draw(self.student, self.validation, self.fabric.device))
+            if (masks := draw_masks(self.student, self.validation, self.fabric.device)) is not None:
+                self.reports.picture(self.step, masks, name="masks")
         if isinstance(evaluator, ClassificationEvaluator):
             self.folder.write("confusion.png", draw_confusion(evaluator.confusion(), [*evaluator.categories.values()]))
         if self.hard is not None:
