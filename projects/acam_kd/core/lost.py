@@ -8,11 +8,10 @@ from contextlib import contextmanager
 
 from .errors import RunError
 
-__all__ = ["RESUME", "lost_processes"]
+__all__ = ["lost_processes"]
 
 WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? [\d, ]+\) (?:exited unexpectedly|is killed by signal: (\w+))")
 PARTNER = re.compile(r"gloo|NCCL|[Cc]onnection (?:closed|reset|refused)|Broken pipe|[Ss]ocket")
-RESUME = "then --resume resumes the run"
 
 
 @contextmanager
@@ -28,7 +27,7 @@ def lost_processes() -> Iterator[None]:
         Traceback (most recent call last):
         ...
         acam_kd.core.errors.RunError: a process that reads images has ended (Killed); use fewer workers or smaller \
-batches if memory ran out; then --resume resumes the run
+batches if memory ran out; then resume resumes the run
     """
     try:
         yield
@@ -40,11 +39,11 @@ batches if memory ran out; then --resume resumes the run
             how = f" ({found[1]})" if found[1] else ""
             raise RunError(
                 f"a process that reads images has ended{how}",
-                remedy=f"use fewer workers or smaller batches if memory ran out; {RESUME}",
+                remedy="use fewer workers or smaller batches if memory ran out; then {resume} resumes the run",
             ) from error
         if isinstance(error, ConnectionError) or PARTNER.search(text):
             raise RunError(
                 "another process of the run has ended, or cannot be reached",
-                remedy=f"see what it said, or what killed it; {RESUME}",
+                remedy="see what it said, or what killed it; then {resume} resumes the run",
             ) from error
         raise

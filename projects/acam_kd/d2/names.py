@@ -11,6 +11,7 @@ KEYS = {
     "learning_rate": "SOLVER.BASE_LR",
     "optimizer": "the optimizer",
     "output": "OUTPUT_DIR",
+    "resume": "--resume",
     "student": "the student (MODEL, DISTILL.STUDENT_META_ARCHITECTURE)",
     "student_class_names": "the classes in the metadata of DATASETS.TRAIN",
     "student_levels": "DISTILL.LEVELS",

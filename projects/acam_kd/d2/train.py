@@ -19,7 +19,7 @@ from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from ..core.errors import RunError, one_line_errors
-from ..core.lost import RESUME, lost_processes
+from ..core.lost import lost_processes
 from ..lock import Lock
 from .best import with_best
 from .checkpoint import check_after_backward, checkpoint_distiller, guard_gradients
@@ -197,8 +197,8 @@ def run(arguments: list[str] | None = None) -> None:
         launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
     except ProcessExitedException as error:
         if error.signal_name:
-            said = f"{PROGRAM}: process {error.error_index} of the run was ended by {error.signal_name}; {RESUME}"
-            raise SystemExit(said) from None
+            ended = f"process {error.error_index} of the run was ended by {error.signal_name}"
+            raise SystemExit(f"{PROGRAM}: {ended}; then --resume resumes the run") from None
         raise SystemExit(error.exit_code) from None  # the process has said why
 
 
