@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ __all__ = ["CHECKED", "Comparison", "Deployable", "check_file", "export_model"]
 logger = logging.getLogger("acam_kd")
 
 OPSET = 18
+"""The opset of ONNX for models that need no newer one."""
 SIZE = 320
 """The shorter side of the example of a model without a size of its own."""
 SHAPES = ((1.0, 4 / 3), (1.25, 1.0), (0.75, 0.8))
@@ -42,6 +44,8 @@ class Deployable(Protocol):
 
     outputs: tuple[str, ...]
     """Their names."""
+    opset: int
+    """Of ONNX."""
 
     @property
     def __call__(self) -> Callable[..., Any]:
@@ -171,11 +175,24 @@ def _silent(*names: str) -> Iterator[None]:
     for each in loggers:
         each.setLevel(logging.CRITICAL)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # whole graphs
-            yield
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _mute():
+            yield  # else whole graphs are printed
     finally:
         for each, level in zip(loggers, before):
             each.setLevel(level)
+
+
+@contextlib.contextmanager
+def _mute() -> Iterator[None]:
+    """Send what C++ prints to standard output nowhere."""
+    before = os.dup(1)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
 
 
 def _make_onnx(model: Any, metadata: Metadata, path: Path, example: Tensor) -> None:
@@ -192,7 +209,7 @@ def _make_onnx(model: Any, metadata: Metadata, path: Path, example: Tensor) -> N
         )
     else:
         axes |= _output_axes(model.outputs)
-        torch.onnx.export(model, (example,), part, dynamo=False, opset_version=OPSET, dynamic_axes=axes, **names)
+        torch.onnx.export(model, (example,), part, dynamo=False, opset_version=model.opset, dynamic_axes=axes, **names)
     made = onnx.load(str(part))
     entry = made.metadata_props.add()
     entry.key, entry.value = ENTRY, metadata.to_json()

@@ -189,7 +189,7 @@ def _tensors(model: Callable[[Tensor], Any]) -> Run:
 def _load_onnx(path: str) -> Exported:
     runtime = needed("onnxruntime", path)
     options = runtime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its errors are raised, too
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
