@@ -17,10 +17,17 @@ from ..export.checked import OPSET
 from ..export.exported import DETECTION, INSTANCES, SEGMENTATION
 from .reppoints import DeformConv
 
-__all__ = ["DeployedD2"]
+__all__ = ["DeployedD2", "outputs_of"]
 
 DEFORMABLE = 19
 """The first opset of ONNX that has deformable convolutions."""
+
+
+def outputs_of(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of a model's outputs."""
+    if isinstance(model, SemanticSegmentor):
+        return SEGMENTATION
+    return INSTANCES if getattr(getattr(model, "roi_heads", None), "mask_on", False) else DETECTION
 
 
 class DeployedD2(nn.Module):
@@ -39,10 +46,8 @@ class DeployedD2(nn.Module):
         self.order = order
         self.register_buffer("ids", torch.tensor([*ids] or [*range(1, 1000)]))
         self.opset = DEFORMABLE if any(isinstance(m, DeformConv) for m in model.modules()) else OPSET
-        self.outputs: tuple[str, ...] = SEGMENTATION
-        self.model = model
-        if not isinstance(model, SemanticSegmentor):
-            self.outputs = INSTANCES if getattr(model, "roi_heads", None) and model.roi_heads.mask_on else DETECTION  # type: ignore[union-attr]
+        self.outputs, self.model = outputs_of(model), model
+        if self.outputs != SEGMENTATION:
             self.model = TracingAdapter(model, [{"image": torch.zeros(3, 64, 64)}], self._detect)
         self.eval().requires_grad_(False)
 
@@ -61,6 +66,9 @@ class DeployedD2(nn.Module):
         height, width = pixels.shape[2:]
         features = model.backbone(_padded((pixels - model.pixel_mean) / model.pixel_std, model.backbone))
         logits, _ = model.sem_seg_head(features)
+        if torch.compiler.is_exporting():  # by numbers, since it would compare the size with the padded one
+            rows, columns = (torch.arange(n, device=pixels.device) for n in (height, width))
+            return logits.index_select(2, rows).index_select(3, columns).argmax(1)  # type: ignore[no-any-return]
         return logits[:, :, :height, :width].argmax(1)  # type: ignore[no-any-return]
 
     def _detect(self, model: Any, inputs: list[dict[str, Tensor]]) -> tuple[Tensor, ...]:

@@ -93,7 +93,7 @@ def export_model(
     path = Path(path)
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "model"
-        _make(model, metadata, made, kind, _example(images[0], metadata.size or (metadata.resize or (SIZE,))[0]))
+        _make(model, metadata, made, kind, _example(images[0], metadata.shorter or SIZE))
         found = check_file(model, made, images)
         for each in found:
             if not each.agreement:
@@ -111,7 +111,7 @@ def export_model(
 def check_file(model: Deployable, path: str | Path, images: Sequence[Tensor]) -> list[Comparison]:
     """Run an exported file beside the model in torch, on images of three sizes and of their own."""
     exported = load_exported(path)
-    size = exported.metadata.size or (exported.metadata.resize or (SIZE,))[0]
+    size = exported.metadata.shorter or SIZE
     exported.metadata = replace(exported.metadata, resize=None)  # the images have the sizes that are to be checked
     shapes = [(round(h * size), round(w * size)) for h, w in SHAPES]
     found = []
