@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from .runs import load_run, read_classes
 
 __all__ = ["export_run"]
 
+logger = logging.getLogger("acam_kd")
+
 
 def export_run(
     run: str,
@@ -29,7 +32,7 @@ def export_run(
 ) -> list[Comparison]:
     """Export the student of a run's folder; see ``export_model``.
 
-    The file takes images that are resized already; its metadata says to which size. Of Mask R-CNN it has the boxes.
+    The file takes images that are resized already; its metadata says to which size.
 
     Args:
         run: the folder.
@@ -43,6 +46,8 @@ def export_run(
     files = media_files(images, suffixes=IMAGES)[:CHECKED] if images else _images_of(run)
     pixels = [as_pixels(read_image(file)) for file in files]
     categories = read_classes(run, semantic=cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor")
+    if cfg.MODEL.KEYPOINT_ON:
+        logger.warning("the file will have boxes, scores and labels only: keypoints are not exported")
     deployed = DeployedD2(model.cpu(), cfg.INPUT.FORMAT, [*categories])
     metadata = _metadata(run, cfg, deployed, categories, weights)
     return export_model(deployed, metadata, pixels, path, kind=kind)

@@ -55,7 +55,9 @@ class D2Predictor:
         masks = found.pred_masks.numpy() if found.has("pred_masks") else None
         order = found.scores.argsort(descending=True).numpy()
         boxes, labels = found.pred_boxes.tensor.numpy()[order], self._ids[found.pred_classes.numpy()[order]]
-        return Prediction(boxes, labels, found.scores.numpy()[order], None if masks is None else masks[order])
+        masks = None if masks is None else masks[order]
+        keypoints = found.pred_keypoints.numpy()[order] if found.has("pred_keypoints") else None
+        return Prediction(boxes, labels, found.scores.numpy()[order], masks, keypoints=keypoints)
 
 
 class _Evaluated(nn.Module):
