@@ -123,7 +123,7 @@ BELOW = {
     "tv": {"core", "methods", "data", "report", "export", "lock", "fields", "json_file"},
     "d2": {"core", "methods", "data", "report", "export", "lock", "json_file"},
     "demo": {"core", "methods", "data", "report", "lock"},
-    "cli": {"core", "methods", "data", "report", "tv", "demo", "compare", "lock", "fields"},
+    "cli": {"core", "methods", "data", "report", "export", "tv", "demo", "compare", "lock", "fields"},
     "__init__": {"core", "methods"},
 }
 """Part of the package -> the parts that it may import: cli, d2, tv, compare, report -> methods -> core -> nothing."""

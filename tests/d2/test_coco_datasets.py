@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 
 from acam_kd.core.errors import ConfigError, RunError
 from acam_kd.d2 import build_evaluator, register_coco_datasets, register_datasets
+from acam_kd.d2.train import parser
 
 from .conftest import detector_config
 
@@ -109,6 +110,36 @@ def test_what_only_evaluation_needs_is_asked_for_validation_only(files, tmp_path
         for name in ("mine", "other")
     ]
     assert areas == [[None, None], [16, 16]]
+
+
+VOC = """<annotation><size><width>40</width><height>20</height><depth>3</depth></size>
+<object><name>{}</name><bndbox><xmin>16</xmin><ymin>6</ymin><xmax>25</xmax><ymax>15</ymax></bndbox></object>
+</annotation>"""
+
+
+@pytest.mark.parametrize("named", ["folders", "folder"])
+def test_pascal_vocs_files_by_the_option_of_the_command(files, tmp_path, named):
+    """Corners are counted from 1, classes are in the order of the alphabet, and each split has its own images."""
+    root = tmp_path / "VOC2012"
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    for name, label, split in (("a", "dog", "train"), ("b", "cat", "val")):
+        Image.new("RGB", (40, 20)).save(root / f"JPEGImages/{name}.jpg")
+        (root / f"Annotations/{name}.xml").write_text(VOC.format(label))
+        (root / f"ImageSets/Main/{split}.txt").write_text(f"{name}\n")
+    places = {"folders": (root / "JPEGImages", root / "Annotations"), "folder": (root, "train")}[named]
+    args = parser().parse_args(["--dataset", "mine", *map(str, places)])
+    register_coco_datasets(args.dataset)
+    dicts = DatasetCatalog.get("mine")
+    assert [Path(d["file_name"]).name for d in dicts] == {"folders": ["a.jpg", "b.jpg"], "folder": ["a.jpg"]}[named]
+    classes = MetadataCatalog.get("mine").thing_classes
+    assert classes == ["cat", "dog"]
+    (object_,) = dicts[0]["annotations"]
+    assert object_["bbox"] == [15, 5, 10, 10] and classes[object_["category_id"]] == "dog"
+    (root / "Annotations/a.xml").write_text("no xml")
+    with pytest.raises(ConfigError) as error:
+        register_coco_datasets([["other", *map(str, places)]])
+    assert error.value.argument == "DATASETS.COCO_FORMAT" and "a.xml" in str(error.value)
 
 
 def test_masks_are_asked_for_if_the_head_reads_them(files, tmp_path):

@@ -18,14 +18,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from acam_kd.data.coco import find_split
 from acam_kd.data.splits import find_any_split
+from acam_kd.report import progress as module
+from acam_kd.report.progress import Progress, duration
 from acam_kd.report.results import Detections
 from acam_kd.report.samples import GAP, HEAD, SIDE, Sample, sheet, spread
-from acam_kd.tv import progress as module
 from acam_kd.tv.build import load_model
 from acam_kd.tv.data import CocoImages
 from acam_kd.tv.evaluation import CocoEvaluator
 from acam_kd.tv.pictures import draw, draw_masks
-from acam_kd.tv.progress import Progress, duration
 from acam_kd.tv.teacher_check import check_teacher
 from acam_kd.tv.training import train
 

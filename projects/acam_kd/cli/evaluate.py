@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..core.errors import ConfigError
+from ..export.candidate import Candidate
 from ..fields import instance, like, option
 from ..tv.run import Settings
 from .command import Command, Values
 from .data import Validation
+from .runs import detectron2, is_detectron2
 from .train import print_metrics
 
 __all__ = ["COMMAND"]
@@ -51,17 +53,29 @@ def run(values: Values) -> None:
     model = asdict(instance(Model, values))
     split = instance(Validation, values).splits("val")["val"]
     beside, name, weights = model.pop("beside"), model.pop("student"), model.pop("student_weights")
-    if Path(name).is_file() or beside or (model["checkpoint"] != "last" and Path(name).is_dir()):
+    found = is_detectron2(name) or Path(name).is_file() or (model["checkpoint"] != "last" and Path(name).is_dir())
+    if found or beside:
         if weights:
-            raise ConfigError("student_weights", weights, "none for an exported file or a table")
+            raise ConfigError("student_weights", weights, "none for an exported file, a run's folder or a table")
         if confusion := model.pop("confusion"):
-            raise ConfigError("confusion", confusion, "none for an exported file or a table")
-        rows = [measure(each, split, **model) for each in (name, *beside)]
+            raise ConfigError("confusion", confusion, "none for an exported file, a run of Detectron2 or a table")
+        checkpoint, size = model.pop("checkpoint"), model.pop("size")
+        candidates = [_load(each, checkpoint=checkpoint, size=size) for each in (name, *beside)]
+        rows = [measure(each, split, **model) for each in candidates]
         print_metrics(rows[0].metrics)
         print(table(rows))
         return
     model.pop("checkpoint")
     print_metrics(evaluate(name, weights, split, **model))
+
+
+def _load(model: str, *, checkpoint: str, size: int | None) -> Candidate:
+    if is_detectron2(model):
+        made: Candidate = detectron2("predict").load_candidate(model, checkpoint=checkpoint, size=size)
+        return made
+    from ..tv.measure import load_candidate
+
+    return load_candidate(model, checkpoint=checkpoint, size=size)
 
 
 COMMAND = Command(

@@ -42,7 +42,12 @@ def run(values: Values) -> None:
     predictor = _predictor(asked)
     with Lock(asked.output):
         results = predict_files(predictor, files, asked.output, score=asked.score)
-    print(f"{len(results.images)} images, {len(results.results)} detections: {asked.output}")
+    if results.maps:
+        print(f"{len(results.images)} images, label maps in {asked.output / 'labels'}")
+        return
+    drawn = sum(result["score"] >= asked.score for result in results.results)
+    found = f"{len(results.results)} detections, {drawn} of them from a score of {asked.score:g} on, which are drawn"
+    print(f"{len(results.images)} images, {found}: {asked.output}")
 
 
 def _predictor(asked: Predict) -> Predictor:

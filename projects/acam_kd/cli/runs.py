@@ -12,12 +12,28 @@ __all__ = ["detectron2", "is_detectron2"]
 
 CONFIG = "student_config.yaml"
 """The file that a run of Detectron2's engine writes, and no other."""
+FINAL = "model_final.pth"
+"""The file that every trainer of Detectron2's writes."""
 
 
 def is_detectron2(run: str) -> bool:
-    """Return whether a folder is a run of Detectron2's engine."""
+    """Return whether a folder is a run of Detectron2's engine.
+
+    Raises:
+        ConfigError: it is a run of a trainer that leaves no config of the student, as that of LazyConfigs.
+    """
     folder = Path(run)
-    return (folder / CONFIG).is_file() and not (folder / "student.json").is_file()
+    if (folder / "student.json").is_file():
+        return False
+    found = (folder / CONFIG).is_file()
+    if not found and (folder / FINAL).is_file():
+        raise ConfigError(
+            "run",
+            f"{FINAL} without {CONFIG} in {folder.absolute()}",
+            allowed="a run of train_net.py or of acam-kd train",
+            hint="a run of a LazyConfig or of your own trainer cannot be read",
+        )
+    return found
 
 
 def detectron2(module: str) -> Any:

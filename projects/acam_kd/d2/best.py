@@ -17,7 +17,7 @@ from ..core.errors import ConfigError
 from ..files import to_json, write_atomically
 from ..json_file import read_json
 
-__all__ = ["with_best"]
+__all__ = ["main_metric", "with_best"]
 
 AUTO = "auto"
 METRICS = {"coco": "bbox/AP", "sem_seg": "sem_seg/mIoU"}
@@ -38,7 +38,7 @@ def with_best(trainer: Any, built: Sequence[HookBase | None]) -> list[HookBase |
     if not 0 <= cfg.DISTILL.EMA < 1:
         raise ConfigError("DISTILL.EMA", cfg.DISTILL.EMA, "a number from 0, and below 1")
     average = Average(trainer.checkpointer.model, cfg.DISTILL.EMA)
-    saver, metric = _Saver(trainer.checkpointer, average), _metric(cfg)
+    saver, metric = _Saver(trainer.checkpointer, average), main_metric(cfg)
     found: list[HookBase | None] = []
     for hook in built:
         if isinstance(hook, hooks.EvalHook) and average.decay:
@@ -52,7 +52,8 @@ def with_best(trainer: Any, built: Sequence[HookBase | None]) -> list[HookBase |
     return found
 
 
-def _metric(cfg: CfgNode) -> str:
+def main_metric(cfg: CfgNode) -> str:
+    """Return the name of the metric that says which checkpoint is the best; empty if none does."""
     if cfg.DISTILL.BEST != AUTO:
         return str(cfg.DISTILL.BEST)
     if cfg.TEST.EVAL_PERIOD <= 0 or len(cfg.DATASETS.TEST) != 1:

@@ -141,11 +141,8 @@ class ContextHead(nn.Module):
             ConfigError: there are no labels.
         """
         if targets is None:
-            raise ConfigError(
-                "DATASETS.TRAIN",
-                "inputs without sem_seg",
-                allowed="labels of semantic segmentation, which training needs",
-            )
+            allowed = "labels of semantic segmentation, which training needs"
+            raise ConfigError("DATASETS.TRAIN", "inputs without sem_seg", allowed=allowed)
         losses = {"loss_sem_seg": self.loss_weight * segmentation_loss(logits, targets, self.ignore_value)}
         if self.auxiliary is not None:
             loss = segmentation_loss(self.auxiliary(features[self.aux_in_feature]), targets, self.ignore_value)
@@ -254,7 +251,18 @@ def _pooled(conv: nn.Module, x: Tensor, bins: int) -> Tensor:
             allowed="at least 2 images per process, for batch norm behind global pooling",
             hint=f"raise it, or set {NODE}.NORM to GN or FrozenBN, or to SyncBN with several processes",
         )
-    return F.interpolate(conv(F.adaptive_avg_pool2d(x, bins)), size=x.shape[-2:], mode="bilinear", align_corners=True)
+    means = _means(x, bins) if bins > 1 and torch.jit.is_tracing() else F.adaptive_avg_pool2d(x, bins)  # type: ignore[attr-defined,no-untyped-call]
+    return F.interpolate(conv(means), size=x.shape[-2:], mode="bilinear", align_corners=True)
+
+
+def _means(x: Tensor, bins: int) -> Tensor:
+    """Compute the adaptive means as products of matrices, since ONNX has no adaptive pooling of any size."""
+    weights = []
+    for size in x.shape[-2:]:
+        part, cell = torch.arange(bins, device=x.device)[:, None], torch.arange(size, device=x.device)
+        inside = ((cell >= part * size // bins) & (cell < ((part + 1) * size + bins - 1) // bins)).to(x.dtype)
+        weights.append(inside / inside.sum(1, keepdim=True))
+    return weights[0] @ x @ weights[1].T
 
 
 def _channels(input_shape: Mapping[str, ShapeSpec], names: Sequence[str], key: str = "IN_FEATURES") -> int:

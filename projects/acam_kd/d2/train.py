@@ -21,13 +21,14 @@ from torch.multiprocessing.spawn import ProcessExitedException
 from ..core.errors import RunError, one_line_errors
 from ..core.lost import lost_processes
 from ..lock import Lock
-from .best import with_best
+from .best import main_metric, with_best
 from .checkpoint import check_after_backward, checkpoint_distiller, guard_gradients
 from .config import add_distillation_config, check_student, exported_student_config, merge, student_config
 from .datasets import add_dataset_options, check_datasets, register_datasets
 from .doctor import doctor
 from .evaluation import build_evaluator
 from .names import key
+from .progress import progress_line
 from .runs import write_classes
 from .sem_seg_data import build_sem_seg_mapper
 from .solver import build_lr_scheduler, build_optimizer
@@ -60,8 +61,8 @@ class Trainer(DefaultTrainer):
             self.register_hooks([hooks.EvalHook(0, lambda: self.test_with_tta(cfg, self.model))])
 
     def build_hooks(self) -> Any:
-        """Build Detectron2's, with the average of the weights and the best checkpoint."""
-        return with_best(self, super().build_hooks())
+        """Build Detectron2's, with the average of the weights, the best checkpoint, and the line on a terminal."""
+        return [*with_best(self, super().build_hooks()), *progress_line(self, main_metric(self.cfg))]
 
     def resume_or_load(self, resume: bool = True) -> Any:
         """Resume from the last checkpoint, or load MODEL.WEIGHTS: a checkpoint, or the file of a classifier.

@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ __all__ = ["CHECKED", "Comparison", "Deployable", "check_file", "export_model"]
 logger = logging.getLogger("acam_kd")
 
 OPSET = 18
+"""The opset of ONNX for models that need no newer one."""
 SIZE = 320
 """The shorter side of the example of a model without a size of its own."""
 SHAPES = ((1.0, 4 / 3), (1.25, 1.0), (0.75, 0.8))
@@ -42,6 +44,8 @@ class Deployable(Protocol):
 
     outputs: tuple[str, ...]
     """Their names."""
+    opset: int
+    """Of ONNX."""
 
     @property
     def __call__(self) -> Callable[..., Any]:
@@ -89,7 +93,7 @@ def export_model(
     path = Path(path)
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "model"
-        _make(model, metadata, made, kind, _example(images[0], metadata.size or (metadata.resize or (SIZE,))[0]))
+        _make(model, metadata, made, kind, _example(images[0], metadata.shorter or SIZE))
         found = check_file(model, made, images)
         for each in found:
             if not each.agreement:
@@ -107,7 +111,7 @@ def export_model(
 def check_file(model: Deployable, path: str | Path, images: Sequence[Tensor]) -> list[Comparison]:
     """Run an exported file beside the model in torch, on images of three sizes and of their own."""
     exported = load_exported(path)
-    size = exported.metadata.size or (exported.metadata.resize or (SIZE,))[0]
+    size = exported.metadata.shorter or SIZE
     exported.metadata = replace(exported.metadata, resize=None)  # the images have the sizes that are to be checked
     shapes = [(round(h * size), round(w * size)) for h, w in SHAPES]
     found = []
@@ -171,11 +175,24 @@ def _silent(*names: str) -> Iterator[None]:
     for each in loggers:
         each.setLevel(logging.CRITICAL)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # whole graphs
-            yield
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _mute():
+            yield  # else whole graphs are printed
     finally:
         for each, level in zip(loggers, before):
             each.setLevel(level)
+
+
+@contextlib.contextmanager
+def _mute() -> Iterator[None]:
+    """Send what C++ prints to standard output nowhere."""
+    before = os.dup(1)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
 
 
 def _make_onnx(model: Any, metadata: Metadata, path: Path, example: Tensor) -> None:
@@ -192,7 +209,7 @@ def _make_onnx(model: Any, metadata: Metadata, path: Path, example: Tensor) -> N
         )
     else:
         axes |= _output_axes(model.outputs)
-        torch.onnx.export(model, (example,), part, dynamo=False, opset_version=OPSET, dynamic_axes=axes, **names)
+        torch.onnx.export(model, (example,), part, dynamo=False, opset_version=model.opset, dynamic_axes=axes, **names)
     made = onnx.load(str(part))
     entry = made.metadata_props.add()
     entry.key, entry.value = ENTRY, metadata.to_json()

@@ -88,6 +88,11 @@ class Metadata:
         """True for label maps, False for detections."""
         return self.outputs == SEGMENTATION
 
+    @property
+    def shorter(self) -> int | None:
+        """The shorter side that images are resized to, inside of the file or before; None for theirs."""
+        return self.size or (self.resize[0] if self.resize else None)
+
     def to_json(self) -> str:
         """Write the metadata as JSON."""
         return json.dumps(asdict(self))
@@ -135,7 +140,10 @@ class Exported(nn.Module):
                 labels = F.interpolate(labels[None, None].float(), image.shape[1:])[0, 0].long()
             return {"semantic": labels}
         scale = [image.shape[axis] / pixels.shape[axis] for axis in (2, 1, 2, 1)]
-        return {**found, "boxes": found["boxes"] * torch.tensor(scale)}
+        found["boxes"] = found["boxes"] * torch.tensor(scale)
+        if "masks" in found and pixels.shape != image.shape:
+            found["masks"] = F.interpolate(found["masks"], image.shape[1:], mode="bilinear", align_corners=False)
+        return found
 
 
 def as_pixels(image: np.ndarray[Any, Any]) -> Tensor:
@@ -143,23 +151,37 @@ def as_pixels(image: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(image).permute(2, 0, 1).float().div(255)
 
 
+def as_image(pixels: Tensor) -> np.ndarray[Any, Any]:
+    """Turn a tensor (3, H, W) in [0, 1] into an image, uint8 (H, W, 3)."""
+    return (pixels * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
 def _resized(image: Tensor, shorter: int, longest: int) -> Tensor:
     """Resize an image (3, H, W) in [0, 1] as Detectron2 does: by Pillow, on whole numbers."""
     height, width = image.shape[1:]
     scale = min(shorter / min(height, width), longest / max(height, width))
     size = (int(width * scale + 0.5), int(height * scale + 0.5))
-    pixels = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).cpu().numpy())
-    resized = np.array(pixels.resize(size, Image.Resampling.BILINEAR))
+    resized = np.array(Image.fromarray(as_image(image)).resize(size, Image.Resampling.BILINEAR))
     return as_pixels(resized)
 
 
-def load_exported(path: str | Path) -> Exported:
+def load_exported(path: str | Path, *, size: int | None = None) -> Exported:
     """Load a file that ``acam-kd export`` has written.
 
+    Args:
+        path: the file.
+        size: the size that it is expected to have; None for any.
+
     Raises:
-        ConfigError: it is another file, or of another version, or a package for its format is missing.
+        ConfigError: it is another file, or of another version or size, or a package for its format is missing.
     """
-    path = str(path)
+    exported = _load(str(path))
+    if size not in (None, exported.metadata.shorter):
+        raise ConfigError("size", size, f"{exported.metadata.shorter}, which is in {path}", "leave {size} out")
+    return exported
+
+
+def _load(path: str) -> Exported:
     if not zipfile.is_zipfile(path):
         return _load_onnx(path)
     with zipfile.ZipFile(path) as archive:
@@ -189,7 +211,7 @@ def _tensors(model: Callable[[Tensor], Any]) -> Run:
 def _load_onnx(path: str) -> Exported:
     runtime = needed("onnxruntime", path)
     options = runtime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its errors are raised, too
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

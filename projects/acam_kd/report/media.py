@@ -60,17 +60,21 @@ class Results:
         self.categories = categories
         self.images: list[dict[str, Any]] = []
         self.results: list[dict[str, Any]] = []
+        self.maps = 0
 
     def add(self, name: str, image: Array, found: Prediction) -> None:
         """Take the prediction of one image."""
         number = len(self.images) + 1
         height, width = image.shape[:2]
+        self.maps += found.semantic is not None
         self.images.append({"id": number, "file_name": name, "width": width, "height": height})
         for k, (box, label, score) in enumerate(zip(found.boxes, found.labels.tolist(), found.scores.tolist())):
             x0, y0, x1, y1 = (float(value) for value in box)
             result = {"image_id": number, "category_id": label, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score}
             if found.masks is not None:
                 result["segmentation"] = _encode(found.masks[k])
+            if found.keypoints is not None:
+                result["keypoints"] = found.keypoints[k].astype(float).flatten().tolist()
             self.results.append(result)
 
     def files(self, *, semantic: bool) -> dict[str, str]:

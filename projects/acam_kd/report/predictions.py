@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import cv2
 import numpy as np
 
 from .panels import Array, draw_detections
@@ -13,6 +14,8 @@ from .samples import OPACITY, colour_of
 
 __all__ = ["Prediction", "Predictor", "draw_prediction"]
 
+LOWEST = 0.05
+"""Keypoints with a score below it are not drawn."""
 MOST = 100
 """The largest number of detections drawn on an image."""
 
@@ -27,6 +30,7 @@ class Prediction:
         scores: (K,).
         masks: (K, H, W), bool; None for a model without.
         semantic: (H, W), class numbers; None for a detector.
+        keypoints: (K, P, 3), x and y in pixels and a score; None for a model without.
     """
 
     boxes: Array
@@ -34,6 +38,7 @@ class Prediction:
     scores: Array
     masks: Array | None = None
     semantic: Array | None = None
+    keypoints: Array | None = None
 
     @classmethod
     def of_map(cls, semantic: Array) -> Prediction:
@@ -70,7 +75,20 @@ def draw_prediction(image: Array, found: Prediction, categories: Mapping[int, st
         for k, label in zip(reversed(kept), reversed(labels)):
             out[found.masks[k]] = (0.5 * out[found.masks[k]] + 0.5 * np.array(colour_of(label))).round()
     names, colours = [categories[label] for label in labels], [colour_of(label) for label in labels]
-    return draw_detections(out, found.boxes[kept], names, found.scores[kept], colours)
+    out = draw_detections(out, found.boxes[kept], names, found.scores[kept], colours)
+    if found.keypoints is not None:
+        for k, colour in zip(kept, colours):
+            _draw_keypoints(out, found.keypoints[k], colour)
+    return out
+
+
+def _draw_keypoints(out: Array, points: Array, colour: tuple[int, int, int]) -> None:
+    """Draw the keypoints (P, 3) of one object as dots, those with a score."""
+    radius = max(2, min(out.shape[:2]) // 200)
+    for x, y, score in points.tolist():
+        if score > LOWEST:
+            cv2.circle(out, (round(x), round(y)), radius, colour, -1)
+            cv2.circle(out, (round(x), round(y)), radius + 1, (0, 0, 0), 1)
 
 
 def _painted(image: Array, semantic: Array) -> Array:

@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from torchvision.models.detection import transform
 from torchvision.ops import boxes as box_ops
 
+from ..export.checked import OPSET
 from ..export.exported import DETECTION, INSTANCES, SEGMENTATION
 from .segmentation import Segmentor
 
@@ -36,7 +37,7 @@ class Deployed(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.outputs = outputs_of(model)
+        self.outputs, self.opset = outputs_of(model), OPSET
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from ..data.check import check_labels
 from ..data.folders import ClassSplit
 from ..data.labels import find_pairs, read_label
 from ..data.splits import LabelSplit, Split
+from ..export.exported import DETECTION, INSTANCES, SEGMENTATION
 from .class_images import ClassImages
 from .classification import usual_size
 from .data import CocoImages, Images, read_image
 from .models import is_classifier, is_segmentation
 
-__all__ = ["LabelledImages", "load_data"]
+__all__ = ["LabelledImages", "load_data", "load_data_of"]
 
 
 class LabelledImages(Images):
@@ -80,7 +82,25 @@ def load_data(
     """
     if is_classifier(model) or isinstance(split, ClassSplit):
         return _load_classes(split, model, name=name, crop=crop, size=size, augment=augment)
-    semantic = is_segmentation(model)
+    outputs = SEGMENTATION if is_segmentation(model) else INSTANCES if model.startswith("maskrcnn") else DETECTION
+    return load_data_of(split, model, outputs, name=name, crop=crop)
+
+
+def load_data_of(
+    split: Split, model: str, outputs: Sequence[str], *, name: str, crop: tuple[int, int] | None = None
+) -> Images:
+    """Build the dataset of a split, with the targets of a detector or a segmentation model of whichever engine.
+
+    Args:
+        split, model, name, crop: as of ``load_data``.
+        outputs: the names of the model's outputs, as in ``export.exported``.
+
+    Raises:
+        ConfigError: see ``load_data``.
+    """
+    if isinstance(split, ClassSplit):
+        raise _not_a_classifier(model, name)
+    semantic = outputs == SEGMENTATION
     if isinstance(split, LabelSplit):
         if not semantic:
             raise ConfigError(
@@ -97,7 +117,7 @@ def load_data(
             allowed="whole images, because only segmentation models, as deeplabv3_resnet50, learn from crops",
             hint="leave {crop} out, or change {student}",
         )
-    return CocoImages(split, semantic=semantic, masks=model.startswith("maskrcnn"), crop=crop, name=name)
+    return CocoImages(split, semantic=semantic, masks="masks" in outputs, crop=crop, name=name)
 
 
 def _load_classes(
@@ -109,13 +129,17 @@ def _load_classes(
             "a classifier needs a folder of images for each class",
         )  # fmt: skip
     if not is_classifier(model):
-        raise ConfigError(
-            "student", f"{model} for {name} with a class for each image", "a classifier, as resnet18 or resnet20",
-            "detectors need data in COCO format",
-        )  # fmt: skip
+        raise _not_a_classifier(model, name)
     if crop:
         raise ConfigError(
             "crop", f"{crop[0]} x {crop[1]} for {model}", "none, because a classifier has square images",
             "leave {crop} out, and give {size}",
         )  # fmt: skip
     return ClassImages(split, size=size or usual_size(model), augment=augment, name=name)
+
+
+def _not_a_classifier(model: str, name: str) -> ConfigError:
+    return ConfigError(
+        "student", f"{model} for {name} with a class for each image", "a classifier, as resnet18 or resnet20",
+        "detectors need data in COCO format",
+    )  # fmt: skip

@@ -15,16 +15,20 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from ..data.splits import Split
-from ..export.exported import Exported, load_exported
+from ..export.candidate import Candidate
+from ..export.exported import SEGMENTATION, load_exported
 from .card import read_card
 from .data import Images
+from .deployed import outputs_of
 from .evaluation import evaluate_model
-from .labels import load_data
+from .labels import load_data, load_data_of
+from .models import is_classifier
 from .predict import load_student
 
-__all__ = ["Measured", "latency", "machine", "measure", "table"]
+__all__ = ["Measured", "latency", "load_candidate", "machine", "measure", "table"]
 
 WARM, REPEATS = 5, 50
+BACKGROUND = "background"
 
 
 @dataclass(frozen=True)
@@ -48,46 +52,57 @@ class Measured:
     device: str
 
 
-def measure(model: str, split: Split, *, checkpoint: str, size: int | None, batch_size: int, workers: int) -> Measured:
-    """Evaluate and time the student of a run's folder, or an exported file.
+def load_candidate(model: str, *, checkpoint: str, size: int | None) -> Candidate:
+    """Load the student of a run's folder, or an exported file.
 
     Args:
         model: folder or file.
-        split: to evaluate on.
         checkpoint: of a folder: one of ``predict.CHECKPOINTS``.
-        size: of a folder: the shorter side of images; None for the run's.
+        size: the shorter side of images; None for the run's.
+
+    Raises:
+        ConfigError: it is neither, or a file of another size.
+    """
+    if Path(model).is_file():
+        exported = load_exported(model, size=size)
+        about = exported.metadata
+        device = torch.device("cpu")
+        return Candidate(model, exported, about.name, about.outputs, about.categories, Path(model), None, device)
+    _, path = read_card(model, argument="student")
+    network, card = load_student(model, checkpoint=checkpoint, size=size)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    parameters = sum(p.numel() for p in network.parameters())
+    outputs = outputs_of(network)
+    return Candidate(model, network.to(device), card.name, outputs, card.categories, path, parameters, device)
+
+
+def measure(candidate: Candidate, split: Split, *, batch_size: int, workers: int) -> Measured:
+    """Evaluate and time a model.
+
+    Args:
+        candidate: the model.
+        split: to evaluate on.
         batch_size, workers: as in ``build.evaluate``.
 
     Raises:
-        ConfigError: it is neither, or it knows other classes than the data has.
+        ConfigError: it knows other classes than the data has.
     """
-    network: nn.Module
-    device = torch.device("cpu")
-    if Path(model).is_file():
-        network = load_exported(model)
-        metadata = network.metadata
-        data, path = load_data(split, metadata.name, name="validation data"), Path(model)
-        network = _relabelled(network, data, model)
-        parameters = None
+    if is_classifier(candidate.model):
+        data = load_data(split, candidate.model, name="validation data")
     else:
-        card, path = read_card(model, argument="student")
-        data = load_data(split, card.name, name="validation data")
-        if card.categories != data.categories:
-            value = f"{model} with the categories {card.categories}"
-            raise ConfigError("student", value, f"the data's {data.categories}")
-        network, card = load_student(model, checkpoint=checkpoint, size=size)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        network.to(device)
-        parameters = sum(p.numel() for p in network.parameters())
+        data = load_data_of(split, candidate.model, candidate.outputs, name="validation data")
+    network = _relabelled(candidate, data)
+    device = candidate.device
     metrics = evaluate_model(network, data, device, batch_size=batch_size, workers=workers)
     time = latency(network, data[0][0].to(device))
-    return Measured(model, metrics, parameters, path.stat().st_size / 2**20, time, device.type)
+    size = candidate.file.stat().st_size / 2**20
+    return Measured(candidate.name, metrics, candidate.parameters, size, time, device.type)
 
 
 class _Relabelled(nn.Module):
-    """An exported detector whose labels are turned into the data's."""
+    """A detector whose labels are turned into the data's."""
 
-    def __init__(self, inner: Exported, labels: dict[int, int]) -> None:
+    def __init__(self, inner: nn.Module, labels: dict[int, int]) -> None:
         super().__init__()
         self.inner, self.labels = inner, labels
 
@@ -99,14 +114,16 @@ class _Relabelled(nn.Module):
         return outputs  # type: ignore[no-any-return]
 
 
-def _relabelled(exported: Exported, data: Images, path: str) -> nn.Module:
-    known = exported.metadata.categories
-    if known == data.categories:
-        return exported
+def _relabelled(candidate: Candidate, data: Images) -> nn.Module:
+    semantic = candidate.outputs == SEGMENTATION
+    known = candidate.categories
+    first = {0: BACKGROUND} if semantic else {}  # data in COCO's format does not name it
+    if {**first, **known} == {**first, **data.categories}:
+        return candidate.network
     labels = {name: label for label, name in data.categories.items()}
-    if exported.metadata.semantic or {*known.values()} != {*labels}:
-        raise ConfigError("student", f"{path} with the categories {known}", f"the data's {data.categories}")
-    return _Relabelled(exported, {label: labels[name] for label, name in known.items()})
+    if semantic or {*known.values()} != {*labels}:
+        raise ConfigError("student", f"{candidate.name} with the categories {known}", f"the data's {data.categories}")
+    return _Relabelled(candidate.network, {label: labels[name] for label, name in known.items()})
 
 
 @torch.inference_mode()

@@ -79,9 +79,7 @@ def load_predictor(run: str, *, checkpoint: str = "last", size: int | None = Non
         ConfigError: it is neither, or an exported file is to have another size.
     """
     if Path(run).is_file():
-        exported = load_exported(run)
-        if size not in (None, exported.metadata.size):
-            raise ConfigError("size", size, f"{exported.metadata.size}, which is in {run}", "leave {size} out")
+        exported = load_exported(run, size=size)
         return TorchPredictor(exported, exported.metadata.categories, torch.device("cpu"))
     model, card = load_student(run, checkpoint=checkpoint, size=size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -11,12 +11,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ..core import Distillation
 from ..report.panels import Array
+from ..report.progress import Progress
 from .folder import RunFolder
 from .hard import HardAugmentor
 from .loggers import Loggers
 from .names import option
 from .pictures import to_jpeg
-from .progress import Progress
 from .run import Settings
 
 __all__ = ["Reports"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import TextIO
 
@@ -41,21 +41,30 @@ class Progress:
         unlabelled: images without labels a step.
         shown: this process is the one that writes.
         stream: the terminal, if it is one.
+        loggers: their messages take the line's place, as those of the root logger do.
     """
 
     def __init__(
-        self, steps: int, batch: int, *, unlabelled: int = 0, shown: bool = True, stream: TextIO | None = None
+        self,
+        steps: int,
+        batch: int,
+        *,
+        unlabelled: int = 0,
+        shown: bool = True,
+        stream: TextIO | None = None,
+        loggers: Sequence[str] = ("acam_kd",),
     ) -> None:
         self.steps, self.batch, self.unlabelled = steps, batch, unlabelled
         self.stream = sys.stderr if stream is None else stream
         self.live = shown and self.stream.isatty()
-        self.metrics = ""
+        self.metrics, self.loggers = "", loggers
         self._mean, self._done, self._spent = 0.0, 0, 0.0
         self._before = self._begun = perf_counter()
         self._drawn = 0.0
 
     def __enter__(self) -> Progress:
-        self._handlers = logging.getLogger().handlers + logging.getLogger("acam_kd").handlers if self.live else []
+        names = (None, *self.loggers) if self.live else ()
+        self._handlers = [handler for name in names for handler in logging.getLogger(name).handlers]
         for handler in self._handlers:
             handler.addFilter(self._clear)
         return self
