@@ -95,7 +95,7 @@ class Path:
                 f"{height} x {width} for {batch.shape[2]} x {batch.shape[3]} pixels",
                 "sides must be multiples of the size of a patch",
             )  # fmt: skip
-        return tokens.unflatten(2, (height, width))
+        return tokens.reshape(*tokens.shape[:2], height, width)
 
 
 class Paths:
