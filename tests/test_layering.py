@@ -56,7 +56,7 @@ def test_core_imports_without_detectron2():
 def test_config_stays_at_the_door():
     for path in PACKAGE.rglob("*.py"):
         if path.relative_to(PACKAGE).parts[0] != "d2":
-            assert "cfg" not in path.read_text(), path
+            assert "cfg" not in path.read_text().replace("pretrained_cfg", ""), path  # that is timm's attribute
 
 
 def test_no_config_runs_code(root):
