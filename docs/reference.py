@@ -21,7 +21,11 @@ API = {
         "acam_kd.core.targets.Targets",
     ],
     "Errors": ["acam_kd.core.errors.ConfigError", "acam_kd.core.errors.RunError"],
-    "Adapters": ["acam_kd.core.adapter.Adapter", "acam_kd.core.adapter.ModuleAdapter"],
+    "Adapters": [
+        "acam_kd.core.adapter.Adapter",
+        "acam_kd.core.adapter.ModuleAdapter",
+        "acam_kd.core.teacher.Pixels",
+    ],
     "Detectron2": [
         "acam_kd.d2.config.add_distillation_config",
         "acam_kd.d2.checkpoint.checkpoint_distiller",

@@ -96,6 +96,7 @@ def test_every_block_of_python_is_run_here_or_in_test_docs():
         "docs/camvid.md": 1,
         "docs/detectron2.md": 2,
         "docs/lazyconfig.md": 1,
+        "docs/other_teachers.md": 1,
         "docs/own_loops.md": 5,
         "docs/torchvision.md": 1,
         "docs/unlabelled.md": 3,
@@ -123,6 +124,12 @@ def test_a_method_in_twelve_lines():
         DISTILLER_REGISTRY._obj_map.pop("Means", None)
     code = blocks(ROOT / "README.md", "python")[1].text.splitlines()
     assert len([line for line in code if line.strip()]) <= 12
+
+
+def test_a_plain_vit_teaches_an_fpn():
+    scope = execute("docs/other_teachers.md", 0)
+    assert 0 < scope["losses"]["loss_cosine_distance"].item() < 2
+    assert scope["student"].distillation.teacher.pixels is not None
 
 
 def test_a_student_in_plain_torchvision(tmp_path, monkeypatch):

@@ -140,7 +140,7 @@ def distill(
         _check_levels(name, given, paths_only=name == "teacher_levels")
     levels = () if student_levels is None or isinstance(student_levels, Mapping) else tuple(student_levels)
     of_student = _adapter(student, "student", student_levels, example_inputs)
-    of_teacher = None if teacher is None else _adapter(teacher, "teacher", teacher_levels, example_inputs)
+    of_teacher = None if teacher is None else _adapter_of_teacher(teacher, teacher_levels, example_inputs, of_student)
     for adapter, role, names in (
         (of_student, "student", student_class_names),
         (of_teacher, "teacher", teacher_class_names),
@@ -234,6 +234,18 @@ def _adapter(model: nn.Module, role: str, levels: Any, example_inputs: Any) -> A
     known = [pixels for engine in engines if (pixels := engine.pixels_of(model)) is not None]
     by_path.pixels = next(iter(known), by_path.pixels)
     return by_path
+
+
+def _adapter_of_teacher(teacher: nn.Module, levels: Any, example_inputs: Any, student: Adapter) -> Adapter:
+    """Measure a teacher by the student's example, else by the images that a part of the student was given there."""
+    from .core.errors import ConfigError
+
+    try:
+        return _adapter(teacher, "teacher", levels, example_inputs)
+    except ConfigError as error:
+        if student.images is None or error.argument != "example_inputs":
+            raise
+    return _adapter(teacher, "teacher", levels, student.images)
 
 
 def _methods(method: str | Distiller, options: dict[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from detectron2.modeling import build_model
 
 import acam_kd
 
+from ..timm_teachers import vit
 from . import detr
 from .conftest import detector_config, distillation_config, inputs, refused, save_config
 from .test_train import data, forget_datasets, run, train  # noqa: F401 - fixtures
@@ -114,6 +115,18 @@ def test_a_detr_teaches_features_of_its_backbone():
     student.distillation.remove()
     with refused("teacher_levels", "c5: detr.encoder", "parts of detr.backbone.0.backbone, which gets the images"):
         acam_kd.distill(**models, teacher_levels={"c5": "detr.encoder"}, student_levels=["p5"])
+
+
+def test_a_detr_learns_from_a_detr_and_from_a_plain_vit():
+    """The example is the student's; a teacher that takes a batch is measured by the images in it."""
+    example = (inputs(1, size=(96, 160), boxes=False),)
+    for other, levels in ((build().eval(), LEVELS), (vit(), {"c4": "blocks.1"})):
+        kind = {"method": "Cosine", "student_levels": {name: LEVELS[name] for name in levels}, "teacher_levels": levels}
+        student = acam_kd.distill(build(), other, example_inputs=example, **kind)
+        losses = student(inputs(size=(70, 90)))
+        losses["loss_cosine_distance"].backward()
+        assert student.distillation.levels == {name: name for name in levels}
+        assert student.get_parameter("detr.backbone.0.backbone.stem.conv1.weight").grad.abs().sum() > 0
 
 
 def test_inputs_that_are_no_batch_are_explained():

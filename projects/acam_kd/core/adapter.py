@@ -51,6 +51,8 @@ class Adapter:
     """A detector and its levels -> the largest probability of a class at each position; None for other models."""
     named = False
     """Its levels were named by the user, one by one."""
+    images: Tensor | None = None
+    """The batch by which it was measured, where the example is the arguments of its forward and has no batch."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -211,6 +213,7 @@ class ModuleAdapter(Adapter):
         finally:
             for tap in taps.values():
                 tap.remove()
+        self.images = self._example.images
         if self.role == "teacher":
             self.pixels = own_pixels(self.model, batch.shape[1])
         found = {level: measured(level, levels[level], x, batch, self.role) for level, x in outputs.items()}

@@ -34,6 +34,8 @@ class Example:
         self.inputs, self.name = inputs, name
         self.entry = ""
         """The path of the submodule that was given the images, where they are no argument of the network."""
+        self.images: Tensor | None = None
+        """The images that it was given."""
 
     @torch.no_grad()
     def run(self, network: nn.Module) -> Tensor:
@@ -58,7 +60,8 @@ class Example:
         if batch is None:
             if not entries:
                 raise ConfigError("example_inputs", type(self.inputs).__name__, BATCH)
-            self.entry, batch = entries[0]
+            self.entry, self.images = entries[0]
+            return self.images
         return batch
 
     def _arguments(self, network: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -50,6 +50,13 @@ class Pixels:
         mean, std: per channel, in the model's channel order.
         order: ``"RGB"``, ``"BGR"`` or another name; empty if it is not known. It counts for three channels only.
         white: the value of a white pixel before the normalisation, 255 or 1; 0 for the same as the other model's.
+
+    Example:
+        >>> student = Pixels([127.5] * 3, [255.0] * 3, "RGB", white=255.0)
+        >>> teacher = Pixels([0.5] * 3, [0.5] * 3, "RGB", white=1.0)
+        >>> white = torch.full((1, 3, 1, 1), 0.5)  # as the student has it
+        >>> PixelTransform(student, teacher)(white).flatten().tolist()
+        [1.0, 1.0, 1.0]
     """
 
     mean: Sequence[float]
