@@ -42,7 +42,7 @@ setup(
         # For `acam-kd train` and the demo; Detectron2 and acam_kd.distill do without.
         "lightning": [LIGHTNING],
         # Detectron2 is not on the package index; README.md, Set-up. timm: its ViT imports it, and is tested.
-        "dev": [LIGHTNING, *EXPORT, "pytest", "pytest-xdist", "ruff", "mypy", "types-PyYAML", "timm"],
+        "dev": [LIGHTNING, *EXPORT, "pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML", "timm"],
         "docs": ["sphinx", "myst-parser", "furo"],
     },
 )
