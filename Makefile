@@ -8,7 +8,7 @@ ENGINE ?= torchvision
 DEMO_ARGS ?=
 BIN = $(VENV)/bin
 
-.PHONY: install detectron2 demo test test-all lint docs package
+.PHONY: install detectron2 demo test test-all test-torches lint docs package
 
 # setuptools < 81 has the pkg_resources that Detectron2's model zoo imports.
 install:
@@ -31,6 +31,21 @@ test: install
 
 test-all: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The oldest and the newest torch that setup.py and constraints.txt allow, each in a virtual environment of its own.
+TORCHES ?= 2.6.0:0.21.0 2.14.1:0.29.1
+test-torches:
+	mkdir -p build
+	grep -v "^torch\(vision\)\?==" constraints.txt > build/constraints-without-torch.txt
+	set -e; for pair in $(TORCHES); do \
+	  place=build/torch-$${pair%%:*}; \
+	  test -x $$place/bin/python || $(PYTHON) -m venv $$place; \
+	  $$place/bin/python -m pip install -q -c build/constraints-without-torch.txt wheel "setuptools<81" \
+	    torch==$${pair%%:*} torchvision==$${pair##*:}; \
+	  $$place/bin/python -m pip install -q -c build/constraints-without-torch.txt --no-build-isolation -e ".[dev]" \
+	    torch==$${pair%%:*} torchvision==$${pair##*:}; \
+	  $$place/bin/python -m pytest -m "not slow" $(PYTEST_ARGS); \
+	done
 
 lint: install
 	PATH="$(abspath $(BIN)):$$PATH" bash dev/linter.sh

@@ -43,7 +43,18 @@ setup(
         "lightning": [LIGHTNING],
         # Detectron2 is not on the package index; README.md, Set-up. timm: its ViT imports it, and is tested.
         # scikit-learn: its digits are the data of configs/compare/digits.yaml.
-        "dev": [LIGHTNING, *EXPORT, "pytest", "pytest-xdist", "ruff", "mypy", "types-PyYAML", "timm", "scikit-learn"],
+        "dev": [
+            LIGHTNING,
+            *EXPORT,
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+            "timm",
+            "scikit-learn",
+        ],  # fmt: skip
         "docs": ["sphinx", "myst-parser", "furo"],
     },
 )

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..core import ConfigError, Distillation, RunError, clip_gradients
 from ..core.errors import first_line
+from ..core.form import odd_optimizer, odd_part
 from .distillation import D2Distillation
 
 __all__ = ["check_after_backward", "checkpoint_distiller", "guard_gradients"]
@@ -110,6 +111,8 @@ class _Explained:
 
     def load_state_dict(self, state: Any) -> None:
         try:
+            if odd := self._odd(state):
+                raise ValueError(f"see {odd}")
             self.inner.load_state_dict(state)
         except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
             if isinstance(error, RunError):
@@ -118,6 +121,12 @@ class _Explained:
                 f"the checkpoint is of a run with other parameters: {first_line(error)}", "resuming",
                 "resume with the same {method} and options, or start a new run from the student's weights",
             ) from error  # fmt: skip
+
+    def _odd(self, state: Any) -> str:
+        own = self.inner.state_dict()
+        if not isinstance(self.inner, torch.optim.Optimizer):
+            return odd_part(state, own, "trainer")
+        return odd_optimizer(state, own, [p for group in self.inner.param_groups for p in group["params"]])
 
 
 class _LossNormalizer:

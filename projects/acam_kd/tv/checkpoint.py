@@ -5,6 +5,7 @@ The entries have the names that Lightning's Trainer gives them, which trained th
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import nn
 from ..core import Distillation, RunError
 from ..core.average import Average
 from ..core.errors import first_line
+from ..core.form import odd_optimizer, odd_part
 from .hard import HardAugmentor
 
 __all__ = ["Parts", "read_checkpoint", "restore_random"]
@@ -76,6 +78,8 @@ class Parts:
         Raises:
             RunError: it is the state of another student or of another method.
         """
+        if odd := self._odd(state):
+            raise RunError(f"it is the checkpoint of another student, or damaged (see {odd})", str(path), ANEW)
         if self.attached is not None:
             self.attached.load_state_dict(state.get("distiller", {}))
         elif state.get("distiller"):
@@ -96,6 +100,19 @@ class Parts:
             raise RunError(f"it is the checkpoint of another student ({reason})", str(path), ANEW) from error
         if state.get("MixedPrecision"):
             self.precision.load_state_dict(state["MixedPrecision"])
+
+    def _odd(self, state: Mapping[str, Any]) -> str:
+        """Return the name of a part that is of another kind than this run's; empty if there is none."""
+        own = self.state(step=0, seconds=0.0)
+        optimizers, own_optimizers = state["optimizer_states"], own.pop("optimizer_states")
+        own.pop("state_dict")  # which says itself what does not fit
+        step, seconds = state["global_step"], state["seconds"]
+        if type(step) is not int or step < 0 or not isinstance(seconds, (int, float)) or not math.isfinite(seconds):
+            return "global_step and seconds"
+        if not isinstance(optimizers, list) or len(optimizers) != 1 or not isinstance(state["state_dict"], Mapping):
+            return "optimizer_states and state_dict"
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        return odd_part(state, own, "checkpoint") or odd_optimizer(optimizers[0], own_optimizers[0], parameters)
 
 
 def restore_random(state: Mapping[str, Any]) -> None:
