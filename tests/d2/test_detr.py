@@ -103,6 +103,17 @@ def test_in_evaluation_nothing_is_distilled():
     assert len(found["instances"]) == 5 and student.distillation.losses == {}
 
 
+def test_images_without_labels_go_through_the_hidden_backbone():
+    student = attach(LEVELS, method="MGD")
+    losses = student.distillation.unlabelled(torch.randn(2, 3, 64, 96))
+    losses["loss_unlabelled_mgd_generation"].backward()
+    assert student.get_parameter("detr.backbone.0.backbone.stem.conv1.weight").grad.abs().sum() > 0
+    assert student.detr.queries.weight.grad is None
+    student = attach({"c5": "detr.encoder"}, method="Mimic")  # which that part alone does not reach
+    with refused("student", "0 calls of detr.encoder"):
+        student.distillation.unlabelled(torch.randn(2, 3, 64, 96))
+
+
 def test_a_detr_teaches_features_of_its_backbone():
     example = (inputs(1, size=(96, 160), boxes=False),)
     models = {"student": teacher().train(), "teacher": build().eval(), "method": "MGD", "example_inputs": example}

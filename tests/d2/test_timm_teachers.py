@@ -109,3 +109,8 @@ def test_levels_without_a_partner_are_named():
         acam_kd.distill(
             student(), vit(), method="Cosine", teacher_levels={"p4": "blocks.1"}, student_levels=["p3", "p4"]
         )
+
+
+def test_a_method_that_cannot_align_widths_refuses_them():
+    with refused("PKD.levels", "p4 with 16 channels in the student and 24 in the teacher"):
+        acam_kd.distill(student(), vit(), method="PKD", teacher_levels={"p4": "blocks.1"}, student_levels=["p4"])
