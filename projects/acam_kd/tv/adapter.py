@@ -34,6 +34,7 @@ from ..data.labels import IGNORED as UNLABELLED
 from .class_adapter import ClassifierAdapter
 from .class_heads import anchors_of, backbone_and_classes, class_head, class_spec, read_scores
 from .classification import Classifier
+from .mobilenets import SSDLiteBackbone
 from .models import PROBE, plain
 from .segmentation import Segmentor
 from .stages import stages
@@ -106,7 +107,7 @@ class DetectorAdapter(_Adapter):
     @property
     def trunk(self) -> str:
         """The FPN is a part of torchvision's ``backbone``."""
-        return "backbone.body." if isinstance(self.model.backbone, BackboneWithFPN) else "backbone."
+        return "backbone.body." if isinstance(self.model.backbone, (BackboneWithFPN, SSDLiteBackbone)) else "backbone."
 
     def background(self, spec: FeatureSpec) -> int | None:
         """Return channel 0: dense heads have one for the background too."""

@@ -21,9 +21,10 @@ from ..core.errors import ConfigError
 from ..core.trunk_weights import load_trunk
 from ..files import sha256
 from .classification import Classifier
+from .mobilenets import SSDLiteBackbone
 from .segmentation import Segmentor
 
-__all__ = ["NORMS", "STAGES", "TrunkSettings", "check_pixels", "set_pixels", "set_up", "trunk_of"]
+__all__ = ["FREEZE_AT", "NORMS", "STAGES", "TrunkSettings", "check_pixels", "set_pixels", "set_up", "trunk_of"]
 
 STAGES = 5
 NORMS = ("frozen", "trained")
@@ -52,10 +53,15 @@ class TrunkSettings:
 
 
 def trunk_of(model: nn.Module) -> nn.Module | None:
-    """Return the trunk of a detector with a pyramid, or of a segmentation model; None of SSD, which changes its own."""
+    """Return the trunk of a detector with a pyramid, of MobileNetV2's SSDLite, or of a segmentation model; else None.
+
+    Torchvision's own SSDs change their trunk, so that no classifier's weights fit.
+    """
     if isinstance(model, Classifier):
         return None
     network: Any = model.network if isinstance(model, Segmentor) else model
+    if isinstance(network.backbone, SSDLiteBackbone):
+        return network.backbone.body
     trunk = network.backbone.body if isinstance(network.backbone, BackboneWithFPN) else network.backbone
     return trunk if isinstance(trunk, IntermediateLayerGetter) else None
 
