@@ -154,9 +154,12 @@ def test_export_of_a_detector(run, pictures, tmp_path, capsys, kind):
     "name",
     ["retinanet_mobilenet_v3_small_fpn32_bn", "fasterrcnn_mobilenet_v3_small_fpn32_bn", "ssdlite320_mobilenet_v3_large",
      "maskrcnn_mobilenet_v3_small_fpn32_bn", "lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large",
-     "ssdlite320_mobilenet_v2", "mobile_deeplabv3_mobilenet_v2"],
+     "ssdlite320_mobilenet_v2", "mobile_deeplabv3_mobilenet_v2",
+     "fcos_timm:mobilenetv3_small_050_fpn64_bn"],
 )  # fmt: skip
 def test_export_of_every_kind_of_model(name, kind, images, tmp_path):
+    if "timm:" in name:
+        pytest.importorskip("timm")
     if kind == "onnx":
         pytest.importorskip("onnxruntime")
         if name.startswith("maskrcnn"):

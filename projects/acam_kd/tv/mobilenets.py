@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +125,7 @@ def build_mobile_deeplab(body: nn.Sequential, num_classes: int) -> DeepLabV3:
     """
     body = body[:-1]  # without the 1x1 before its classifier
     for number, block in enumerate(body[TAP:]):
-        depthwise = block.conv[1][0]  # type: ignore[index, union-attr]
+        depthwise: Any = block.conv[1][0]  # type: ignore[index, union-attr]
         depthwise.stride = (1, 1)
         if number:
             depthwise.dilation = depthwise.padding = (2, 2)

@@ -3,7 +3,8 @@
 Names are torchvision's own, as ``fcos_resnet50_fpn`` or ``deeplabv3_resnet101``. More pyramid detectors are built from
 torchvision's classes: ``<detector>_<trunk>_fpn<channels>``, as ``fcos_resnet18_fpn`` or
 ``retinanet_mobilenet_v2_fpn64``. ``<channels>`` is the width of the pyramid, 256 if left out. With ``_bn`` at the end
-the pyramid has batch normalisation; without it, features trained from scratch grow to any scale. Two more are
+the pyramid has batch normalisation; without it, features trained from scratch grow to any scale. The
+trunk may be timm's, as in ``fcos_timm:tf_efficientnet_lite0_fpn64``; see ``timm_trunk.py``. Two more models are
 MobileNetV2's own: ``ssdlite320_mobilenet_v2`` and ``mobile_deeplabv3_mobilenet_v2``.
 """
 
@@ -19,8 +20,10 @@ from ..core.errors import ConfigError
 from .cifar_nets import CIFAR_NETS, build_cifar_net
 from .classification import Classifier, usual_size
 from .mobilenets import MOBILE_DEEPLAB, SSDLITE, build_mobile_deeplab, build_ssdlite
+from .norms import quicken
 from .pyramids import PROBE, PYRAMID_DETECTORS, TRUNKS, build_pyramid_detector, is_pyramid_detector
 from .segmentation import Segmentor
+from .timm_trunk import MARK
 from .trunk import FREEZE_AT, freeze, trunk_of
 from .zoo import check_weights, get
 
@@ -75,7 +78,8 @@ def build_model(
             "name",
             name,
             allowed=f"one of {', '.join(sorted(DETECTION | SEGMENTATION))}, or "
-            f"({'|'.join(PYRAMID_DETECTORS)})_TRUNK_fpn[CHANNELS][_bn] with TRUNK one of {', '.join(sorted(TRUNKS))}; "
+            f"({'|'.join(PYRAMID_DETECTORS)})_TRUNK_fpn[CHANNELS][_bn] with TRUNK {MARK}NETWORK or one of "
+            f"{', '.join(sorted(TRUNKS))}; "
             f"or, for classes of images, {', '.join(CIFAR_NETS)} or a classifier of torchvision's",
         )
     if is_classifier(name):
@@ -112,7 +116,7 @@ def build_model(
     if name not in SEGMENTATION:
         return built  # type: ignore[no-any-return]
     if not weights and not backbone_weights:
-        _quicken(built)
+        quicken(built)
     return Segmentor(built, size=size)
 
 
@@ -164,18 +168,6 @@ def _renew_last_layer(network: nn.Module, num_classes: int) -> None:
         else nn.Conv2d(last.in_channels, num_classes, 1)
     )
     parent.add_module(path.rpartition(".")[2], made)
-
-
-def _quicken(model: nn.Module) -> None:
-    """Set the momentum of all running statistics to torch's default.
-
-    MobileNetV3's own momentum, 0.01, is for pretrained weights and long runs. From a random start its statistics lag
-    behind, and in evaluation the model then predicts one class even after hundreds of steps. For weights from a file
-    the default does no harm. The momentum is not in the state.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 0.1
 
 
 def _sizes(name: str, size: int) -> dict[str, Any]:
