@@ -41,6 +41,8 @@ setup(
         "export": EXPORT,
         # For `acam-kd train` and the demo; Detectron2 and acam_kd.distill do without.
         "lightning": [LIGHTNING],
+        # Its networks as trunks of detectors: --student fcos_timm:tf_efficientnet_lite0_fpn.
+        "timm": ["timm>=1.0.31"],
         # Detectron2 is not on the package index; README.md, Set-up. timm: its ViT imports it, and is tested.
         # scikit-learn: its digits are the data of configs/compare/digits.yaml.
         "dev": [

@@ -120,6 +120,19 @@ def test_class_head_and_backbone_learn_and_the_teacher_does_not(kind, method, bo
 
 
 @pytest.mark.parametrize("kind", DENSE)
+def test_samkd_has_the_maps_that_the_head_sees_and_all_anchors(kind, tmp_path, storage):
+    model = build(tmp_path, config(kind), None, "SAMKD")
+    seen = spy(model)
+    losses = model(inputs())
+    ((student, _, _),) = seen
+    positions = sum(x.shape[2] * x.shape[3] for level, x in student.items() if level != "classes")
+    assert list(student) == ["p3", "p4", "p5", "p6", "p7", "classes"]
+    assert student["classes"].shape[2] == positions * (9 if kind == "retinanet" else 1)
+    (losses["loss_samkd_features"] + losses["loss_samkd_logits"]).backward()
+    assert class_weight(model).grad.abs().sum() > 0 and next(model.backbone.parameters()).grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", DENSE)
 def test_anchors_have_the_labels_and_the_order_that_the_student_is_trained_with(kind, tmp_path, storage):
     model = build(tmp_path, config(kind), None, "DKD")
     seen, raw = spy(model), []

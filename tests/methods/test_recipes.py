@@ -61,6 +61,13 @@ ROWS = {
     ("PKD", "fcos"): ({"alpha": 10.0}, FIRST_FOUR, ()),
     ("PKD", "reppoints"): ({"alpha": 10.0}, FIRST_FOUR, ()),
     ("PKD", "rcnn"): ({"alpha": 6.0}, FIRST_FOUR, ()),
+    **{
+        ("SAMKD", family): (
+            {"alpha": 0.00002, "rho_s": 0.65, "rho_c": 0.15, "beta": 1.0, "temperature": 1.0}, ALL,
+            ("backbone", "classes"),
+        )
+        for family in ("retinanet", "fcos", "reppoints")
+    },
     ("ScoreWeighted", "retinanet"): ({"alpha": 6.0}, ALL, ()),
     ("ScoreWeighted", "fcos"): ({"alpha": 6.0}, ALL, ()),
     ("PSKD", "classifier"): ({"alpha": 0.8}, ALL, ("classes",)),

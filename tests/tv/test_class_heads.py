@@ -123,6 +123,28 @@ def test_class_head_and_backbone_learn_and_the_teacher_does_not(kind, method, ta
 
 
 @pytest.mark.parametrize("kind", DENSE)
+def test_samkd_has_the_maps_that_the_head_sees_and_all_anchors(kind):
+    built = build(kind, "SAMKD")
+    seen = spy(built)
+    losses = built(IMAGES, TARGETS)
+    ((student, _, _),) = seen
+    positions = sum(x.shape[2] * x.shape[3] for level, x in student.items() if level != "classes")
+    per_position = built.anchor_generator.num_anchors_per_location()[0]
+    assert list(student) == ["0", "1", "2", "p6", "p7", "classes"]
+    assert student["classes"].shape[2] == positions * per_position
+    (losses["loss_samkd_features"] + losses["loss_samkd_logits"]).backward()
+    assert class_weight(built).grad.abs().sum() > 0
+    assert all(p.grad is not None for p in built.distillation.method.parameters())
+
+
+def test_samkd_is_for_dense_heads():
+    with refuses("method", "SAMKD", "meaning for a FasterRCNN", "SAMKD is for retinanet, fcos, reppoints"):
+        build("faster rcnn", "SAMKD")
+    with refuses("levels", "positions and", "as many anchors at every position"):
+        build("retinanet", "SAMKD", levels=["0", "2"])(IMAGES, TARGETS)
+
+
+@pytest.mark.parametrize("kind", DENSE)
 def test_anchors_have_the_labels_that_the_student_is_trained_with(kind, monkeypatch):
     """By the one-hot targets of its focal loss, which has the anchors between left out."""
     import torchvision.models.detection as detection

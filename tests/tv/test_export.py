@@ -153,14 +153,18 @@ def test_export_of_a_detector(run, pictures, tmp_path, capsys, kind):
 @pytest.mark.parametrize(
     "name",
     ["retinanet_mobilenet_v3_small_fpn32_bn", "fasterrcnn_mobilenet_v3_small_fpn32_bn", "ssdlite320_mobilenet_v3_large",
-     "maskrcnn_mobilenet_v3_small_fpn32_bn", "lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large"],
+     "maskrcnn_mobilenet_v3_small_fpn32_bn", "lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large",
+     "ssdlite320_mobilenet_v2", "mobile_deeplabv3_mobilenet_v2",
+     "fcos_timm:mobilenetv3_small_050_fpn64_bn"],
 )  # fmt: skip
 def test_export_of_every_kind_of_model(name, kind, images, tmp_path):
+    if "timm:" in name:
+        pytest.importorskip("timm")
     if kind == "onnx":
         pytest.importorskip("onnxruntime")
         if name.startswith("maskrcnn"):
             pytest.xfail("with random weights 188 of 200 detections agree, which is refused; see docs/export.md")
-    size = None if name.startswith(("ssd", "deeplab", "lraspp")) else 96
+    size = None if name.startswith(("ssd", "deeplab", "lraspp", "mobile")) else 96
     model = Deployed(certain(name, size))
     found = export_model(model, metadata(model, name, size), images, tmp_path / "file", kind=kind)
     assert len(found) == 8 and all(each.agreement for each in found) and sum(f.agreement.compared for f in found)

@@ -190,7 +190,7 @@ def test_a_download_that_fails_is_one_line(monkeypatch):
     def fails(*_, **__):
         raise OSError("no route\nto host")
 
-    monkeypatch.setattr("acam_kd.tv.models.get_model", fails)
+    monkeypatch.setattr("acam_kd.tv.zoo.get_model", fails)
     with pytest.raises(RunError) as error:
         build_model("fcos_resnet50_fpn", num_classes=3, backbone_weights="DEFAULT")
     assert error.value.where == "fcos_resnet50_fpn"
@@ -206,5 +206,5 @@ def test_statistics_follow_a_random_start_and_pretrained_ones_are_left_alone(mon
     name = "lraspp_mobilenet_v3_large"
     assert momenta(build_model(name, num_classes=2)) == {0.1}
     untrained = torchvision.models.get_model(name, weights_backbone=None)
-    monkeypatch.setattr("acam_kd.tv.models._get", lambda *_, **__: untrained)  # nothing is downloaded
+    monkeypatch.setattr("acam_kd.tv.models.get", lambda *_, **__: untrained)  # nothing is downloaded
     assert 0.01 in momenta(build_model(name, num_classes=21, backbone_weights="DEFAULT"))

@@ -233,10 +233,11 @@ def _requests(student: Adapter, plan: Plan) -> list[Request]:
     requests = [read_request(name, options, **common) for name, options in plan.methods.items()]  # type: ignore[arg-type]
     for request in requests:
         if request.method.families and student.family not in request.method.families:
+            known = ", ".join(filter(None, request.method.families))
+            kinds = "models that give one class to each image" if known == "classifier" else known
             raise ConfigError(
-                "method", request.name, f"one that has a meaning for a {student.name}",
-                f"{request.name} is for models that give one class to each image",
-            )  # fmt: skip
+                "method", request.name, f"one that has a meaning for a {student.name}", f"{request.name} is for {kinds}"
+            )
     used = {tap for request in requests for tap in request.method.reads}
     if unused := [tap for tap in plan.taps if tap not in used]:
         allowed = f"only {' and '.join(sorted(used))} with {' and '.join(plan.methods)}"

@@ -16,6 +16,7 @@ from .mimic import Mimic
 from .nkd import NKD
 from .pkd import PKD
 from .pskd import PSKD
+from .samkd import SAMKD
 from .score_weighted import ScoreWeighted
 from .uskd import USKD
 
@@ -32,6 +33,7 @@ __all__ = [
     "NKD",
     "PKD",
     "PSKD",
+    "SAMKD",
     "USKD",
     "Cosine",
     "FreeKD",

@@ -12,7 +12,7 @@ from ..core.features import BACKBONE, Channels, Features
 from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
 from .parts.attention import channel_attention, spatial_attention
-from .parts.generation import Generator, check_fraction
+from .parts.generation import Generator, check_fraction, hide_largest, rebuilt_of_two
 from .parts.losses import squared_error
 from .recipes import RECIPES
 
@@ -20,13 +20,6 @@ __all__ = ["DMKD", "hide_largest"]
 
 TEMPERATURE = 0.5
 """The temperature of the attention, that of FGD; the order of positions and channels does not depend on it."""
-
-
-def hide_largest(attention: Tensor, fraction: float) -> Tensor:
-    """Return 0 for the floor(fraction * K) largest values of each row, 1 for the others: (N, K) -> (N, K)."""
-    count = math.floor(fraction * attention.shape[1] + 1e-9)  # 0.29 of 100 is 29
-    hidden = attention.topk(count, dim=1).indices
-    return torch.ones_like(attention).scatter(1, hidden, 0.0)
 
 
 @DISTILLER_REGISTRY.register()
@@ -98,9 +91,8 @@ class DMKD(Distiller):
             aligned, target = self.align[level](student[level]), teacher[level].detach()
             spatial, channel = self._hide(target)
             weights = self.balance[level].softmax(0)
-            rebuilt_s = self.generate_s[level](spatial.to(aligned) * aligned)
-            rebuilt_c = self.generate_c[level](channel[..., None, None].to(aligned) * aligned)
-            errors[level] = squared_error(weights[0] * rebuilt_s + weights[1] * rebuilt_c, target)
+            generators = self.generate_s[level], self.generate_c[level]
+            errors[level] = squared_error(rebuilt_of_two(aligned, spatial, channel, generators, weights), target)
             self._step["masks"][level] = {"spatial": spatial, "channel": channel[:, None]}
             self._step["metrics"][f"{level}/mse"] = errors[level].detach() / math.prod(target.shape[1:])
             self._step["metrics"][f"{level}/spatial_weight"] = weights[0].detach()

@@ -36,10 +36,10 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tenso
 
 
 @full_precision
-def binary_kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+def binary_kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0, weights: Tensor | None = None) -> Tensor:
     r"""Compute the KL divergence of sigmoid predictions, summed over anchors and classes, per object of the teacher.
 
-    .. math:: L = \frac{T^2 \sum_{a,k} KL(\sigma(z^T_{ak} / T) \,\Vert\, \sigma(z^S_{ak} / T))}
+    .. math:: L = \frac{T^2 \sum_{a,k} w_a KL(\sigma(z^T_{ak} / T) \,\Vert\, \sigma(z^S_{ak} / T))}
               {\max(1, \sum_a \max_k \sigma(z^T_{ak}))}
 
     The divergence is softplus(s) - softplus(t) - sigmoid(t) (s - t). It is exact for very negative logits, of which a
@@ -48,6 +48,7 @@ def binary_kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -
     Args:
         student, teacher: logits, (N, K, ...), of equal shape.
         temperature: T. The denominator, the teacher's own count of foreground anchors, is taken at T = 1.
+        weights: w, (N, ...), of the anchors; 1 each if left out.
 
     Raises:
         ValueError: the shapes differ.
@@ -56,6 +57,8 @@ def binary_kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -
     objects = teacher.amax(1).sigmoid().sum().clamp_min(1)
     s, t = softened(student, temperature), softened(teacher, temperature)
     divergence = F.softplus(s) - F.softplus(t) - t.sigmoid() * (s - t)
+    if weights is not None:
+        divergence = divergence * weights[:, None]
     return temperature**2 * divergence.sum() / objects
 
 

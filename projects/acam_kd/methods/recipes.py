@@ -26,6 +26,8 @@ FREEKD = {"alpha": 1.0, "lambda_mse": 5.0}
 RECONSTRUCTION = (
     "a reconstruction: MGD's weight and its fractions of positions and, for images, of channels (assumption)"
 )
+SAMKD = {"alpha": 2e-5, "rho_s": 0.65, "rho_c": 0.15, "beta": 1.0, "temperature": 1.0}
+MASKED_AND_LOGITS = "a reconstruction: the weights and fractions of DMKD's, and KD's weight for sigmoids (assumption)"
 SECOND_LAST = (-2, -1)
 GAIN = "the gain of 6 in Ultralytics' documentation, without its factor of the batch, which its task loss has too"
 BY_SOFTMAX = "by a softmax in place of the sigmoids, which needs two classes or more"
@@ -173,6 +175,11 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         ),
         "reppoints": Recipe("the authors' MMRazor config", {"alpha": 10.0}, FIRST_FOUR),
         "rcnn": Recipe("the authors' MMRazor config for a ResNet-101 teacher", {"alpha": 6.0}, FIRST_FOUR),
+    },
+    "SAMKD": {
+        "retinanet": Recipe(MASKED_AND_LOGITS, SAMKD, taps=(BACKBONE, CLASSES)),
+        "fcos": Recipe(MASKED_AND_LOGITS, SAMKD, taps=(BACKBONE, CLASSES)),
+        "reppoints": Recipe(MASKED_AND_LOGITS, SAMKD, taps=(BACKBONE, CLASSES)),
     },
     "ScoreWeighted": {
         "retinanet": Recipe(f"{GAIN}; not published for RetinaNet (assumption)", SCORE_WEIGHTED),

@@ -34,9 +34,11 @@ from ..data.labels import IGNORED as UNLABELLED
 from .class_adapter import ClassifierAdapter
 from .class_heads import anchors_of, backbone_and_classes, class_head, class_spec, read_scores
 from .classification import Classifier
+from .mobilenets import SSDLiteBackbone
 from .models import PROBE, plain
 from .segmentation import Segmentor
 from .stages import stages
+from .timm_trunk import TimmPyramid
 
 __all__ = [
     "DetectorAdapter",
@@ -97,6 +99,8 @@ class _Adapter(Adapter):
         return {name: (x.shape[1], round(side / x.shape[-1])) for name, x in features.items()}
 
 
+TRUNKED = (BackboneWithFPN, SSDLiteBackbone, TimmPyramid)
+"""The backbones that are a trunk and more; the trunk is their ``body``."""
 FAMILIES = {RetinaNet: "retinanet", FCOS: "fcos", FasterRCNN: "rcnn"}
 """Detector -> the kind of model in the recipes of methods; Mask and Keypoint R-CNN are Faster R-CNNs."""
 
@@ -125,7 +129,7 @@ class DetectorAdapter(_Adapter):
     @property
     def trunk(self) -> str:
         """The FPN is a part of torchvision's ``backbone``."""
-        return "backbone.body." if isinstance(self.model.backbone, BackboneWithFPN) else "backbone."
+        return "backbone.body." if isinstance(self.model.backbone, TRUNKED) else "backbone."
 
     def background(self, spec: FeatureSpec) -> int | None:
         """Return channel 0: dense heads have one for the background too."""

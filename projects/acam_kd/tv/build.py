@@ -149,7 +149,7 @@ def build_models(settings: Settings, data: Images, *, world: int = 1) -> Models:
     set_up(student, trunk)
     if card:
         _check_categories(settings.student, card, data)
-    if settings.student_name.startswith("deeplabv3") and settings.batch_size // world < 2:
+    if "deeplabv3" in settings.student_name and settings.batch_size // world < 2:
         hint = "DeepLabV3 normalises over the batch"
         raise ConfigError("batch_size", settings.batch_size, "2 images a device at least", hint)
     teacher, names = load_teacher(settings, data)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigError, RunError, first_line
 from ..json_file import read_json
+from .timm_trunk import is_timm
 
 if TYPE_CHECKING:
     from .data import Images
@@ -30,15 +31,22 @@ class Card:
     """The statistics of its pixels in [0, 1], RGB; empty for torchvision's own."""
 
     @classmethod
-    def of(cls, settings: Settings, data: Images) -> Card:
-        """Make the card of a run's student."""
+    def of(cls, settings: Settings, data: Images, student: Any) -> Card:
+        """Make the card of a run's student.
+
+        Args:
+            settings: of the run.
+            data: that it is trained on.
+            student: the model. The statistics of a trunk of timm's are kept, as timm may change what it says of them.
+        """
+        timm = is_timm(settings.student_name)
         return cls(
             settings.student_name,
             data.num_classes,
             settings.size,
             data.categories,
-            settings.pixel_mean,
-            settings.pixel_std,
+            tuple(student.transform.image_mean) if timm else settings.pixel_mean,
+            tuple(student.transform.image_std) if timm else settings.pixel_std,
         )
 
 

@@ -200,7 +200,7 @@ class Training:
     def _evaluate_if_due(self) -> None:
         if self.step == self.settings.iterations:  # before the final evaluation, which may fail
             with self.average.applied():
-                self.folder.write_student(Card.of(self.settings, self.training), plain(self.student))
+                self.folder.write_student(Card.of(self.settings, self.training, self.student), plain(self.student))
         if self.fabric.broadcast(self._evaluation_is_due()):  # the first process knows what is in metrics.jsonl
             with self.signals.together(False), self.average.applied():
                 self._evaluate()

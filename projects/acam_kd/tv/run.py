@@ -69,7 +69,8 @@ class Settings:
         section="the student",
         metavar="NAME|FOLDER",
         help="a torchvision model, as fcos_resnet50_fpn, fasterrcnn_resnet18_fpn, ssdlite320_mobilenet_v3_large, "
-        "deeplabv3_resnet50; to classify images resnet18, resnet20, ...; or the folder of a finished run",
+        "ssdlite320_mobilenet_v2, deeplabv3_resnet50, mobile_deeplabv3_mobilenet_v2; on a network of "
+        "timm fcos_timm:NETWORK_fpn; to classify images resnet18, resnet20, ...; or the folder of a finished run",
     )
     student_weights: str = option("", metavar="FILE|NAME", help="a state dict, or torchvision's, as DEFAULT")
     student_backbone_weights: str = option(
@@ -94,7 +95,7 @@ class Settings:
         "trunk are frozen",
     )
     pixel_mean: tuple[float, ...] = option(
-        (), action="store", nargs=3, type=float, metavar=("R", "G", "B"), help="of pixels in [0, 1]; else torchvision's"
+        (), action="store", nargs=3, type=float, metavar=("R", "G", "B"), help="of pixels in [0, 1]; else the model's"
     )
     pixel_std: tuple[float, ...] = option(
         (), action="store", nargs=3, type=float, metavar=("R", "G", "B"), help="likewise, their deviation"

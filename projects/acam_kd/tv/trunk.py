@@ -15,15 +15,17 @@ from typing import Any
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.ops import FrozenBatchNorm2d
 
 from ..core.errors import ConfigError
 from ..core.trunk_weights import load_trunk
 from ..files import sha256
 from .classification import Classifier
+from .mobilenets import SSDLiteBackbone
+from .norms import convert_norms, is_frozen, is_norm
 from .segmentation import Segmentor
+from .timm_trunk import TimmPyramid, timm_stages
 
-__all__ = ["NORMS", "STAGES", "TrunkSettings", "check_pixels", "set_pixels", "set_up", "trunk_of"]
+__all__ = ["FREEZE_AT", "NORMS", "STAGES", "TrunkSettings", "check_pixels", "set_pixels", "set_up", "trunk_of"]
 
 STAGES = 5
 NORMS = ("frozen", "trained")
@@ -52,10 +54,15 @@ class TrunkSettings:
 
 
 def trunk_of(model: nn.Module) -> nn.Module | None:
-    """Return the trunk of a detector with a pyramid, or of a segmentation model; None of SSD, which changes its own."""
+    """Return the trunk of a detector with a pyramid, of MobileNetV2's SSDLite, or of a segmentation model; else None.
+
+    Torchvision's own SSDs change their trunk, so that no classifier's weights fit.
+    """
     if isinstance(model, Classifier):
         return None
     network: Any = model.network if isinstance(model, Segmentor) else model
+    if isinstance(network.backbone, (SSDLiteBackbone, TimmPyramid)):
+        return network.backbone.body
     trunk = network.backbone.body if isinstance(network.backbone, BackboneWithFPN) else network.backbone
     return trunk if isinstance(trunk, IntermediateLayerGetter) else None
 
@@ -93,6 +100,8 @@ def stages_of(trunk: nn.Module) -> dict[str, int]:
 
     Dilation, which keeps a map from shrinking in segmentation, does not change the numbers.
     """
+    if hasattr(trunk, "feature_info"):
+        return timm_stages(trunk)
     stage, numbers = 1, {}
     for name, part in trunk.named_children():
         if found := re.fullmatch(r"layer(\d)", name):
@@ -126,9 +135,9 @@ def freeze(trunk: nn.Module, stages: int | None, norm: str) -> None:
         if stages is not None:
             part.requires_grad_(stage > last)
         if stage <= last or norm == "frozen":
-            trunk.add_module(name, _converted(part, nn.BatchNorm2d))
+            trunk.set_submodule(name, convert_norms(part, frozen=True))
         elif norm == "trained":
-            trunk.add_module(name, _converted(part, FrozenBatchNorm2d))
+            trunk.set_submodule(name, convert_norms(part, frozen=False))
 
 
 def frozen_stages(trunk: nn.Module) -> int:
@@ -143,31 +152,10 @@ def frozen_stages(trunk: nn.Module) -> int:
 
 def describe(trunk: nn.Module) -> str:
     """Return which of a trunk's stages and norms are frozen, in words; empty if none is."""
-    both = nn.BatchNorm2d, FrozenBatchNorm2d
-    norms = [isinstance(module, FrozenBatchNorm2d) for module in trunk.modules() if isinstance(module, both)]
+    norms = [is_frozen(module) for module in trunk.modules() if is_norm(module)]
     stages = frozen_stages(trunk)
     counted = f"{stages} of {STAGES} stages and {sum(norms)} of {len(norms)} norms are frozen"
     return counted if stages or any(norms) else ""
-
-
-def _converted(part: nn.Module, old: type[nn.Module]) -> nn.Module:
-    """Return a part with each norm of one kind as the other, with its values."""
-    if isinstance(part, old):
-        return _other(part)
-    for name, child in part.named_children():
-        part.add_module(name, _converted(child, old))
-    return part
-
-
-def _other(norm: Any) -> nn.Module:
-    """Return a frozen norm for one that learns, and the other way round."""
-    if isinstance(norm, FrozenBatchNorm2d):
-        made: nn.Module = nn.BatchNorm2d(len(norm.weight), eps=norm.eps)
-    else:
-        made = FrozenBatchNorm2d(norm.num_features, eps=norm.eps)
-    values = {name: value for name, value in norm.state_dict().items() if name in made.state_dict()}
-    made.load_state_dict({**made.state_dict(), **values})
-    return made.to(norm.weight.device).train(norm.training)
 
 
 def check_pixels(mean: Sequence[float], std: Sequence[float]) -> None:

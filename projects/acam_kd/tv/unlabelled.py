@@ -65,7 +65,7 @@ def check_unlabelled(settings: Settings, *, world: int = 1) -> None:
     if not threshold and not settings.method:
         hint = "give {teacher} and {method}, or {teacher} and {pseudo_labels}"
         raise ConfigError("unlabelled", "images without labels and without a method", "something to learn", hint)
-    if not threshold and settings.student_name.startswith("deeplabv3") and settings.unlabelled_batch // world < 2:
+    if not threshold and "deeplabv3" in settings.student_name and settings.unlabelled_batch // world < 2:
         hint = "DeepLabV3 normalises over the batch"
         raise ConfigError("unlabelled_batch", settings.unlabelled_batch, "2 images a device at least", hint)
 
