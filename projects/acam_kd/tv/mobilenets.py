@@ -90,7 +90,7 @@ def build_ssdlite(body: nn.Sequential, num_classes: int) -> SSD:
         >>> from torchvision.models import mobilenet_v2
         >>> model = build_ssdlite(mobilenet_v2().features, num_classes=81)
         >>> f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M"
-        '4.33 M'
+        '4.34 M'
     """
     boxes = DefaultBoxes()
     widths = [body[TAP].conv[0][0].out_channels, body[-1].out_channels, *EXTRAS]  # type: ignore[index, union-attr]

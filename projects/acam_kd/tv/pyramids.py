@@ -72,10 +72,9 @@ def build_pyramid_detector(
         )
     dense = detector in ("fcos", "retinanet")
     strides = (8, 16, 32) if dense else (4, 8, 16, 32)
-    extra = LastLevelP6P7(channels, channels) if dense else LastLevelMaxPool()
     pyramid_norm = nn.BatchNorm2d if match[4] else None
     if trunk.startswith(MARK):
-        backbone, pixels = _timm(trunk.removeprefix(MARK), strides, channels, extra, pyramid_norm, backbone_weights)
+        backbone, pixels = _timm(trunk.removeprefix(MARK), strides, channels, dense, pyramid_norm, backbone_weights)
         arguments = {**arguments, **pixels}
     else:
         check_weights(trunk, backbone_weights, "backbone_weights")
@@ -86,18 +85,23 @@ def build_pyramid_detector(
             {taps[stride][0]: str(number) for number, stride in enumerate(strides)},
             [taps[stride][1] for stride in strides],
             channels,
-            extra_blocks=extra,
+            extra_blocks=_extra(channels, dense),
             norm_layer=pyramid_norm,
         )
     model: nn.Module = PYRAMID_DETECTORS[detector](backbone, num_classes, **arguments)
     return model
 
 
+def _extra(channels: int, dense: bool) -> ExtraFPNBlock:
+    """Build the levels on top of the trunk's: two of a dense detector, one of an R-CNN."""
+    return LastLevelP6P7(channels, channels) if dense else LastLevelMaxPool()
+
+
 def _timm(
     trunk: str,
     strides: tuple[int, ...],
     channels: int,
-    extra: ExtraFPNBlock,
+    dense: bool,
     norm: type[nn.Module] | None,
     weights: str | None,
 ) -> tuple[nn.Module, dict[str, list[float]]]:
@@ -111,7 +115,7 @@ def _timm(
     else:
         quicken(body)
     mean, std = pixels_of(trunk, body)
-    pyramid = TimmPyramid(body, indices, widths, channels, extra=extra, norm=norm)
+    pyramid = TimmPyramid(body, indices, widths, channels, extra=_extra(channels, dense), norm=norm)
     return pyramid, {"image_mean": mean, "image_std": std}
 
 
