@@ -79,12 +79,12 @@ class Example:
 
 @contextmanager
 def _recording(network: nn.Module, found: list[tuple[str, Tensor]]) -> Iterator[None]:
-    """Record the submodules whose first argument is a batch of images, in the order of their calls."""
+    """Record the first submodule whose first argument is a batch of images, and that batch."""
     handles = []
     for path, module in network.named_modules():
 
         def before(_: nn.Module, args: tuple[Any, ...], path: str = path) -> None:
-            if path and args and isinstance(args[0], Tensor) and args[0].dim() == 4:
+            if not found and path and args and isinstance(args[0], Tensor) and args[0].dim() == 4:
                 found.append((path, args[0]))
 
         handles.append(module.register_forward_pre_hook(before))
