@@ -38,7 +38,7 @@ KINDS = {
     "cascade": ("Base-RCNN-FPN.yaml", ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads",
                                        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]),
     "reppoints": ("quick_schedules/tiny_reppoints.yaml", ["MODEL.REPPOINTS.NUM_CLASSES", "3",
-                                                          "MODEL.REPPOINTS.CONVS_DIM", "32", "MODEL.FPN.NORM", "BN"]),
+                                                          "MODEL.FPN.NORM", "BN"]),
     "deeplabv3": ("shapes_seg/student.yaml", []),
     "pspnet": ("shapes_seg/student.yaml", ["MODEL.SEM_SEG_HEAD.NAME", "PSPHead"]),
     "semantic_fpn": ("shapes_seg/student.yaml", FPN),

@@ -163,11 +163,12 @@ def test_export_of_every_kind_of_model(name, kind, images, tmp_path):
     if kind == "onnx":
         pytest.importorskip("onnxruntime")
         if name.startswith("maskrcnn"):
-            pytest.xfail("with random weights 188 of 200 detections agree, which is refused; see docs/export.md")
+            images = images[:1]  # random weights have near-ties in the other one; see docs/export.md
     size = None if name.startswith(("ssd", "deeplab", "lraspp", "mobile")) else 96
     model = Deployed(certain(name, size))
     found = export_model(model, metadata(model, name, size), images, tmp_path / "file", kind=kind)
-    assert len(found) == 8 and all(each.agreement for each in found) and sum(f.agreement.compared for f in found)
+    assert len(found) == 4 * len(images) and all(each.agreement for each in found)
+    assert sum(each.agreement.compared for each in found)
 
 
 @pytest.mark.slow
