@@ -103,7 +103,11 @@ def test_damaged_files_are_one_line(name, tmp_path, monkeypatch):
     @options
     @given(value_edits)
     def other_values(edits):
-        run(target.encode(edited(content, edits)))
+        try:
+            data = target.encode(edited(content, edits))
+        except RecursionError:  # nested more deeply than a file can be written here
+            return
+        run(data)
 
     def inputs():
         with warnings.catch_warnings():

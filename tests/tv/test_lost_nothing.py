@@ -371,7 +371,9 @@ def test_foreign_checkpoints_are_one_line(settings, finished, tmp_path):
         "it is no checkpoint of acam-kd": lambda: torch.save([1, 2], path),
         "it cannot be read as a checkpoint (Weights only": lambda: torch.save({"x": Foreign()}, path),
         "it is the checkpoint of another student (": lambda: torch.save({**good, "state_dict": model}, path),
-        "it is the checkpoint of another student (l": lambda: torch.save({**good, "optimizer_states": []}, path),
+        "it is the checkpoint of another student (see optimizer_states": lambda: torch.save(
+            {**good, "optimizer_states": []}, path
+        ),
     }
     for what, write in cases.items():
         write()

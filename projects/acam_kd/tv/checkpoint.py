@@ -79,7 +79,7 @@ class Parts:
             RunError: it is the state of another student or of another method.
         """
         if odd := self._odd(state):
-            raise RunError(f"it is the checkpoint of another student, or damaged (see {odd})", str(path), ANEW)
+            raise RunError(f"it is the checkpoint of another student (see {odd})", str(path), ANEW)
         if self.attached is not None:
             self.attached.load_state_dict(state.get("distiller", {}))
         elif state.get("distiller"):
@@ -109,8 +109,8 @@ class Parts:
         step, seconds = state["global_step"], state["seconds"]
         if type(step) is not int or step < 0 or not isinstance(seconds, (int, float)) or not math.isfinite(seconds):
             return "global_step and seconds"
-        if not isinstance(optimizers, list) or len(optimizers) != 1 or not isinstance(state["state_dict"], Mapping):
-            return "optimizer_states and state_dict"
+        if not isinstance(optimizers, list) or len(optimizers) != 1:
+            return "optimizer_states"
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         return odd_part(state, own, "checkpoint") or odd_optimizer(optimizers[0], own_optimizers[0], parameters)
 
@@ -137,6 +137,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or (missing := [name for name in NEEDED if name not in state]):
         lacks = f" (it lacks {', '.join(missing)})" if isinstance(state, dict) else ""
         raise RunError(f"it is no checkpoint of acam-kd{lacks}", str(path), ANEW)
+    tensors = state["state_dict"]
+    if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
+        raise RunError("it is no checkpoint of acam-kd (see state_dict)", str(path), ANEW)
     _update(state)
     return state
 
