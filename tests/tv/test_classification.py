@@ -263,14 +263,6 @@ def test_small_networks_have_the_weights_of_cifar(folders, teacher):
     assert adapt(build_model("resnet18", num_classes=3)).family == "classifier"
 
 
-def test_images_without_labels_beside_those_with(folders, teacher, tmp_path):
-    for number in range(2):
-        Image.fromarray(np.full((20, 30 + number, 3), 9 * number, np.uint8)).save(tmp_path / f"{number}.png")
-    settings = tiny(folders, teacher=str(teacher), method="KD", unlabelled=(str(tmp_path),), unlabelled_batch=2)
-    train(dataclasses.replace(settings, iterations=2), tmp_path / "run")
-    assert "loss_unlabelled_kd_kl" in (tmp_path / "run" / "metrics.jsonl").read_text()
-
-
 def test_few_shots_are_balanced_and_classes_can_be_left_out(folders):
     split = find_any_split(folders, "train")
     data = ClassImages(split, size=16)

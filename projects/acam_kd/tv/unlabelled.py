@@ -17,7 +17,6 @@ from torchvision.tv_tensors import Mask
 from ..core import ConfigError, Distillation
 from ..data.unlabelled import check_images, find_images, refuse_shared
 from .batches import Sample, Stream, training_loader
-from .classification import Classifier
 from .data import Images, read_image
 from .run import Settings
 from .segmentation import Segmentor
@@ -161,7 +160,6 @@ class UnlabelledBatches:
 
     def losses(self, student: nn.Module, attached: Distillation, images: list[Tensor]) -> dict[str, Tensor]:
         """Return the method's weighted losses of a batch; see ``Distillation.unlabelled``."""
-        whole = isinstance(student, (Segmentor, Classifier))
-        batch = student.batch(images) if whole else student.transform(images)[0].tensors  # type: ignore[operator]
+        batch = student.batch(images) if isinstance(student, Segmentor) else student.transform(images)[0].tensors  # type: ignore[operator]
         losses = attached.unlabelled(batch, update_statistics=not self.settings.unlabelled_keep_norms)
         return {name: loss * self.settings.unlabelled_weight for name, loss in losses.items()}
