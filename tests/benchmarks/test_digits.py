@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,11 +30,9 @@ def test_the_folders(tmp_path, monkeypatch, capsys):
     for folder in ("digits", "digits_test"):
         for part in ("train", "val"):
             found[folder, part] = list_images(find_classes(tmp_path / folder, part))
-    names = {key: {path.rpartition("/")[2] for path in each.files} for key, each in found.items()}
-    assert names["digits", "train"] == names["digits_test", "train"] and len(names["digits_test", "val"]) == 596
-    assert (
-        not names["digits", "val"] & names["digits_test", "val"]
-        and not names["digits", "train"] & names["digits", "val"]
-    )
+    seen = {key: {Path(path).read_bytes() for path in each.files} for key, each in found.items()}
+    assert seen["digits", "train"] == seen["digits_test", "train"] and len(found["digits_test", "val"].files) == 596
+    parts = [seen["digits", "train"], seen["digits", "val"], seen["digits_test", "val"]]
+    assert len(set.union(*parts)) == sum(map(len, parts))
     with Image.open(found["digits", "val"].files[0]) as image:
-        assert image.size == (8, 8) and image.mode == "L" and image.getextrema()[1] == 255
+        assert image.size == (8, 8) and image.mode == "L" and image.getextrema()[1] > 200

@@ -228,7 +228,7 @@ def test_pyramids_without_a_common_level(data, tmp_path, refused):
 
 def test_the_console_script_is_this(tmp_path):
     done = subprocess.run([sys.executable, "-m", "acam_kd.cli", "--help"], capture_output=True, text=True, check=True)
-    names = "train | doctor | eval | predict | export | check | compare | demo | shapes | masks"
+    names = "train | doctor | eval | predict | export | check | compare | demo | shapes | crops | masks"
     assert names in " ".join(done.stdout.split())
     done = subprocess.run(
         [sys.executable, "-m", "acam_kd.cli", "eval", "--data", "gone", "--student", STUDENT],

@@ -124,7 +124,8 @@ def test_every_setting_is_repeated(settings, tmp_path):
         **{"options": ("alpha=2",), "inherit": "always", "taps": ("logits",), "levels": ("0", "1")},
         **{"distill_period": 2, "teacher_precision": "float16", "teacher_compile": True, "no_teacher_check": True},
         **{"channels_last": True, "size": 96, "iterations": 5, "batch_size": 3, "optimizer": "adamw", "seed": 4},
-        **{"augment": "crop", "fraction": 0.5, "leave_out": ("a", "b")},
+        **{"augment": "crop", "fraction": 0.5, "leave_out": ("a", "b"), "mixup": 0.2, "cutmix": 1.0},
+        **{"augmentor": "hard", "augmentor_ratio": 3, "augmentor_thresholds": (0.5, 2.0)},
         **{
             "learning_rate": 0.1,
             "schedule": "poly",
@@ -226,7 +227,7 @@ def test_settings_of_python_are_filled_in_too(settings, tmp_path):
 # The help.
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "check", "compare", "demo", "shapes", "masks"])
+@pytest.mark.parametrize("command", ["train", "eval", "check", "compare", "crops", "demo", "shapes", "masks"])
 def test_the_help_begins_with_a_command_to_copy(command, capsys):
     with pytest.raises(SystemExit):
         run(command, "--help")

@@ -53,11 +53,11 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "rcnn": Recipe("the authors' configs (mdistiller) for Faster R-CNN, which have no warm-up either", DKD_RCNN),
         "semseg": Recipe("the weights of Faster R-CNN (assumption)", DKD_RCNN, taps=(LOGITS,)),
         "classifier": Recipe(
-            "the authors' (mdistiller) for ImageNet, ResNet-34 to 18; their warm-up of an epoch is another setting",
+            "the authors' (mdistiller) for ImageNet, ResNet-34 to 18; their warm-up of an epoch is left out",
             {"alpha": 1.0, "beta": 0.5, "temperature": 1.0}, taps=(CLASSES,),
         ),
         "small_classifier": Recipe(
-            "the authors' (mdistiller) for CIFAR-100, resnet56 to 20; their warm-up of 20 epochs is another setting",
+            "the authors' (mdistiller) for CIFAR-100, resnet56 to 20; their warm-up of 20 epochs is left out",
             {"alpha": 1.0, "beta": 2.0, "temperature": 4.0}, taps=(CLASSES,),
         ),
     },
