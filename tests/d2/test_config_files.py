@@ -70,7 +70,7 @@ def test_a_base_is_overridden_key_by_key(tmp_path):
     with refused("--config-file", "leaf.yaml, based on more than 20 files, or on itself"):
         read_config(str(tmp_path / "leaf.yaml"))
     (tmp_path / "leaf.yaml").write_text("_BASE_: gone.yaml\n")
-    with refused("--config-file", "leaf.yaml, based on .*gone.yaml, which cannot be read"):
+    with refused("--config-file", "leaf.yaml, based on .*gone.yaml, which does not exist"):
         read_config(str(tmp_path / "leaf.yaml"))
 
 

@@ -70,7 +70,7 @@ def test_a_name_appears_when_the_file_is_complete(tmp_path):
 def test_a_lost_process_is_one_line(text, what):
     with pytest.raises(RunError) as error, lost_processes():
         raise RuntimeError(text)
-    assert str(error.value).startswith(what) and "--resume" in str(error.value)
+    assert str(error.value).startswith(what) and error.value.remedy.endswith("then {resume} resumes the run")
     with pytest.raises(RuntimeError, match="size of tensor") as other, lost_processes():
         raise RuntimeError("The size of tensor a (3) must match")
     assert not isinstance(other.value, RunError)

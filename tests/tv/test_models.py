@@ -150,7 +150,12 @@ def test_images_are_resized_inside_to_the_size_asked_for():
     ("arguments", "argument", "value", "allowed"),
     [
         ({"name": "fcos_resnet19_fpn"}, "name", "fcos_resnet19_fpn", "one of deeplabv3_"),
-        ({"name": "resnet19"}, "name", "resnet19", "maskrcnn)_TRUNK_fpn[CHANNELS][_bn] with TRUNK one of mobilenet"),
+        (
+            {"name": "resnet19"},
+            "name",
+            "resnet19",
+            "maskrcnn)_TRUNK_fpn[CHANNELS][_bn] with TRUNK timm:NETWORK or one of mobilenet",
+        ),
         (
             {"name": "fcos_resnet50_fpn", "weights": "COCO_V9"},
             "weights",

@@ -103,8 +103,11 @@ def _read(path: str, each: Each | None, argument: str, above: list[str]) -> dict
         with PathManager.open(path, "r") as file:
             loaded = load_yaml(file.read(), ConfigLoader)
     except OSError as error:
-        based = f"{above[0]}, based on {path}, which cannot be read" if above else f"{shown}, which cannot be read"
-        raise ConfigError(argument, f"{based} ({error.strerror or error})", "existing files") from error
+        reason = f"which cannot be read ({error.strerror or error})"
+        if isinstance(error, FileNotFoundError):
+            reason = "which does not exist"
+        based = f"{above[0]}, based on {path}, {reason}" if above else f"{shown}, {reason}"
+        raise ConfigError(argument, based, "existing files") from error
     except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(argument, problem_of(error, shown), ALLOWED) from error
     if not isinstance(loaded, dict) or not _all_text(loaded):

@@ -105,8 +105,9 @@ class PKD(Distiller):
 
     def forward(self, student: Features, teacher: Features, targets: Targets = NOTHING_KNOWN) -> dict[str, Tensor]:
         """Return ``loss_pkd_pearson``."""
-        maps = ([features[level] for level in self.levels] for features in (student, teacher))
-        errors = pearson_errors(*maps)
+        errors = pearson_errors(
+            [student[level] for level in self.levels], [teacher[level].detach() for level in self.levels]
+        )
         self._step = dict(zip(self.levels, errors.detach()))
         return {"loss_pkd_pearson": self.alpha * errors.sum()}
 

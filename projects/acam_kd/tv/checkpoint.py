@@ -78,15 +78,20 @@ class Parts:
         Raises:
             RunError: it is the state of another student or of another method.
         """
-        if odd := self._odd(state):
-            raise RunError(f"it is the checkpoint of another student (see {odd})", str(path), ANEW)
-        if self.attached is not None:
-            self.attached.load_state_dict(state.get("distiller", {}))
-        elif state.get("distiller"):
+        if self.attached is None and state.get("distiller"):
             raise RunError(
                 "the checkpoint has a method's parameters, and this run has no method", "resuming",
                 "resume with the same {method}, or start a new run from the student's weights",
             )  # fmt: skip
+        try:
+            if self.attached is not None:
+                self.attached.load_state_dict(state.get("distiller", {}))
+        except RunError:
+            raise
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise RunError(f"its method's state cannot be read ({first_line(error)[:120]})", str(path), ANEW) from error
+        if odd := self._odd(state):
+            raise RunError(f"it is the checkpoint of another student (see {odd})", str(path), ANEW)
         tensors = {name.removeprefix(PREFIX): value for name, value in state["state_dict"].items()}
         try:
             self.model.load_state_dict(tensors)
@@ -105,7 +110,8 @@ class Parts:
         """Return the name of a part that is of another kind than this run's; empty if there is none."""
         own = self.state(step=0, seconds=0.0)
         optimizers, own_optimizers = state["optimizer_states"], own.pop("optimizer_states")
-        own.pop("state_dict")  # which says itself what does not fit
+        for part in ("state_dict", "distiller"):  # which say themselves what does not fit
+            own.pop(part, None)
         step, seconds = state["global_step"], state["seconds"]
         if type(step) is not int or step < 0 or not isinstance(seconds, (int, float)) or not math.isfinite(seconds):
             return "global_step and seconds"
