@@ -41,6 +41,7 @@ FAMILIES = {
     "rcnn": "Faster, Mask, Keypoint and Cascade R-CNN",
     "semseg": "segmentation",
     "classifier": "classification of images",
+    "small_classifier": "classification of images of 32 pixels",
 }
 
 
