@@ -16,6 +16,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
+from detectron2.utils.logger import setup_logger
 
 from acam_kd.core import ConfigError, RunError
 from acam_kd.d2 import add_distillation_config
@@ -88,6 +89,17 @@ def inputs(n: int = 2, size: tuple[int, int] = (64, 96), boxes: bool = True) -> 
 def logs_reach_pytest(monkeypatch):
     """Detectron2's setup_logger keeps them from it."""
     monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)
+
+
+@pytest.fixture(autouse=True)
+def no_handlers_left():
+    """Each run has setup_logger add handlers, whose streams pytest closes after the test."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "acam_kd")]
+    before = [[*logger.handlers] for logger in loggers]
+    yield
+    for logger, handlers in zip(loggers, before):
+        logger.handlers[:] = handlers
+    setup_logger.cache_clear()  # it adds none for arguments that it has seen
 
 
 @pytest.fixture

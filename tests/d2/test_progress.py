@@ -10,6 +10,7 @@ import pytest
 from detectron2.engine import HookBase
 
 import train_net
+from acam_kd.d2.progress import _is_terminal
 
 from .test_train import arguments, data, forget_datasets  # noqa: F401 - fixtures
 from .test_train import run as command
@@ -42,6 +43,12 @@ def test_on_a_terminal_there_is_one_line(arguments, tmp_path, monkeypatch, handl
     messages = [text for text in terminal.getvalue().splitlines() if "iter: 3" in text]
     assert not messages and handler.filters == []
     assert "iter: 3" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_handler_of_a_closed_stream_is_no_terminal(handler):
+    assert _is_terminal(handler)
+    handler.stream.close()
+    assert not _is_terminal(handler)
 
 
 def test_without_a_terminal_the_lines_are_detectron2s(arguments, tmp_path):  # noqa: F811

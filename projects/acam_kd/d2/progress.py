@@ -81,7 +81,9 @@ class ProgressLine(HookBase):
 
 
 def _is_terminal(handler: logging.Handler) -> bool:
-    return isinstance(handler, logging.StreamHandler) and bool(getattr(handler.stream, "isatty", bool)())
+    if not isinstance(handler, logging.StreamHandler) or getattr(handler.stream, "closed", False):
+        return False  # a closed stream, as of a handler that another part of the program left, cannot be asked
+    return bool(getattr(handler.stream, "isatty", bool)())
 
 
 def _no_events(record: logging.LogRecord) -> bool:
