@@ -25,7 +25,7 @@ from torch import Tensor
 from acam_kd.data.coco import CocoSplit
 from acam_kd.methods import ACAMKD
 from acam_kd.tv.build import build_models
-from acam_kd.tv.checkpoint import read_checkpoint
+from acam_kd.tv.checkpoint import PREFIX, read_checkpoint
 from acam_kd.tv.data import Images
 from acam_kd.tv.distillation import normalized_batch
 from acam_kd.tv.labels import load_data
@@ -66,7 +66,7 @@ def measure(folder: Path, images: int) -> dict[str, dict[str, list[float]]]:
     models = build_models(settings, data)
     student, teacher = models.student, cast(Any, models.teacher).eval()
     state = read_checkpoint(folder / "last.ckpt")
-    student.load_state_dict({name.removeprefix("model."): value for name, value in state["state_dict"].items()})
+    student.load_state_dict({name.removeprefix(PREFIX): value for name, value in state["state_dict"].items()})
     attached: Any = student.distillation
     attached.load_state_dict(state["distiller"])
     method = attached.method

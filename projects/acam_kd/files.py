@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cache_folder", "heartbeat", "numbers", "sha256", "to_json", "write_atomically"]
+__all__ = ["cache_folder", "heartbeat", "numbers", "sha256", "to_json", "whole_file", "write_atomically"]
 
 
 def cache_folder() -> Path:
@@ -96,15 +96,26 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
         path: the file, in a folder that exists.
         content: a text is written as UTF-8.
     """
+    with whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path, mode: str = "wb") -> Iterator[Any]:
+    """Open a file for writing that gets its name when it is complete; see ``write_atomically``.
+
+    Args:
+        path: the file, in a folder that exists.
+        mode: ``"wb"``, or ``"w"`` for a text.
+    """
     path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # the system takes the umask off
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, mode) as file:
             with contextlib.suppress(FileNotFoundError):
                 os.fchmod(handle, stat.S_IMODE(path.stat().st_mode))
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(handle)
         os.replace(temporary, path)

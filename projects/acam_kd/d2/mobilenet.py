@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import MobileNetV2 as TorchvisionMobileNetV2
 
 from ..core.errors import ConfigError
+from .neck import fpn_over
 
 __all__ = ["MobileNetV2"]
 
@@ -168,7 +169,7 @@ def build_mobilenetv2_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> MobileNe
 @BACKBONE_REGISTRY.register()
 def build_mobilenetv2_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build MobileNetV2 under the FPN of Faster R-CNN, as Detectron2's ``build_resnet_fpn_backbone``."""
-    return _fpn(cfg, MobileNetV2(cfg, input_shape), LastLevelMaxPool())
+    return fpn_over(cfg, MobileNetV2(cfg, input_shape), LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
@@ -176,15 +177,4 @@ def build_retinanet_mobilenetv2_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpe
     """Build MobileNetV2 under the FPN of RetinaNet, as Detectron2's ``build_retinanet_resnet_fpn_backbone``."""
     bottom_up = MobileNetV2(cfg, input_shape)
     channels = bottom_up.output_shape()["res5"].channels
-    return _fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
-
-
-def _fpn(cfg: CfgNode, bottom_up: MobileNetV2, top_block: nn.Module) -> FPN:
-    return FPN(
-        bottom_up=bottom_up,
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=top_block,
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    return fpn_over(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))

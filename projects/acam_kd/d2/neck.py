@@ -1,4 +1,4 @@
-"""The tap on an FPN's last convolutions: its levels before they are normalised, which some methods distil."""
+"""FPNs: one over any trunk as the config says, and the tap on its levels before they are normalised."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from detectron2.modeling import FPN
+from detectron2.config import CfgNode
+from detectron2.modeling import FPN, Backbone
 from torch import Tensor, nn
 
 from ..core.features import Features, FeatureSpec
@@ -14,7 +15,19 @@ from ..core.reader import Convert, named
 from ..core.taps import ModuleTap, leave_to_python
 from ..core.teacher import Extract
 
-__all__ = ["neck_levels", "neck_taps", "with_neck_convs"]
+__all__ = ["fpn_over", "neck_levels", "neck_taps", "with_neck_convs"]
+
+
+def fpn_over(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> FPN:
+    """Build the FPN of ``MODEL.FPN`` over a trunk."""
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=top_block,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
 
 
 def neck_convs(backbone: Any) -> dict[str, nn.Conv2d]:

@@ -11,6 +11,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import nn
 
 from ..core.errors import ConfigError
+from .neck import fpn_over
 
 __all__ = [
     "ViTPyramid",
@@ -73,7 +74,7 @@ class ViTPyramid(SimpleFeaturePyramid):
 @BACKBONE_REGISTRY.register()
 def build_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build a Swin Transformer under the FPN of Faster R-CNN, as Detectron2's ``build_resnet_fpn_backbone``."""
-    return _fpn(cfg, _swin(cfg, input_shape), LastLevelMaxPool())
+    return fpn_over(cfg, _swin(cfg, input_shape), LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
@@ -81,7 +82,7 @@ def build_retinanet_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> F
     """Build a Swin Transformer under the FPN of RetinaNet: P6 and P7 are made of the last stage."""
     bottom_up, last = _swin(cfg, input_shape), cfg.MODEL.FPN.IN_FEATURES[-1]
     channels = bottom_up.output_shape()[last].channels
-    return _fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature=last))
+    return fpn_over(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature=last))
 
 
 @BACKBONE_REGISTRY.register()
@@ -116,17 +117,6 @@ def _swin(cfg: CfgNode, input_shape: ShapeSpec) -> SwinTransformer:
         drop_path_rate=node.DROP_PATH_RATE,
         out_indices=[STAGES.index(stage) for stage in stages],
         frozen_stages=cfg.MODEL.BACKBONE.FREEZE_AT or -1,
-    )
-
-
-def _fpn(cfg: CfgNode, bottom_up: SwinTransformer, top_block: nn.Module) -> FPN:
-    return FPN(
-        bottom_up=bottom_up,
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=top_block,
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 
 from ..core.errors import RunError, first_line
+from ..files import whole_file
 
 __all__ = ["write_safely"]
 
@@ -32,23 +30,7 @@ class _WholeFiles:
         """Open a file; one that is written appears when it is closed without an error."""
         if "w" not in mode or "://" in path:
             return self.inner.open(path, mode, **more)
-        return _whole(path, mode)
-
-
-@contextlib.contextmanager
-def _whole(path: str, mode: str) -> Iterator[Any]:
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}")
-    try:
-        with open(temporary, mode) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+        return whole_file(path, mode)
 
 
 def write_safely(checkpointer: DetectionCheckpointer) -> None:

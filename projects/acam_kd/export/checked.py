@@ -45,7 +45,7 @@ class Deployable(Protocol):
     outputs: tuple[str, ...]
     """Their names."""
     opset: int
-    """Of ONNX."""
+    """The version of ONNX's operators."""
 
     @property
     def __call__(self) -> Callable[..., Any]:

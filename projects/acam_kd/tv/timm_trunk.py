@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork
 
-from ..core.errors import ConfigError, RunError
+from ..core.errors import ConfigError
+from .zoo import downloading
 
 __all__ = ["MARK", "TimmPyramid", "build_trunk", "is_timm", "pixels_of", "timm_stages"]
 
@@ -109,18 +110,14 @@ def _created(name: str, pretrained: bool) -> nn.Module:
         near = difflib.get_close_matches(name, timm.list_models(), SHOWN)
         allowed = f"a network of timm {timm.__version__}" + (f", as {', '.join(near)}" if near else "")
         raise ConfigError("name", f"{MARK}{name}", allowed, "timm.list_models() names all")
-    try:
-        try:  # Swin takes images of any size only if asked for it, and most networks do not know the argument
-            made = timm.create_model(name, pretrained=pretrained, strict_img_size=False)
-        except TypeError:
-            made = timm.create_model(name, pretrained=pretrained)
-    except OSError as error:
-        reason = " ".join(str(error).split())
-        raise RunError(
-            f"the weights cannot be downloaded ({reason})", MARK + name, "check the network, or give a file"
-        ) from error
-    except RuntimeError as error:  # timm's, of an unknown tag or a network without weights
-        raise ConfigError("name", f"{MARK}{name} ({error})", "a network and a tag of timm's") from error
+    with downloading(MARK + name):
+        try:
+            try:  # Swin takes images of any size only if asked for it, and most networks do not know the argument
+                made = timm.create_model(name, pretrained=pretrained, strict_img_size=False)
+            except TypeError:
+                made = timm.create_model(name, pretrained=pretrained)
+        except RuntimeError as error:  # timm's, of an unknown tag or a network without weights
+            raise ConfigError("name", f"{MARK}{name} ({error})", "a network and a tag of timm's") from error
     return made  # type: ignore[no-any-return]
 
 

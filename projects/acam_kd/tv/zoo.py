@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torchvision.models import get_model, get_model_weights
 
 from ..core.errors import ConfigError, RunError
 
-__all__ = ["check_weights", "get"]
+__all__ = ["check_weights", "downloading", "get"]
 
 
 def check_weights(name: str, weights: str | None, argument: str = "weights") -> None:
@@ -30,8 +32,15 @@ def get(name: str, **arguments: Any) -> Any:
     Raises:
         RunError: its weights cannot be downloaded.
     """
-    try:
+    with downloading(name):
         return get_model(name, **arguments)
+
+
+@contextmanager
+def downloading(name: str) -> Iterator[None]:
+    """Raise RunError, which names the model, for weights that cannot be downloaded."""
+    try:
+        yield
     except OSError as error:
         reason = " ".join(str(error).split())
         raise RunError(

@@ -9,6 +9,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN, ResNet
 from detectron2.modeling.backbone.resnet import DeformBottleneckBlock, build_resnet_backbone
 from torch import Tensor, nn
 
+from ..neck import fpn_over
 from .deform import DeformConv
 
 __all__ = ["EvalBatchNorm", "NormedP6P7", "build_reppoints_resnet_fpn_backbone"]
@@ -87,14 +88,8 @@ def build_reppoints_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) ->
     if fixed:
         _train_affine(bottom_up)
     channels = cfg.MODEL.FPN.OUT_CHANNELS
-    return FPN(
-        bottom_up=bottom_up,
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=channels,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=NormedP6P7(bottom_up.output_shape()["res5"].channels, channels, cfg.MODEL.FPN.NORM),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    top_block = NormedP6P7(bottom_up.output_shape()["res5"].channels, channels, cfg.MODEL.FPN.NORM)
+    return fpn_over(cfg, bottom_up, top_block)
 
 
 def _use_torchvision(resnet: ResNet) -> None:
