@@ -48,9 +48,8 @@ def stopped(command, prepare, evaluation=lambda: None):
         if type(hook).__name__ == "EvalHook":
             hook._func = evaluation
     prepare(trainer)
-    with pytest.raises((Interrupted, RunError)) as error, Signals() as signals:  # noqa: PT012
-        with saving_what_is_done(trainer, signals):
-            trainer.train()
+    with pytest.raises((Interrupted, RunError)) as error, Signals() as signals, saving_what_is_done(trainer, signals):
+        trainer.train()
     return error.value
 
 
