@@ -21,7 +21,7 @@ from . import detectron2_run
 from .test_ends import SERVER, children
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-LONG = ["SOLVER.MAX_ITER", "4000"]
+LONG = ["SOLVER.MAX_ITER", "4000", "SOLVER.STEPS", "()"]
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def last(out):
 
 def resumed(start, arguments, out, step):
     """Check that one more step can be done after those of a run."""
-    process = start(arguments("SOLVER.MAX_ITER", step + 1))
+    process = start(arguments("SOLVER.MAX_ITER", step + 1, "SOLVER.STEPS", "()"))
     process.join(240)
     assert process.exitcode == 0 and f"Starting training from iteration {step}\n" in process.log.read_text()
     assert last(out) == (out / "model_final.pth", step + 1)
