@@ -12,7 +12,7 @@ from detectron2.engine import HookBase
 import train_net
 from acam_kd.core.errors import RunError
 from acam_kd.core.interrupts import Interrupted, Signals
-from acam_kd.d2.interrupts import saving_what_is_done
+from acam_kd.d2.interrupts import _start_worker, saving_what_is_done
 
 from .test_train import FixedOrder, arguments, data, forget_datasets, run  # noqa: F401 - fixtures
 from .test_train import train as whole_run
@@ -168,3 +168,17 @@ def test_the_command_says_where_a_run_resumes(arguments, tmp_path, monkeypatch, 
     line = f"interrupted: {out}/model_0000000.pth holds step 1 of 4; the same command with --resume resumes there"
     assert capsys.readouterr().err.splitlines()[-1] == f"train_net.py: {line}"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_the_workers_of_every_loader_leave_signals_to_their_parent(arguments, tmp_path):  # noqa: F811
+    command = arguments("OUTPUT_DIR", tmp_path / "run")
+    trainer = train_net.Trainer(train_net.setup(train_net.parser().parse_args(command)))
+    for grouped in (True, False):
+        cfg = trainer.cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.ASPECT_RATIO_GROUPING = grouped
+        loader = trainer.build_train_loader(cfg)
+        loader = loader.dataset if grouped else loader
+        assert loader.worker_init_fn.func is _start_worker and loader.worker_init_fn.args[0] is not None
+    test = trainer.build_test_loader(trainer.cfg, "own_val")
+    assert test.worker_init_fn.func is _start_worker

@@ -59,7 +59,7 @@ class Trainer(DefaultTrainer):
         if cfg.DATASETS.UNLABELLED:
             node = cfg.DISTILL.UNLABELLED
             options = {"weight": node.WEIGHT, "start": node.START, "keep_norms": node.KEEP_NORMS}
-            feed_unlabelled(self._trainer.model, build_unlabelled_loader(cfg), **options)
+            feed_unlabelled(self._trainer.model, with_quiet_workers(build_unlabelled_loader(cfg)), **options)
         if cfg.TEST.AUG.ENABLED:
             self.register_hooks([hooks.EvalHook(0, lambda: self.test_with_tta(cfg, self.model))])
 
