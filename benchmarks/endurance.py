@@ -62,7 +62,7 @@ def watched(run: Callable[[], object], iterations: int) -> list[Sample]:
     handle = register_optimizer_step_post_hook(after_step)
     try:
         run()
-    except KeyboardInterrupt as error:  # the samples so far are worth their time
+    except (KeyboardInterrupt, SystemExit) as error:  # the samples so far are worth their time
         print(error)
     finally:
         handle.remove()
