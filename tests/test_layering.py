@@ -113,6 +113,7 @@ sys.exit(", ".join(name for name in ("torchvision", "detectron2", "lightning") i
 BELOW = {
     "core": set(),
     "lock": {"core"},
+    "yaml_file": {"core"},
     "json_file": {"core"},
     "fields": set(),
     "methods": {"core"},

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from .core.errors import first_line
+
 __all__ = ["Parsed", "load_yaml", "parse_yaml", "problem_of"]
 
 LARGEST = 1_000_000
@@ -57,18 +59,14 @@ def parse_yaml(text: str, loader: type[Any] = yaml.SafeLoader) -> Parsed:
         raise yaml.YAMLError("values are nested too deeply") from None
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         # PyYAML itself, on values such as !!int x
-        raise yaml.YAMLError(f"a value that cannot be read ({_first_line(error)})") from error
+        raise yaml.YAMLError(f"a value that cannot be read ({first_line(error)})") from error
 
 
 def problem_of(error: Exception, path: str | Path) -> str:
     """Return ``FILE:LINE: PROBLEM`` for an error of reading a YAML file."""
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or getattr(error, "strerror", None) or _first_line(error)
+    problem = getattr(error, "problem", None) or getattr(error, "strerror", None) or first_line(error)
     return f"{path}:{mark.line + 1}: {problem}" if mark else f"{path}: {problem}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _check_size(root: yaml.Node) -> None:

@@ -11,7 +11,9 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from acam_kd.core import RunError
+from acam_kd.core.average import Average
 from acam_kd.core.lost import lost_processes
+from acam_kd.d2.best import _Saver
 from acam_kd.d2.weights_file import read_safely
 from acam_kd.d2.whole_files import write_safely
 
@@ -57,6 +59,21 @@ def test_a_name_appears_when_the_file_is_complete(tmp_path):
         file.write("whole")
     with made.path_manager.open(str(tmp_path / "a")) as file:
         assert file.read() == "whole"
+
+
+def test_the_best_checkpoint_never_stands_for_the_last_one(tmp_path):
+    """Not for a moment, in which a run could be killed."""
+    made = checkpointer(tmp_path)
+    made.save("model_1")
+    average = Average(made.model, 0.5)
+    _Saver(made, average).save("model_best")
+    assert (tmp_path / "last_checkpoint").read_text() == "model_1.pth"
+    written, write = [], made.path_manager.open
+    made.path_manager.open = lambda path, mode: written.append(os.path.basename(path)) or write(path, mode)
+    _Saver(made, average).save("model_average")
+    assert written == ["model_average.pth"]
+    made.save("model_2")
+    assert (tmp_path / "last_checkpoint").read_text() == "model_2.pth"
 
 
 @pytest.mark.parametrize(

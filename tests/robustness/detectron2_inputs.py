@@ -17,7 +17,8 @@ from acam_kd.d2.config import merge, student_config
 from acam_kd.d2.config_files import merge_safely
 from acam_kd.d2.weights_file import read_safely
 
-from .inputs import TARGETS, Target, as_torch, network, target
+from .inputs import TARGETS, Target, target
+from .tensor_inputs import as_torch, network
 
 __all__ = ["TARGETS"]
 

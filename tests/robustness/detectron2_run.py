@@ -33,8 +33,14 @@ def files(folder: Path, data: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def run(log: Path, arguments: list[str]) -> None:
-    """Train as train_net.py does, with its words in a file; the target of a process."""
+def run(log: Path, arguments: list[str], fixed: bool = True) -> None:
+    """Train as train_net.py does, with its words in a file; the target of a process.
+
+    Args:
+        log: gets what is printed.
+        arguments: of the command.
+        fixed: have the same batch at the same iteration; else the dataset's images, from the config's loader.
+    """
     with open(log, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -46,5 +52,11 @@ def run(log: Path, arguments: list[str]) -> None:
         made(self, cfg)
         self._trainer.data_loader = FixedOrder(self)
 
-    train_net.Trainer.__init__ = init
+    if fixed:
+        train_net.Trainer.__init__ = init
+    train(arguments)
+
+
+def train(arguments: list[str]) -> None:
+    """Train as train_net.py does."""
     train_net.main(train_net.parser().parse_args(arguments))

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import acam_kd
 
 from ..core.errors import ConfigError, one_line_errors
+from ..core.interrupts import one_line_interruption
 from . import check, compare, crops, demo, doctor, evaluate, export, masks, predict, shapes, train
 from .command import Parser
 from .train import train_settings
@@ -47,13 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = args.command
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # with several devices this runs once for each
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s", force=True)
-    try:
-        with one_line_errors("acam-kd", command.names):
-            command.run(command.values(args))
-    except KeyboardInterrupt as error:
-        end = f"; {command.again} {error.remedy}" if hasattr(error, "remedy") else ""
-        print(f"acam-kd: {str(error) or 'interrupted'}{end}", file=sys.stderr)
-        raise SystemExit(getattr(error, "status", 130)) from None
+    with one_line_interruption("acam-kd", command.again), one_line_errors("acam-kd", command.names):
+        command.run(command.values(args))
 
 
 def _parser() -> Parser:

@@ -8,10 +8,28 @@ from contextlib import contextmanager
 
 from .errors import RunError
 
-__all__ = ["lost_processes"]
+__all__ = ["lost_process", "lost_processes"]
 
 WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? [\d, ]+\) (?:exited unexpectedly|is killed by signal: (\w+))")
 PARTNER = re.compile(r"gloo|NCCL|[Cc]onnection (?:closed|reset|refused)|Broken pipe|[Ss]ocket")
+
+
+def lost_process(error: BaseException) -> RunError | None:
+    """Return one line in place of torch's error about a process that has ended; None for any other error."""
+    if not isinstance(error, RuntimeError) or isinstance(error, RunError):
+        return None
+    if found := WORKER.search(str(error)):
+        how = f" ({found[1]})" if found[1] else ""
+        return RunError(
+            f"a process that reads images has ended{how}",
+            remedy="use fewer workers or smaller batches if memory ran out; then {resume} resumes the run",
+        )
+    if PARTNER.search(str(error)):
+        return RunError(
+            "another process of the run has ended, or cannot be reached",
+            remedy="see what it said, or what killed it; then {resume} resumes the run",
+        )
+    return None
 
 
 @contextmanager
@@ -31,19 +49,7 @@ batches if memory ran out; then resume resumes the run
     """
     try:
         yield
-    except RunError:
-        raise
     except RuntimeError as error:
-        text = str(error)
-        if found := WORKER.search(text):
-            how = f" ({found[1]})" if found[1] else ""
-            raise RunError(
-                f"a process that reads images has ended{how}",
-                remedy="use fewer workers or smaller batches if memory ran out; then {resume} resumes the run",
-            ) from error
-        if isinstance(error, ConnectionError) or PARTNER.search(text):
-            raise RunError(
-                "another process of the run has ended, or cannot be reached",
-                remedy="see what it said, or what killed it; then {resume} resumes the run",
-            ) from error
+        if found := lost_process(error):
+            raise found from error
         raise

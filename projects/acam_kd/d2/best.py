@@ -77,14 +77,12 @@ class _Saver:
         self.folder = Path(checkpointer.save_dir)
 
     def save(self, name: str, **state: Any) -> None:
-        tag = self.folder / "last_checkpoint"
-        last = tag.read_text() if tag.is_file() else None
-        with self.average.applied():
-            self.checkpointer.save(name, **state)
-        if last is None:
-            tag.unlink(missing_ok=True)
-        else:
-            write_atomically(tag, last)
+        self.checkpointer.tag_last_checkpoint = lambda _: None  # a run that is killed here resumes from another one
+        try:
+            with self.average.applied():
+                self.checkpointer.save(name, **state)
+        finally:
+            del self.checkpointer.tag_last_checkpoint
 
 
 class _Averaging(HookBase):

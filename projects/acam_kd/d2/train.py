@@ -18,7 +18,8 @@ from detectron2.utils import comm
 from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from ..core.errors import RunError, one_line_errors
+from ..core.errors import ConfigError, RunError, one_line_errors
+from ..core.interrupts import PassedOn, Signals, one_line_interruption
 from ..core.lost import lost_processes
 from ..lock import Lock
 from .best import main_metric, with_best
@@ -27,6 +28,7 @@ from .config import add_distillation_config, check_student, exported_student_con
 from .datasets import add_dataset_options, check_datasets, register_datasets
 from .doctor import doctor
 from .evaluation import build_evaluator
+from .interrupts import saving_what_is_done, with_quiet_workers
 from .names import key
 from .progress import progress_line
 from .runs import write_classes
@@ -42,6 +44,7 @@ from .whole_files import write_safely
 __all__ = ["Trainer", "evaluate", "main", "parser", "run", "setup"]
 
 PROGRAM = "train_net.py"
+AGAIN = "the same command with --resume"
 
 
 class Trainer(DefaultTrainer):
@@ -56,7 +59,7 @@ class Trainer(DefaultTrainer):
         if cfg.DATASETS.UNLABELLED:
             node = cfg.DISTILL.UNLABELLED
             options = {"weight": node.WEIGHT, "start": node.START, "keep_norms": node.KEEP_NORMS}
-            feed_unlabelled(self._trainer.model, build_unlabelled_loader(cfg), **options)
+            feed_unlabelled(self._trainer.model, with_quiet_workers(build_unlabelled_loader(cfg)), **options)
         if cfg.TEST.AUG.ENABLED:
             self.register_hooks([hooks.EvalHook(0, lambda: self.test_with_tta(cfg, self.model))])
 
@@ -94,7 +97,14 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         """Build Detectron2's, with the augmentations of semantic segmentation for students of that kind."""
         dense = student_config(cfg).MODEL.META_ARCHITECTURE == "SemanticSegmentor"
-        return build_detection_train_loader(cfg, mapper=build_sem_seg_mapper(cfg) if dense else None)
+        return with_quiet_workers(
+            build_detection_train_loader(cfg, mapper=build_sem_seg_mapper(cfg) if dense else None)
+        )
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Build Detectron2's."""
+        return with_quiet_workers(super().build_test_loader(cfg, dataset_name))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
@@ -140,11 +150,15 @@ def _prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
     check_student(student, resume=args.resume)
     if not args.eval_only:
         check_unlabelled(cfg)
-    default_setup(cfg, args)
-    if comm.is_main_process():
-        with open(os.path.join(cfg.OUTPUT_DIR, "student_config.yaml"), "w") as file:
-            file.write(exported_student_config(cfg).dump())
-        write_classes(cfg)
+    try:
+        default_setup(cfg, args)
+        if comm.is_main_process():
+            with open(os.path.join(cfg.OUTPUT_DIR, "student_config.yaml"), "w") as file:
+                file.write(exported_student_config(cfg).dump())
+            write_classes(cfg)
+    except OSError as error:
+        value = f"{cfg.OUTPUT_DIR}, which cannot be written ({error.strerror or error})"
+        raise ConfigError("output", value, "a folder to write into") from error
 
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
@@ -162,11 +176,18 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
 def main(args: argparse.Namespace) -> Any:
     """Train or evaluate; every process runs this.
 
-    While a run trains, its first process holds the lock of OUTPUT_DIR; an evaluation and the doctor need none.
+    While a run trains, its first process holds the lock of OUTPUT_DIR; an evaluation and the doctor need none. Ctrl-C
+    and SIGTERM end a training after a whole step, which is saved.
     """
-    with one_line_errors(PROGRAM, key), contextlib.ExitStack() as held:
+    first, training = comm.is_main_process(), not (args.eval_only or args.doctor)
+    with (
+        one_line_interruption(PROGRAM, AGAIN if training else "", said=first),
+        one_line_errors(PROGRAM, key),
+        Signals() as signals,
+        contextlib.ExitStack() as held,
+    ):
         cfg = _read(args)
-        if comm.is_main_process() and not (args.eval_only or args.doctor):
+        if first and training:
             held.enter_context(Lock(cfg.OUTPUT_DIR))
         _prepare(cfg, args)
         if args.eval_only:
@@ -179,7 +200,7 @@ def main(args: argparse.Namespace) -> Any:
         trainer.resume_or_load(resume=args.resume)
         if trainer.start_iter == 0:
             check_teacher(cfg)
-        with lost_processes():
+        with lost_processes(), saving_what_is_done(trainer, signals):
             return trainer.train()
 
 
@@ -194,13 +215,16 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: list[str] | None = None) -> None:
     """Run the command, in as many processes as it asks for."""
     args = parser().parse_args(arguments)
-    try:
-        launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
-    except ProcessExitedException as error:
-        if error.signal_name:
-            ended = f"process {error.error_index} of the run was ended by {error.signal_name}"
-            raise SystemExit(f"{PROGRAM}: {ended}; then --resume resumes the run") from None
-        raise SystemExit(error.exit_code) from None  # the process has said why
+    several = args.num_gpus * args.num_machines > 1  # else Detectron2 starts no process, and main has the signals
+    with PassedOn() if several else contextlib.nullcontext() as passed:
+        try:
+            launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
+        except ProcessExitedException as error:
+            if error.signal_name:
+                ended = f"process {error.error_index} of the run was ended by {error.signal_name}"
+                raise SystemExit(f"{PROGRAM}: {ended}; then --resume resumes the run") from None
+            received = passed.received if passed is not None else 0
+            raise SystemExit(128 + received if received else error.exit_code) from None  # the process has said why
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..core.errors import ConfigError
-from .interrupts import leave_to_parent
+from ..core.interrupts import leave_to_parent
 
 if TYPE_CHECKING:
     from .data import Images

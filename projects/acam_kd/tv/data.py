@@ -19,6 +19,7 @@ from torchvision.tv_tensors import Image as PixelImage
 from ..core.errors import ConfigError
 from ..data.check import Needs, check_coco
 from ..data.coco import CocoSplit
+from ..data.collecting import uncollected
 from ..data.images import AUTO, read_rgb
 from ..data.labels import IGNORED
 from .batches import Sample, Stream, evaluation_loader, training_loader
@@ -162,7 +163,7 @@ class CocoImages(Images):
         self.split, self.masks = split, masks
         self.coco = COCO()
         self.coco.dataset = content
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
+        with uncollected(), contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
             self.coco.createIndex()
         self.ids = sorted(self.coco.imgs)
         self.labels = label_of([category["id"] for category in content["categories"]])

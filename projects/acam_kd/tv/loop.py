@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..core import Distillation, RunError, clip_gradients
 from ..core.average import Average
+from ..core.interrupts import Interrupted, Signals
 from ..core.outputs import non_finite
 from ..core.teacher import evaluating
 from ..report.confusion import draw_confusion
@@ -34,7 +35,6 @@ from .data import Images, Stream, evaluation_loader, training_loader
 from .evaluation import Evaluator, build_evaluator
 from .folder import RunFolder
 from .hard import HardAugmentor
-from .interrupts import Interrupted, Signals
 from .mixing import Mixing
 from .models import plain
 from .names import option
@@ -269,7 +269,7 @@ class Training:
             if number:
                 self.save()
                 self.fabric.barrier()
-                raise Interrupted(number=number)
+                self.signals.stop(number)
 
     @contextmanager
     def saving_what_is_done(self) -> Iterator[None]:

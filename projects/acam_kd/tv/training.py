@@ -11,6 +11,7 @@ import lightning
 from lightning.fabric import Fabric
 
 from ..core import ConfigError
+from ..core.interrupts import Signals
 from ..core.lost import lost_processes
 from ..data.fingerprint import Fingerprint
 from . import token_learning
@@ -21,7 +22,6 @@ from .data import Images, Stream
 from .devices import build_fabric, is_first, launch
 from .folder import RunFolder
 from .hard import check_augmentor
-from .interrupts import Signals
 from .labels import load_data
 from .loggers import check_loggers
 from .loop import Moment, Training

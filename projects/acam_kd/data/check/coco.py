@@ -12,6 +12,7 @@ from typing import Any
 
 from ...core.errors import ConfigError
 from ..coco import CONVERTED
+from ..collecting import uncollected
 from ..images import AUTO, Header
 from .annotations import Annotations, Needs
 from .cache import State, read_entry, write_entry
@@ -43,6 +44,7 @@ class Checked:
     notices: list[str]
 
 
+@uncollected()
 def check_coco(
     json_file: str,
     image_root: str,
