@@ -194,6 +194,35 @@ def test_a_run_of_another_trainer_is_one_line(pictures, tmp_path):
         assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
+def test_the_best_checkpoint_is_predicted_exported_and_evaluated(pictures, tmp_path, monkeypatch):
+    """Its file differs from the last one's: it finds the third class alone."""
+    run = write_run(tmp_path / "run", "retinanet", pictures)
+    weights = torch.load(run / "model_final.pth")
+    weights["model"]["head.cls_score.bias"].view(-1, len(THINGS))[:, :2] = -50
+    torch.save(weights, run / "model_best.pth")
+    for checkpoint, ids in (("last", {3, 6, 9}), ("best", {9})):
+        out = tmp_path / checkpoint
+        main(["predict", str(run), str(pictures), "--output", str(out), "--checkpoint", checkpoint])
+        results = json.loads((out / "predictions.json").read_text())
+        assert {result["category_id"] for result in results} == ids
+    path = tmp_path / "file"
+    main(["export", str(run), "--format", "torchscript", "--output", str(path), "--images", str(pictures),
+          "--checkpoint", "best"])  # fmt: skip
+    exported = load_exported(path)
+    assert exported.metadata.weights == "model_best.pth"
+    image = as_pixels(cv2.imread(str(min(pictures.iterdir())))[:, :, ::-1].copy())
+    assert {*exported([image])[0]["labels"].tolist()} == {9}
+    seen = []
+    monkeypatch.setattr("acam_kd.tv.measure.measure", lambda model, *_, **__: seen.append(model) or _Row())
+    monkeypatch.setattr("acam_kd.tv.measure.table", lambda rows: "")
+    main(["eval", "--data", str(pictures.parent), "--student", str(run), "--checkpoint", "best"])
+    assert seen[0].file.name == "model_best.pth" and {*seen[0].network([image])[0]["labels"].tolist()} == {9}
+
+
+class _Row:
+    metrics = {"AP": 1.0}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "torchscript"])
 @pytest.mark.parametrize("kind", EXPORTED)

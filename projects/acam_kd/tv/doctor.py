@@ -63,7 +63,7 @@ def doctor(settings: Settings, *, whole: bool = False) -> Examination:
     with looked.part("one step") as part, looked.logged(part, logging.getLogger("acam_kd")):
         batch = _batch(settings, data[0], device)
         with enough_values("one step"):
-            look_at_step(part, models.student.to(device).train(), *batch)
+            look_at_step(part, models.student.to(device).train(), *batch, names=option)
     return looked
 
 
