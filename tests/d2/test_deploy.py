@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from acam_kd.cli import main
+from acam_kd.d2.best import _Best
 from acam_kd.d2.runs import load_run
 from acam_kd.export.exported import load_exported
 
@@ -47,6 +49,19 @@ def test_best_and_average(run):
     assert final["average"]["updates"] == 4
     model, _, weights = load_run(str(folder), checkpoint="last", size=None)
     assert weights == "model_average.pth" and torch.equal(model.state_dict()[name].cpu(), averaged["model"][name])
+
+
+def test_a_longer_run_knows_the_best_of_the_one_it_resumes(tmp_path):
+    def hook(start_iter, max_iter):
+        made = _Best(2, SimpleNamespace(folder=tmp_path), "bbox/AP")
+        made.trainer = SimpleNamespace(start_iter=start_iter, max_iter=max_iter)
+        made.before_train()
+        return made
+
+    assert hook(0, 4)._update_best(7.0, 4)  # the evaluation at the end of a run of four iterations
+    assert json.loads((tmp_path / "best.json").read_text()) == {"metric": "bbox/AP", "value": 7.0, "iteration": 3}
+    assert hook(4, 8).best_metric == 7.0
+    assert hook(2, 8).best_metric is None  # the third and the fourth iteration are made again
 
 
 def test_no_best_and_no_average(run):

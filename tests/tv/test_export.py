@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import logging
 import warnings
 import zipfile
 from pathlib import Path
@@ -133,6 +134,15 @@ def test_a_missing_detection_and_another_pixel_are_seen():
 
 
 # Every format.
+
+
+def test_logs_of_the_exporters_are_kept_back(caplog):
+    logger = logging.getLogger("an.exporter")
+    logger.setLevel(logging.INFO)
+    with checked._silent():
+        logger.error("a graph of 900 lines")
+    logger.error("another")
+    assert caplog.messages == ["another"]
 
 
 @pytest.mark.filterwarnings("ignore")  # the tracers are deprecated, and warn of constants

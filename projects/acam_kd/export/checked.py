@@ -153,7 +153,7 @@ def _make(model: Deployable, metadata: Metadata, path: Path, kind: str, example:
     if kind == "onnx":
         for package in ("onnx", "onnxruntime"):
             needed(package, "the export")
-    with warnings.catch_warnings(), torch.no_grad(), _silent("torch", "onnxscript", "onnx_ir"):
+    with warnings.catch_warnings(), torch.no_grad(), _silent():
         warnings.simplefilter("ignore")  # the tracers' about constants, which the check at several sizes is for
         try:
             makers[kind](model, metadata, path, example)
@@ -168,18 +168,15 @@ def _make(model: Deployable, metadata: Metadata, path: Path, kind: str, example:
 
 
 @contextlib.contextmanager
-def _silent(*names: str) -> Iterator[None]:
+def _silent() -> Iterator[None]:
     """Keep back the logs of the exporters, which are those of a debugger."""
-    loggers = [logging.getLogger(name) for name in names]
-    before = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.CRITICAL)
+    before = logging.root.manager.disable  # for all, since some of their loggers have levels of their own
+    logging.disable(logging.CRITICAL)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _mute():
             yield  # else whole graphs are printed
     finally:
-        for each, level in zip(loggers, before):
-            each.setLevel(level)
+        logging.disable(before)
 
 
 @contextlib.contextmanager
