@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from acam_kd.cli import main
+from acam_kd.cli.runs import detectron2
 from acam_kd.d2.best import _Best
 from acam_kd.d2.runs import load_run
 from acam_kd.export.exported import load_exported
@@ -62,6 +64,16 @@ def test_a_longer_run_knows_the_best_of_the_one_it_resumes(tmp_path):
     assert json.loads((tmp_path / "best.json").read_text()) == {"metric": "bbox/AP", "value": 7.0, "iteration": 3}
     assert hook(4, 8).best_metric == 7.0
     assert hook(2, 8).best_metric is None  # the third and the fourth iteration are made again
+
+
+def test_warnings_about_detectron2s_code_are_not_shown():
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        detectron2("runs")
+        warnings.warn("torch.meshgrid: in an upcoming release", UserWarning, stacklevel=1)
+        warnings.warn("`torch.jit.script` is deprecated", FutureWarning, stacklevel=1)
+        warnings.warn("another", UserWarning, stacklevel=1)
+    assert [str(each.message) for each in seen] == ["another"]
 
 
 def test_no_best_and_no_average(run):
