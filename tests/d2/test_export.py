@@ -243,8 +243,8 @@ def test_every_kind_of_student_is_exported(kind, format, pictures, tmp_path, cap
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["faster", "mask", "cascade"])
-def test_torch_export_of_a_two_stage_detector_is_refused_in_one_line(kind, pictures, tmp_path):
+@pytest.mark.parametrize("kind", ["retinanet", "faster", "mask", "cascade"])
+def test_torch_export_of_a_detector_is_refused_in_one_line(kind, pictures, tmp_path):
     run = write_run(tmp_path / "run", kind, pictures)
     found = r"cannot be exported as torch-export \(Could not guard on data-dependent expression .* choose another format; see"
     with pytest.raises(RunError, match=found):
