@@ -281,6 +281,8 @@ def test_run_and_file_have_one_metric(kind, pictures, tmp_path, capsys, monkeypa
     things = {str(number): name for number, name in enumerate(names, 10)}
     (run / "classes.json").write_text(json.dumps({"things": things, "stuff": ["background", *names]}))
     export_run(str(run), tmp_path / "file", kind="torchscript", images=[str(pictures)])
+    weights = torch.load(run / "model_final.pth")
+    torch.save({**weights, "optimizer": torch.zeros(2**20)}, run / "model_final.pth")  # which the size leaves out
     monkeypatch.setattr("acam_kd.tv.measure.latency", lambda *_: 1.0)
     main(["eval", "--data", str(pictures.parent), "--student", str(tmp_path / "file"), "--beside", str(run),
           "--workers", "0"])  # fmt: skip
@@ -288,6 +290,8 @@ def test_run_and_file_have_one_metric(kind, pictures, tmp_path, capsys, monkeypa
     metric = "mIoU" if kind in SEMANTIC else "AP"
     assert [row.split()[1] for row in rows] == [f"{json.loads(metrics)[metric]:.2f}"] * 2
     assert [len(row.split()) for row in rows] == [5, 7]  # a run knows its parameters
+    sizes = [(tmp_path / "file").stat().st_size, sum(tensor.nbytes for tensor in weights["model"].values())]
+    assert [row.split()[-3] for row in rows] == [f"{size / 2**20:.1f}" for size in sizes]
     assert ("segm/AP" in json.loads(metrics)) == (kind == "mask")
     with pytest.raises(SystemExit, match="--size: found 64, expected 96, which is in .*file; leave --size out"):
         main(["eval", "--data", str(pictures.parent), "--student", str(tmp_path / "file"), "--size", "64"])
