@@ -25,6 +25,7 @@ from torch import Tensor
 from acam_kd.data.coco import CocoSplit
 from acam_kd.methods import ACAMKD
 from acam_kd.tv.build import build_models
+from acam_kd.tv.card import resolved
 from acam_kd.tv.checkpoint import PREFIX, read_checkpoint
 from acam_kd.tv.data import Images
 from acam_kd.tv.distillation import normalized_batch
@@ -61,7 +62,7 @@ def measure(folder: Path, images: int) -> dict[str, dict[str, list[float]]]:
     values: dict[str, Any] = json.loads((folder / "settings.json").read_text())
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     splits = {name: CocoSplit(**value) for name, value in values.items() if name.endswith("_split")}
-    settings = Settings(**{**values, **splits}).resolved()
+    settings = resolved(Settings(**{**values, **splits}))
     data: Images = load_data(settings.val_split, settings.student_name, name="validation data", size=settings.size)
     models = build_models(settings, data)
     student, teacher = models.student, cast(Any, models.teacher).eval()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from acam_kd.cli import main
+from acam_kd.cli.runs import detectron2
+from acam_kd.d2.best import _Best
 from acam_kd.d2.runs import load_run
 from acam_kd.export.exported import load_exported
 
@@ -47,6 +51,29 @@ def test_best_and_average(run):
     assert final["average"]["updates"] == 4
     model, _, weights = load_run(str(folder), checkpoint="last", size=None)
     assert weights == "model_average.pth" and torch.equal(model.state_dict()[name].cpu(), averaged["model"][name])
+
+
+def test_a_longer_run_knows_the_best_of_the_one_it_resumes(tmp_path):
+    def hook(start_iter, max_iter):
+        made = _Best(2, SimpleNamespace(folder=tmp_path), "bbox/AP")
+        made.trainer = SimpleNamespace(start_iter=start_iter, max_iter=max_iter)
+        made.before_train()
+        return made
+
+    assert hook(0, 4)._update_best(7.0, 4)  # the evaluation at the end of a run of four iterations
+    assert json.loads((tmp_path / "best.json").read_text()) == {"metric": "bbox/AP", "value": 7.0, "iteration": 3}
+    assert hook(4, 8).best_metric == 7.0
+    assert hook(2, 8).best_metric is None  # the third and the fourth iteration are made again
+
+
+def test_warnings_about_detectron2s_code_are_not_shown():
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        detectron2("runs")
+        warnings.warn("torch.meshgrid: in an upcoming release", UserWarning, stacklevel=1)
+        warnings.warn("`torch.jit.script` is deprecated", FutureWarning, stacklevel=1)
+        warnings.warn("another", UserWarning, stacklevel=1)
+    assert [str(each.message) for each in seen] == ["another"]
 
 
 def test_no_best_and_no_average(run):
@@ -95,4 +122,4 @@ def test_the_doctor(arguments, tmp_path, capsys):  # noqa: F811
     assert error.value.code == 0
     out = capsys.readouterr().out
     assert "own_train: 6 images" in out and "the method's gradient reaches" in out
-    assert not (tmp_path / "run" / "model_final.pth").exists()
+    assert out.startswith("versions  ") and not (tmp_path / "run").exists()  # no log, and no file of a run

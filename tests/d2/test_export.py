@@ -194,6 +194,35 @@ def test_a_run_of_another_trainer_is_one_line(pictures, tmp_path):
         assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
+def test_the_best_checkpoint_is_predicted_exported_and_evaluated(pictures, tmp_path, monkeypatch):
+    """Its file differs from the last one's: it finds the third class alone."""
+    run = write_run(tmp_path / "run", "retinanet", pictures)
+    weights = torch.load(run / "model_final.pth")
+    weights["model"]["head.cls_score.bias"].view(-1, len(THINGS))[:, :2] = -50
+    torch.save(weights, run / "model_best.pth")
+    for checkpoint, ids in (("last", {3, 6, 9}), ("best", {9})):
+        out = tmp_path / checkpoint
+        main(["predict", str(run), str(pictures), "--output", str(out), "--checkpoint", checkpoint])
+        results = json.loads((out / "predictions.json").read_text())
+        assert {result["category_id"] for result in results} == ids
+    path = tmp_path / "file"
+    main(["export", str(run), "--format", "torchscript", "--output", str(path), "--images", str(pictures),
+          "--checkpoint", "best"])  # fmt: skip
+    exported = load_exported(path)
+    assert exported.metadata.weights == "model_best.pth"
+    image = as_pixels(cv2.imread(str(min(pictures.iterdir())))[:, :, ::-1].copy())
+    assert {*exported([image])[0]["labels"].tolist()} == {9}
+    seen = []
+    monkeypatch.setattr("acam_kd.tv.measure.measure", lambda model, *_, **__: seen.append(model) or _Row())
+    monkeypatch.setattr("acam_kd.tv.measure.table", lambda rows: "")
+    main(["eval", "--data", str(pictures.parent), "--student", str(run), "--checkpoint", "best"])
+    assert seen[0].file.name == "model_best.pth" and {*seen[0].network([image])[0]["labels"].tolist()} == {9}
+
+
+class _Row:
+    metrics = {"AP": 1.0}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "torchscript"])
 @pytest.mark.parametrize("kind", EXPORTED)
@@ -214,9 +243,11 @@ def test_every_kind_of_student_is_exported(kind, format, pictures, tmp_path, cap
 
 
 @pytest.mark.slow
-def test_torch_export_of_a_detector_is_refused_in_one_line(pictures, tmp_path):
-    run = write_run(tmp_path / "run", "faster", pictures)
-    with pytest.raises(RunError, match="cannot be exported as torch-export .* choose another format; see docs"):
+@pytest.mark.parametrize("kind", ["retinanet", "faster", "mask", "cascade"])
+def test_torch_export_of_a_detector_is_refused_in_one_line(kind, pictures, tmp_path):
+    run = write_run(tmp_path / "run", kind, pictures)
+    found = r"cannot be exported as torch-export \(Could not guard on data-dependent expression .* choose another format; see"
+    with pytest.raises(RunError, match=found):
         export_run(str(run), tmp_path / "file", kind="torch-export", images=[str(pictures)])
     assert not (tmp_path / "file").exists()
 
@@ -250,6 +281,8 @@ def test_run_and_file_have_one_metric(kind, pictures, tmp_path, capsys, monkeypa
     things = {str(number): name for number, name in enumerate(names, 10)}
     (run / "classes.json").write_text(json.dumps({"things": things, "stuff": ["background", *names]}))
     export_run(str(run), tmp_path / "file", kind="torchscript", images=[str(pictures)])
+    weights = torch.load(run / "model_final.pth")
+    torch.save({**weights, "optimizer": torch.zeros(2**20)}, run / "model_final.pth")  # which the size leaves out
     monkeypatch.setattr("acam_kd.tv.measure.latency", lambda *_: 1.0)
     main(["eval", "--data", str(pictures.parent), "--student", str(tmp_path / "file"), "--beside", str(run),
           "--workers", "0"])  # fmt: skip
@@ -257,6 +290,8 @@ def test_run_and_file_have_one_metric(kind, pictures, tmp_path, capsys, monkeypa
     metric = "mIoU" if kind in SEMANTIC else "AP"
     assert [row.split()[1] for row in rows] == [f"{json.loads(metrics)[metric]:.2f}"] * 2
     assert [len(row.split()) for row in rows] == [5, 7]  # a run knows its parameters
+    sizes = [(tmp_path / "file").stat().st_size, sum(tensor.nbytes for tensor in weights["model"].values())]
+    assert [row.split()[-3] for row in rows] == [f"{size / 2**20:.1f}" for size in sizes]
     assert ("segm/AP" in json.loads(metrics)) == (kind == "mask")
     with pytest.raises(SystemExit, match="--size: found 64, expected 96, which is in .*file; leave --size out"):
         main(["eval", "--data", str(pictures.parent), "--student", str(tmp_path / "file"), "--size", "64"])

@@ -45,6 +45,9 @@ def test_missing_and_mismatched_tensors_are_an_error_that_lists_them(retinanet, 
     assert "head.cls_score.bias: (5,) in the file, (27,) in the teacher" in found
     text = error.value.render(key)
     assert text.startswith("DISTILL.TEACHER.WEIGHTS: ") and "do they belong to DISTILL.TEACHER.CONFIG_FILE?" in text
+    (tmp_path / "student_config.yaml").touch()  # the file lies in the folder of a run
+    with refused("teacher_weights", hint=f"set {{teacher}} to {tmp_path}/student_config.yaml, the config of that run"):
+        build_teacher(distillation_config(retinanet, retinanet_teacher, weights=weights))
 
 
 def test_backbone_weights_alone_are_not_a_teacher(retinanet, retinanet_teacher, tmp_path):

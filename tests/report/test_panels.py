@@ -20,7 +20,7 @@ from acam_kd.report.panels import (
 
 BLACK = np.zeros((50, 100, 3), np.uint8)
 ZERO, ONE = (68, 1, 84), (253, 231, 37)  # the ends of viridis
-RED, BLUE = (255, 0, 0), (0, 0, 255)
+RED, BLUE, GREEN = (255, 0, 0), (0, 0, 255), (0, 255, 0)
 TOP = MARGIN + LINE + GAP + LINE + GAP
 """The upper edge of the first row's pictures."""
 
@@ -142,5 +142,9 @@ def test_labels_stay_in_the_image():
     assert out.shape == image.shape
     assert (out[3:14, 40:60] == RED).all(2).any()  # shifted to the left
     assert (out[26:38, 1:5] == BLUE).all(2).any()  # above its box
+    boxes = np.array([[10, 30, 50, 40], [12, 31, 50, 40], [11, 29, 50, 40]])
+    crowded = draw_detections(np.zeros((80, 80, 3), np.uint8), boxes, ["a", "b", "c"], None, [RED, BLUE, GREEN])
+    assert (crowded[16:28, 10:18] == RED).all(2).any() and (crowded[42:54, 12:20] == BLUE).all(2).any()
+    assert not (crowded[:28] == GREEN).all(2).any() and not (crowded[43:] == GREEN).all(2).any()  # no place is free
     empty = draw_detections(image, np.zeros((0, 4)), [], np.zeros(0), [])
     assert (empty == image).all() and empty is not image

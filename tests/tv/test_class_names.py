@@ -23,6 +23,7 @@ from acam_kd.tv.data import CocoImages
 from acam_kd.tv.folder import RunFolder
 from acam_kd.tv.models import build_model
 from acam_kd.tv.training import train
+from acam_kd.tv.written import as_dict
 
 from .conftest import STUDENT, refuses, tiny
 from .test_class_heads import HEADS, IMAGES, class_weight, spy
@@ -234,7 +235,7 @@ def test_class_layers_of_other_classes_are_not_inherited(kind, tmp_path):
 
 
 def test_a_run_that_is_older_than_the_settings_resumes(settings, tmp_path):
-    before = settings.asdict()
+    before = as_dict(settings)
     for name in ("class_map", "teacher_class_names"):
         del before[name]
     (tmp_path / "settings.json").write_text(json.dumps(before))

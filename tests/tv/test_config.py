@@ -11,9 +11,11 @@ import yaml
 
 from acam_kd import cli
 from acam_kd.data.splits import LabelSplit
+from acam_kd.tv import defaults
 from acam_kd.tv.defaults import COCO_IMAGES
 from acam_kd.tv.run import Settings
 from acam_kd.tv.training import train
+from acam_kd.tv.written import as_options
 
 from .conftest import STUDENT
 from .test_cli import quick, run
@@ -152,10 +154,10 @@ def test_every_setting_is_repeated(settings, tmp_path):
     split = LabelSplit(*map(str, folders), ("sky", "road/path", "a,b"), "16bit")
     for whole in (settings, dataclasses.replace(settings, train_split=split, val_split=split, **other)):
         file = tmp_path / "settings.yaml"
-        file.write_text(yaml.safe_dump(whole.as_options()))
+        file.write_text(yaml.safe_dump(as_options(whole)))
         assert asked("--config", file, "--output", tmp_path) == whole
     none = dataclasses.replace(settings, teacher="t")  # a teacher to inherit from, and no method
-    file.write_text(yaml.safe_dump(none.as_options()))
+    file.write_text(yaml.safe_dump(as_options(none)))
     assert asked("--config", file, "--output", tmp_path).method == ""
 
 
@@ -167,7 +169,7 @@ def test_the_rule(settings):
     free = dataclasses.replace(free, eval_period=0, checkpoint_period=0)
 
     def scaled(images, **change):
-        found = dataclasses.replace(free, **change).scaled(images)
+        found = defaults.scaled(dataclasses.replace(free, **change), images)
         assert found.epochs == 0
         return found.iterations, found.learning_rate
 
@@ -181,7 +183,7 @@ def test_the_rule(settings):
     assert scaled(300, iterations=7, epochs=3) == (7, 0.01)
 
     def periods(**change):
-        found = dataclasses.replace(free, **change).scaled(300)
+        found = defaults.scaled(dataclasses.replace(free, **change), 300)
         return found.eval_period, found.checkpoint_period
 
     assert periods() == (750, 300)  # of 3000

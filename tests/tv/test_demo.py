@@ -13,6 +13,7 @@ from acam_kd.core.errors import ConfigError
 from acam_kd.data import shapes
 from acam_kd.demo import PLANS, demo
 from acam_kd.tv import demo as engine
+from acam_kd.tv.written import as_dict
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_rows_differ_only_in_what_they_say(small, tmp_path, monkeypatch):
     for plan in PLANS:
         engine.run(plan, tmp_path / plan.key, data=data, teacher=tmp_path / "t", seed=3, watched=[])
     kept = [
-        {k: v for k, v in settings.asdict().items() if k not in ("teacher", "method", "options", "inherit")}
+        {k: v for k, v in as_dict(settings).items() if k not in ("teacher", "method", "options", "inherit")}
         for settings in asked.values()
     ]
     assert len(kept) == 4 and all(settings == kept[0] for settings in kept) and kept[0]["seed"] == 3

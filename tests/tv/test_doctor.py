@@ -30,7 +30,18 @@ def test_a_sound_set_up(settings, finished):
     assert found["models"].lines[-1].startswith("teacher: mean [0.485, 0.456, 0.406]")
     assert found["teacher"].state == BROKEN and looked.status == 1  # four steps teach nothing
     assert found["one step"].state == OK
+    assert re.search(r"the method's losses are [\d.e-]+ times the task's$", "\n".join(found["one step"].lines), re.M)
     assert re.match(r"the method's gradient reaches \d+ of \d+ of", found["one step"].lines[0])
+
+
+def test_losses_far_above_the_tasks_are_to_be_looked_at(settings, finished):
+    loud = dataclasses.replace(settings, teacher=str(finished), method="Mimic", options=("alpha=1e6",))
+    part = parts(doctor(loud))["one step"]
+    assert part.state == LOOK
+    assert re.search(
+        r"losses are \S+ times the task's: if they stay above 10 times, lower --set Mimic.alpha, or set --weight to share",
+        "\n".join(part.lines),
+    )
 
 
 def test_a_student_alone(settings):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import logging
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from acam_kd.core.errors import ConfigError, RunError
 from acam_kd.data import shapes
 from acam_kd.data.coco import find_split
 from acam_kd.export import checked
-from acam_kd.export.agreement import compare
+from acam_kd.export.agreement import Agreement, compare
 from acam_kd.export.checked import export_model
 from acam_kd.export.exported import ENTRY, Metadata, load_exported
 from acam_kd.tv import deployed
@@ -134,6 +136,27 @@ def test_a_missing_detection_and_another_pixel_are_seen():
 # Every format.
 
 
+def test_a_check_in_which_nothing_was_found_says_so(tmp_path, monkeypatch, capsys):
+    (tmp_path / "x.onnx").touch()
+    found = [checked.Comparison(96, 128, Agreement(0, 0, False)), checked.Comparison(96, 96, Agreement(0, 0, False))]
+    monkeypatch.setattr("acam_kd.tv.run_export.export_run", lambda *_, **__: found)
+    arguments = ["export", str(tmp_path), "--format", "onnx", "--output", str(tmp_path / "x.onnx")]
+    main(arguments)
+    assert capsys.readouterr().out.splitlines()[-2].endswith("which therefore says little: give --images with objects")
+    found.append(checked.Comparison(96, 96, Agreement(2, 2, False)))
+    main(arguments)
+    assert "says little" not in capsys.readouterr().out
+
+
+def test_logs_of_the_exporters_are_kept_back(caplog):
+    logger = logging.getLogger("an.exporter")
+    logger.setLevel(logging.INFO)
+    with checked._silent():
+        logger.error("a graph of 900 lines")
+    logger.error("another")
+    assert caplog.messages == ["another"]
+
+
 @pytest.mark.filterwarnings("ignore")  # the tracers are deprecated, and warn of constants
 @pytest.mark.parametrize("kind", ["onnx", "torchscript"])
 def test_export_of_a_detector(run, pictures, tmp_path, capsys, kind):
@@ -141,7 +164,9 @@ def test_export_of_a_detector(run, pictures, tmp_path, capsys, kind):
         pytest.importorskip("onnxruntime")
     export(run, kind, tmp_path / "new" / "model", pictures)
     assert capsys.readouterr().out.count("agree at") == 8
-    exported = load_exported(tmp_path / "new" / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)  # a user would see torch's own on every use
+        exported = load_exported(tmp_path / "new" / "model")
     assert (exported.metadata.name, exported.metadata.categories) == ("fcos_mobilenet_v3_small_fpn64", NAMES)
     assert exported.metadata.size == 96 and exported.metadata.weights == "student.pth"
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["model"]

@@ -12,6 +12,7 @@ from acam_kd.core.errors import ConfigError, RunError
 from acam_kd.tv.adapter import adapt
 from acam_kd.tv.distillation import normalized_batch
 from acam_kd.tv.models import build_model, plain
+from acam_kd.tv.norms import SingleValueGroupNorm
 from acam_kd.tv.segmentation import Segmentor
 
 IMAGES = [torch.rand(3, 70, 96), torch.rand(3, 96, 64)]
@@ -128,6 +129,31 @@ def test_what_is_saved_loads_in_plain_torchvision(name):
     state = plain(build_model(name, num_classes=5)).state_dict()
     extra = {"aux_loss": True} if name.startswith("deeplab") else {}
     torchvision.models.get_model(name, num_classes=5, weights_backbone=None, **extra).load_state_dict(state)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_fcos_with_one_channel_per_group_takes_one_small_image(training):
+    """Its coarsest map is one pixel, which torch's own group norm refuses of one image and takes of two."""
+    torch.manual_seed(0)
+    model = build_model("fcos_mobilenet_v2_fpn32", num_classes=4, size=64).train(training)
+    image, target = torch.rand(3, 64, 64), {"boxes": torch.tensor([[4.0, 4, 40, 40]]), "labels": torch.tensor([1])}
+    if training:
+        assert all(loss.isfinite() for loss in model([image], [target]).values())
+        return
+    one, (first, second) = model([image])[0], model([image, image])
+    for name, found in one.items():
+        torch.testing.assert_close(found, first[name])
+        torch.testing.assert_close(first[name], second[name])
+
+
+def test_a_group_norm_is_torchs_own_and_one_value_becomes_the_bias():
+    norm = SingleValueGroupNorm(2, 4)
+    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    x = torch.randn(3, 4, 2, 5)
+    assert torch.equal(norm(x), F.group_norm(x, 2, norm.weight, norm.bias, norm.eps))
+    single = SingleValueGroupNorm(4, 4)
+    torch.nn.init.normal_(single.bias)
+    torch.testing.assert_close(single(torch.randn(1, 4, 1, 1)).flatten(), single.bias)
 
 
 def test_mobilenet_v2_is_tapped_at_the_last_block_of_each_stride():

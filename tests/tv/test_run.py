@@ -11,7 +11,7 @@ import torch
 
 from acam_kd.core.errors import ConfigError, RunError
 from acam_kd.lock import Lock
-from acam_kd.tv.card import Card, read_card
+from acam_kd.tv.card import Card, read_card, resolved
 from acam_kd.tv.folder import RunFolder
 
 
@@ -63,7 +63,7 @@ def test_a_folder_without_a_finished_run_is_named_as_its_argument(folder, argume
 
 def test_settings_name_the_student(folder, settings):
     unfinished = dataclasses.replace(settings, student=str(folder.path), size=None)
-    for ask in (lambda: unfinished.student_name, unfinished.resolved):
+    for ask in (lambda: unfinished.student_name, lambda: resolved(unfinished)):
         with pytest.raises(ConfigError) as error:
             ask()
         assert error.value.argument == "student"

@@ -19,9 +19,11 @@ from acam_kd.files import numbers
 from acam_kd.methods import PKD, Mimic
 from acam_kd.tv.build import evaluate
 from acam_kd.tv.card import read_card
+from acam_kd.tv.doctor import doctor
 from acam_kd.tv.folder import RunFolder
 from acam_kd.tv.models import build_model
 from acam_kd.tv.names import option
+from acam_kd.tv.norms import enough_values
 from acam_kd.tv.optimizer import learning_rate_curve
 from acam_kd.tv.training import train
 
@@ -319,6 +321,24 @@ def test_what_lightning_refuses_is_one_line(settings, tmp_path):
         train(replace(settings, accelerator="tpu"), tmp_path / "run")
     with refuses("batch_size", "1", "2 images a device at least"):
         train(replace(settings, student="deeplabv3_mobilenet_v3_large", batch_size=1), tmp_path / "run")
+
+
+def test_a_batch_norm_of_one_value_is_one_line(settings, tmp_path):
+    with refuses("batch_size", "1", "2 images a device at least", "SSDLite"):
+        train(replace(settings, student="ssdlite320_mobilenet_v3_large", batch_size=1), tmp_path / "ssd")
+    single = replace(settings, student="fcos_mobilenet_v2_fpn32", size=32, batch_size=1)
+    line = (
+        "a batch norm gets one image, whose map has one pixel; raise --batch-size to 2 images a device, or raise --size"
+    )
+    with pytest.raises(RunError) as error:
+        train(single, tmp_path / "run")
+    assert error.value.render(option) == f"iteration 0: {line}"
+    assert doctor(single).parts[-1].lines[-1] == f"one step: {line}"
+
+
+def test_other_errors_stay_as_they_are():
+    with pytest.raises(ValueError, match="^other$"), enough_values("iteration 1"):
+        raise ValueError("other")
 
 
 def test_a_broken_checkpoint_is_said_and_a_folder_that_is_a_file(settings, tmp_path):

@@ -38,10 +38,13 @@ def run(values: Values) -> None:
         module = detectron2("export")
     else:
         from ..tv import run_export as module
-    for found in module.export_run(
+    found = module.export_run(
         asked.run, asked.output, kind=asked.format, checkpoint=asked.checkpoint, size=asked.size, images=asked.images
-    ):
-        print(found)
+    )
+    for each in found:
+        print(each)
+    if not any(each.agreement.compared for each in found):
+        print("nothing was found in the images of the check, which therefore says little: give --images with objects")
     print(f"the exported student: {asked.output} ({asked.output.stat().st_size / 2**20:.1f} MiB)")
 
 

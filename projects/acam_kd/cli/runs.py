@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ CONFIG = "student_config.yaml"
 """The file that a run of Detectron2's engine writes, and no other."""
 FINAL = "model_final.pth"
 """The file that every trainer of Detectron2's writes."""
+WARNINGS: dict[str, type[Warning]] = {r"`torch\.jit\.": FutureWarning, r"torch\.meshgrid: ": UserWarning}
+"""The beginnings of warnings that nobody can do anything about."""
 
 
 def is_detectron2(run: str) -> bool:
@@ -37,11 +40,13 @@ def is_detectron2(run: str) -> bool:
 
 
 def detectron2(module: str) -> Any:
-    """Import a module of Detectron2's engine.
+    """Import a module of Detectron2's engine; torch's warnings about code of Detectron2's are not shown from then on.
 
     Raises:
         ConfigError: Detectron2 is not installed.
     """
+    for text, kind in WARNINGS.items():
+        warnings.filterwarnings("ignore", text, kind)
     try:
         return importlib.import_module(f"..d2.{module}", __package__)
     except ImportError as error:

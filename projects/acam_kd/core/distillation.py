@@ -32,9 +32,6 @@ __all__ = ["NAME", "Distillation"]
 NAME = "distillation"
 """The student's attribute."""
 
-SCALE = "weighting.scale"
-"""The entry of a shared weight in ``state_dict``."""
-
 ReadTargets = Callable[..., Targets]
 """The arguments of the student's forward -> what is known of the batch."""
 
@@ -278,10 +275,7 @@ class Distillation(nn.Module):
         if destination is not None or args:
             return destination if destination is not None else args[0]
         state = state_of(self.method, prefix=prefix, keep_vars=keep_vars)
-        if self.weighting.schedule.shared:
-            if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-                self.weighting.update()  # else a resumed run would not know of the last measurement
-            state[prefix + SCALE] = torch.tensor(self.weighting.scale, dtype=torch.float64)
+        self.weighting.save(state, prefix)
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -290,9 +284,7 @@ class Distillation(nn.Module):
         Raises:
             RunError: it is the state of another method, or of other levels or channels.
         """
-        rest = {name: value for name, value in state_dict.items() if name != SCALE}
-        if SCALE in state_dict:
-            self.weighting.resume(float(state_dict[SCALE]))
+        rest = self.weighting.load(state_dict)
         saved_for = getattr(state_dict, "_metadata", {}).get("", {}).get("method", "")
         return load_state(self.method, rest, saved_for=saved_for, strict=strict, assign=assign)
 

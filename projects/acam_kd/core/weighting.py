@@ -20,6 +20,8 @@ START = 1e-3
 """The factor of the steps before the first measurement: the method's own scale is not known yet."""
 MOMENTUM = 0.9
 """The momentum of the running estimate, in logarithms: a factor is a ratio."""
+SCALE = "weighting.scale"
+"""The entry of a shared weight in a state."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,19 @@ class Weighting:
         self._measured_before = False
         self._counting = False  # not while the method runs: gradients may be asked for there, to check it
 
-    def resume(self, scale: float) -> None:
-        """Resume from the scale of a checkpoint."""
-        if self.schedule.shared:
-            self.scale, self._measured_before = scale, True
+    def save(self, state: dict[str, Any], prefix: str) -> None:
+        """Add the scale of a shared weight to a state."""
+        if not self.schedule.shared:
+            return
+        if not (distributed.is_available() and distributed.is_initialized()):
+            self.update()  # else a resumed run would not know of the last measurement
+        state[prefix + SCALE] = torch.tensor(self.scale, dtype=torch.float64)
+
+    def load(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Resume from the scale of a state, if there is one, and return the state without it."""
+        if SCALE in state and self.schedule.shared:
+            self.scale, self._measured_before = float(state[SCALE]), True
+        return {name: value for name, value in state.items() if name != SCALE}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave tensors of a step out of copies and pickles."""

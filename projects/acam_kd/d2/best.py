@@ -118,6 +118,7 @@ class _Best(hooks.BestCheckpointer):
             self.best_metric, self.best_iter = found["value"], found["iteration"]
 
     def _update_best(self, val: float, iteration: int) -> bool:
+        iteration = min(iteration, self.trainer.max_iter - 1)  # the last evaluation is made after the loop's count
         updated = super()._update_best(val, iteration)
         if updated:
             os.makedirs(self._path.parent, exist_ok=True)

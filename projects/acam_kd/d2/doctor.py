@@ -52,7 +52,7 @@ def doctor(cfg: CfgNode, trainer: Any) -> Examination:
         _look_at_teacher(part, cfg)
     with looked.part("one step") as part, looked.logged(part, loggers[0]), EventStorage():
         batch = next(iter(trainer.build_train_loader(cfg)))
-        look_at_step(part, model.train(), batch)
+        look_at_step(part, model.train(), batch, names=key)
     return looked
 
 

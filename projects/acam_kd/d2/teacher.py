@@ -154,11 +154,13 @@ def _load(detector: nn.Module, weights: str) -> None:
     wrong += [f"{name}: missing in the file" for name in incompatible.missing_keys if name not in known]
     if wrong:
         more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        own = os.path.join(os.path.dirname(path), "student_config.yaml")
+        hint = f"set {{teacher}} to {own}, the config of that run" if os.path.isfile(own) else ""
         raise ConfigError(
             "teacher_weights",
             f"{weights}, with which {len(wrong)} tensors would stay random ({'; '.join(wrong[:8])}{more})",
             "the weights of this teacher",
-            "do they belong to {teacher}?",
+            hint or "do they belong to {teacher}?",
         )
     if names := not_finite(detector.state_dict()):
         value = f"{weights} with NaN or infinity in {len(names)} tensors, the first is {names[0]}"

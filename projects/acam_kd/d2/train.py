@@ -15,6 +15,7 @@ from detectron2.engine import DefaultTrainer, default_argument_parser, default_s
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException
 
@@ -150,6 +151,9 @@ def _prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
     check_student(student, resume=args.resume)
     if not args.eval_only:
         check_unlabelled(cfg)
+    if args.doctor:  # which leaves OUTPUT_DIR and the terminal to the run
+        seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)
+        return
     try:
         default_setup(cfg, args)
         if comm.is_main_process():

@@ -26,8 +26,6 @@ from .exported import ENTRY, FORMATS, Metadata, load_exported, needed
 
 __all__ = ["CHECKED", "Comparison", "Deployable", "check_file", "export_model"]
 
-logger = logging.getLogger("acam_kd")
-
 OPSET = 18
 """The opset of ONNX for models that need no newer one."""
 SIZE = 320
@@ -103,8 +101,6 @@ def export_model(
             write_atomically(path, made.read_bytes())
         except OSError as error:
             raise RunError(f"it cannot be written ({error.strerror})", str(path), "choose another {output}") from error
-    if not sum(each.agreement.compared for each in found):
-        logger.warning("nothing was found in the images of the check, which therefore says little; give {images}")
     return found
 
 
@@ -153,7 +149,7 @@ def _make(model: Deployable, metadata: Metadata, path: Path, kind: str, example:
     if kind == "onnx":
         for package in ("onnx", "onnxruntime"):
             needed(package, "the export")
-    with warnings.catch_warnings(), torch.no_grad(), _silent("torch", "onnxscript", "onnx_ir"):
+    with warnings.catch_warnings(), torch.no_grad(), _silent():
         warnings.simplefilter("ignore")  # the tracers' about constants, which the check at several sizes is for
         try:
             makers[kind](model, metadata, path, example)
@@ -168,18 +164,15 @@ def _make(model: Deployable, metadata: Metadata, path: Path, kind: str, example:
 
 
 @contextlib.contextmanager
-def _silent(*names: str) -> Iterator[None]:
+def _silent() -> Iterator[None]:
     """Keep back the logs of the exporters, which are those of a debugger."""
-    loggers = [logging.getLogger(name) for name in names]
-    before = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.CRITICAL)
+    before = logging.root.manager.disable  # for all, since some of their loggers have levels of their own
+    logging.disable(logging.CRITICAL)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _mute():
             yield  # else whole graphs are printed
     finally:
-        for each, level in zip(loggers, before):
-            each.setLevel(level)
+        logging.disable(before)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import subprocess
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -191,7 +192,9 @@ def _load(path: str) -> Exported:
         raise ConfigError("student", f"{path} without metadata", "a file that acam-kd export has written", hint)
     extra: dict[str, Any] = {ENTRY: ""}
     if any("/code/" in name for name in names):
-        script = torch.jit.load(path, map_location="cpu", _extra_files=extra)  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own about TorchScript, which docs/export.md says
+            script = torch.jit.load(path, map_location="cpu", _extra_files=extra)  # type: ignore[no-untyped-call]
         text = extra[ENTRY]
         return Exported(_tensors(script), Metadata.read(text.decode() if isinstance(text, bytes) else text, path))
     with open(path, "rb") as file:  # a path would have to end in .pt2

@@ -9,19 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Distillation
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, Names
+from ..core.returned import HIGH
 from .health import Part, peak_memory
 
 __all__ = ["look_at_step"]
 
 
-def look_at_step(part: Part, student: nn.Module, *batch: Any) -> None:
+def look_at_step(part: Part, student: nn.Module, *batch: Any, names: Names = str) -> None:
     """Make one step without a change of a weight, and note losses, gradients, time and memory.
 
     Args:
         part: gets the findings.
         student: in training mode, perhaps with a distillation.
         *batch: the arguments of its forward pass, which returns a dict of losses.
+        names: the front end's names of arguments.
 
     Raises:
         ConfigError: the method gets no gradient into the student.
@@ -33,6 +35,7 @@ def look_at_step(part: Part, student: nn.Module, *batch: Any) -> None:
     if isinstance(attached, Distillation):
         attached.raise_if_not_finite(losses, when="one step")
         _look_at_gradients(part, student, attached, losses)
+        _look_at_ratio(part, attached, names)
     total = torch.stack([loss.float() for loss in losses.values()]).sum()
     total.backward()  # type: ignore[no-untyped-call]
     seconds = perf_counter() - started
@@ -61,5 +64,16 @@ def _look_at_gradients(part: Part, student: nn.Module, attached: Distillation, l
     part.ok(
         f"the method's gradient reaches {len(reached)} of {len(parameters)} of the student's tensors, norm {norm:.3g}"
     )
-    task = sum(float(loss.detach()) for name, loss in losses.items() if name not in own)
-    part.ok(f"the method's losses are {float(total.detach()) / max(task, 1e-9):.3g} times the task's")
+
+
+def _look_at_ratio(part: Part, attached: Distillation, names: Names) -> None:
+    """Compare the method's losses that reach the student with the task's."""
+    ratio = attached.metrics().get("distillation_to_task")
+    if ratio is None:  # the task has no loss here
+        return
+    found = f"the method's losses are {float(ratio):.3g} times the task's"
+    if ratio <= HIGH:
+        part.ok(found)
+        return
+    alpha = names(f"{type(attached.method.parts()[0]).__name__}.alpha")
+    part.look(f"{found}: if they stay above {HIGH} times, lower {alpha}, or set {names('weight')} to share")

@@ -16,6 +16,8 @@ __all__ = ["Array", "channel_panel", "draw_detections", "heat", "mask_panel", "s
 
 Array = np.ndarray[Any, Any]
 Colour = tuple[int, int, int]
+Place = tuple[int, int, int, int]
+"""x, y, width and height, in pixels."""
 
 TILE = 150
 """The longest side of one picture of a mask panel, in pixels."""
@@ -90,6 +92,8 @@ def draw_detections(
 ) -> Array:
     """Draw boxes with their labels on a copy of the image, the first box on top.
 
+    A label stands above its box, else below it. It is left out where both places are taken by labels of earlier boxes.
+
     Args:
         image: (H, W, 3).
         boxes: (K, 4), x0, y0, x1, y1 in pixels.
@@ -102,18 +106,33 @@ def draw_detections(
     for k in reversed(range(len(corners))):
         x0, y0, x1, y1 = corners[k]
         cv2.rectangle(out, (x0, y0), (x1, y1), colours[k], 2)
-    for k in reversed(range(len(corners))):
+    taken: list[Place] = []
+    for k, (x0, y0, _, y1) in enumerate(corners):
         text = labels[k] if scores is None else f"{labels[k]} {scores[k]:.2f}".lstrip()
-        if text:
-            _tag(out, text, corners[k][0], corners[k][1], colours[k])
+        place = _free_place(text, x0, (y0, y1), out.shape, taken) if text else None
+        if place is not None:
+            taken.append(place)
+            _tag(out, text, place, colours[k])
     return out
 
 
-def _tag(out: Array, text: str, x: int, y: int, colour: Colour) -> None:
-    """Draw a text on a patch of the colour: above the corner if there is room, and always within the image."""
+def _free_place(
+    text: str, x: int, edges: tuple[int, int], shape: Sequence[int], taken: Sequence[Place]
+) -> Place | None:
+    """Return the place of a label within the image: above the upper edge of its box, else below the lower one."""
     width, height = _extent(text)[0] + 4, LINE - 3
-    x = max(0, min(x - 1, out.shape[1] - width))
-    y = y - height if y >= height else min(y, out.shape[0] - height)
+    x = max(0, min(x - 1, shape[1] - width))
+    above = edges[0] - height if edges[0] >= height else edges[0]
+    for y in (above, edges[1]):
+        y = max(0, min(y, shape[0] - height))
+        if not any(x < u + w and u < x + width and y < v + h and v < y + height for u, v, w, h in taken):
+            return x, y, width, height
+    return None
+
+
+def _tag(out: Array, text: str, place: Place, colour: Colour) -> None:
+    """Draw a text on a patch of the colour."""
+    x, y, width, height = place
     cv2.rectangle(out, (x, y), (x + width, y + height), colour, -1)
     dark = sum(c * w for c, w in zip(colour, (0.299, 0.587, 0.114))) < 140
     cv2.putText(out, text, (x + 2, y + height - 4), FONT, SIZE, PAPER if dark else INK, 1, cv2.LINE_AA)

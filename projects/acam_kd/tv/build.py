@@ -29,7 +29,7 @@ from .data import Images
 from .distillation import build_distillation, load_weights, parse_options
 from .evaluation import evaluated
 from .labels import load_data
-from .models import build_model, is_model
+from .models import build_model, is_model, needs_pairs
 from .run import Settings
 from .segmentation import Segmentor
 from .trunk import TrunkSettings, set_pixels, set_up
@@ -127,7 +127,7 @@ def build_models(settings: Settings, data: Images, *, world: int = 1) -> Models:
     """Build the student of a run and its teacher, and attach the distillation that it asks for.
 
     Args:
-        settings: ``resolved``.
+        settings: see ``card.resolved``.
         data: to train on.
         world: the number of processes that share a batch.
 
@@ -149,8 +149,8 @@ def build_models(settings: Settings, data: Images, *, world: int = 1) -> Models:
     set_up(student, trunk)
     if card:
         _check_categories(settings.student, card, data)
-    if "deeplabv3" in settings.student_name and settings.batch_size // world < 2:
-        hint = "DeepLabV3 normalises over the batch"
+    if needs_pairs(settings.student_name) and settings.batch_size // world < 2:
+        hint = "DeepLabV3 and SSDLite normalise maps of one pixel over the batch"
         raise ConfigError("batch_size", settings.batch_size, "2 images a device at least", hint)
     teacher, names = load_teacher(settings, data)
     plan = Plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from .data import Images
     from .run import Settings
 
-__all__ = ["Card", "read_card"]
+__all__ = ["Card", "read_card", "resolved"]
 
 
 @dataclass(frozen=True)
@@ -78,3 +79,16 @@ def read_card(folder: str | Path, *, argument: str = "folder") -> tuple[Card, Pa
     if not isinstance(card.name, str) or type(card.num_classes) is not int or card.num_classes < 1:
         raise RunError("it is no card of a student", str(path), "restore it")
     return card, path.with_suffix(".pth")
+
+
+def resolved(settings: Settings) -> Settings:
+    """Return settings with size and pixel statistics of a folder's student, where no others were asked for."""
+    if not Path(settings.student).is_dir():
+        return settings
+    card = read_card(settings.student, argument="student")[0]
+    return dataclasses.replace(
+        settings,
+        size=card.size if settings.size is None else settings.size,
+        pixel_mean=settings.pixel_mean or card.pixel_mean,
+        pixel_std=settings.pixel_std or card.pixel_std,
+    )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .run import Settings
 
 __all__ = [
     "ADAMW_RATE", "BATCH", "CHECKPOINT_PERIOD", "COCO_EPOCHS", "COCO_IMAGES", "COCO_STEPS", "EVAL_PERIOD", "MIN_PERIOD",
-    "MIN_STEPS", "SGD_RATE", "left_out",
+    "MIN_STEPS", "SGD_RATE", "left_out", "scaled",
 ]  # fmt: skip
 
 BATCH = 16
@@ -43,3 +47,15 @@ def left_out(epochs: float, batch_size: int, optimizer: str, iterations: int, im
         "eval_period": max(MIN_PERIOD, min(iterations // 4, EVAL_PERIOD)),
         "checkpoint_period": max(MIN_PERIOD, min(iterations // 10, CHECKPOINT_PERIOD)),
     }
+
+
+def scaled(settings: Settings, images: int) -> Settings:
+    """Return settings with the iterations, the learning rate and the periods that were left out; see ``left_out``.
+
+    Args:
+        settings: of a run.
+        images: the number of images to train on.
+    """
+    found = left_out(settings.epochs, settings.batch_size, settings.optimizer, settings.iterations, images)
+    given = {name: value for name in found if (value := getattr(settings, name))}
+    return dataclasses.replace(settings, epochs=0.0, **{**found, **given})

@@ -13,9 +13,12 @@ from ..report.health import Examination, Part, version_findings
 from ..report.one_step import look_at_step
 from ..report.samples import spread
 from .build import Models, build_models
+from .card import resolved
 from .data import Images, Stream, training_loader
+from .defaults import scaled
 from .labels import load_data
 from .names import option
+from .norms import enough_values
 from .run import Settings
 from .teacher_check import POOR, check_teacher
 
@@ -41,10 +44,10 @@ def doctor(settings: Settings, *, whole: bool = False) -> Examination:
         device = _device(part)
     data: list[Images] = []
     with looked.part("data") as part, looked.logged(part, logging.getLogger("acam_kd")):
-        settings = settings.resolved()
+        settings = resolved(settings)
         data = [_load(settings.train_split, settings, "training", part)]
         data.append(_load(settings.val_split, settings, "validation", part))
-        settings = settings.scaled(len(data[0]))
+        settings = scaled(settings, len(data[0]))
         part.ok(f"{settings.iterations} iterations of {settings.batch_size} images, rate {settings.learning_rate:.3g}")
     if len(data) < 2:
         return looked
@@ -59,7 +62,8 @@ def doctor(settings: Settings, *, whole: bool = False) -> Examination:
             _teacher(part, models, data[1], device, count=len(data[1]) if whole else TEACHER_IMAGES)
     with looked.part("one step") as part, looked.logged(part, logging.getLogger("acam_kd")):
         batch = _batch(settings, data[0], device)
-        look_at_step(part, models.student.to(device).train(), *batch)
+        with enough_values("one step"):
+            look_at_step(part, models.student.to(device).train(), *batch, names=option)
     return looked
 
 

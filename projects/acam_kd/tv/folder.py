@@ -20,12 +20,12 @@ from torch import nn
 
 from ..core.errors import ConfigError, RunError
 from ..data.fingerprint import Fingerprint
-from ..data.images import AUTO
 from ..files import numbers, to_json, write_atomically
 from ..json_file import read_json
 from ..lock import Lock
 from .card import Card
-from .run import ANYTIME, SCALED, Settings
+from .run import Settings
+from .written import as_dict, as_options, check_same, completed
 
 __all__ = ["RunFolder"]
 
@@ -101,23 +101,9 @@ class RunFolder:
                 hint="give {resume} to resume that run, or choose another {output}",
             )
         before = read_json(path)
-        settings = dataclasses.replace(
-            settings,
-            learning_rate=settings.learning_rate or before.get("learning_rate", 0.0),
-            iterations=settings.iterations or (0 if settings.epochs else before.get("iterations", 0)),
-        )
-        if not self.first:
-            return settings
-        now = settings.asdict()
-        defaults = {setting.name: setting.default for setting in dataclasses.fields(Settings)}
-        for name, value in now.items():
-            was = before.get(name, defaults[name])  # the setting may be newer than the run
-            was = list(was) if isinstance(was, tuple) else was
-            if isinstance(was, dict):  # of a split's files
-                was = {"image_range": AUTO, **was}
-            if name not in ANYTIME and was != value and (value or name not in SCALED):
-                hint = "choose another {output}"
-                raise ConfigError(name, value, allowed=f"{was!r}, as in the run in {self.path}", hint=hint)
+        settings = completed(settings, before)
+        if self.first:
+            check_same(settings, before, self.path)
         return settings
 
     def start(self, settings: Settings, data: Mapping[str, Fingerprint]) -> None:
@@ -145,8 +131,8 @@ class RunFolder:
                 )
         source = f"from {settings.teacher} " if settings.teacher else ""
         teacher = f", distilled {source}by {settings.method}" if settings.method else ""
-        self.write("settings.json", to_json(settings.asdict(), indent=1))
-        self.write("settings.yaml", yaml.safe_dump(settings.as_options(), sort_keys=False, allow_unicode=True))
+        self.write("settings.json", to_json(as_dict(settings), indent=1))
+        self.write("settings.yaml", yaml.safe_dump(as_options(settings), sort_keys=False, allow_unicode=True))
         self.write("data.json", to_json({name: found.asdict() for name, found in data.items()}, indent=1))
         self.write("README.txt", README.format(run=f"{settings.student}{teacher}"))
 
@@ -260,7 +246,7 @@ class RunFolder:
             "metrics": dict(metrics),
             "seconds": seconds,
             "parameters": sum(p.numel() for p in student.parameters()),
-            "settings": settings.asdict(),
+            "settings": as_dict(settings),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "versions": {m.__name__: m.__version__ for m in (torch, torchvision, lightning)},
             "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",

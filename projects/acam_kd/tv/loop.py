@@ -38,6 +38,7 @@ from .hard import HardAugmentor
 from .mixing import Mixing
 from .models import plain
 from .names import option
+from .norms import enough_values
 from .optimizer import build_optimizer, learning_rate_curve
 from .pictures import draw, draw_masks
 from .reports import Reports
@@ -129,7 +130,7 @@ class Training:
             restore_random(state)
         with self.signals.together(self.fabric.world_size > 1):
             for batch, images in self._batches():
-                with self.signals.step():
+                with self.signals.step(), enough_values(f"iteration {self.step}"):
                     rate = float(self.schedule.get_last_lr()[0])
                     losses = self._train(batch, images)
                     self.reports.step(

@@ -39,7 +39,7 @@ class Measured:
         name: as it was given.
         metrics: in percent.
         parameters: their number; None for an exported file, which does not say.
-        mib: the size of the file.
+        mib: the size of the weights, or of the exported file.
         milliseconds: median time for one image, warm.
         device: what it ran on.
     """
@@ -95,8 +95,14 @@ def measure(candidate: Candidate, split: Split, *, batch_size: int, workers: int
     device = candidate.device
     metrics = evaluate_model(network, data, device, batch_size=batch_size, workers=workers)
     time = latency(network, data[0][0].to(device))
-    size = candidate.file.stat().st_size / 2**20
-    return Measured(candidate.name, metrics, candidate.parameters, size, time, device.type)
+    return Measured(candidate.name, metrics, candidate.parameters, _size(candidate) / 2**20, time, device.type)
+
+
+def _size(candidate: Candidate) -> int:
+    """Return the bytes of an exported file; of a run those of the weights, since its file may hold an optimizer too."""
+    if candidate.parameters is None:
+        return candidate.file.stat().st_size
+    return sum(tensor.nbytes for tensor in candidate.network.state_dict().values())
 
 
 class _Relabelled(nn.Module):

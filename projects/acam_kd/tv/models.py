@@ -27,7 +27,7 @@ from .timm_trunk import MARK
 from .trunk import FREEZE_AT, freeze, trunk_of
 from .zoo import check_weights, get
 
-__all__ = ["PROBE", "build_model", "is_classifier", "is_model", "is_segmentation", "plain"]
+__all__ = ["PROBE", "build_model", "is_classifier", "is_model", "is_segmentation", "needs_pairs", "plain"]
 
 DETECTION = {SSDLITE, *(name for name in list_models(module=torchvision.models.detection) if "keypoint" not in name)}
 SEGMENTATION = {MOBILE_DEEPLAB, *list_models(module=torchvision.models.segmentation)}
@@ -49,6 +49,11 @@ def is_classifier(name: str) -> bool:
 def is_segmentation(name: str) -> bool:
     """Return whether a name means a model that labels pixels."""
     return name in SEGMENTATION
+
+
+def needs_pairs(name: str) -> bool:
+    """Return whether a model has batch norms on maps of one pixel, so that it cannot train on a single image."""
+    return "deeplabv3" in name or name.startswith("ssdlite")
 
 
 def build_model(

@@ -1,14 +1,49 @@
-"""Batch norms that are frozen, and free again: torchvision's, and timm's with an activation inside."""
+"""Batch norms that are frozen, and free again, torchvision's and timm's; and norms of a single value."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-__all__ = ["convert_norms", "is_frozen", "is_norm", "quicken"]
+from ..core.errors import RunError
+
+__all__ = ["SingleValueGroupNorm", "convert_norms", "enough_values", "is_frozen", "is_norm", "quicken"]
+
+
+class SingleValueGroupNorm(nn.GroupNorm):
+    """A group norm that also takes a map of one pixel where each group has one channel; the result is its bias.
+
+    torch's own refuses such a map of one image, and takes that of two. The tensors are those of torch's own.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise a map, (N, C, H, W)."""
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps, torch.backends.cudnn.enabled)
+
+
+@contextmanager
+def enough_values(when: str) -> Iterator[None]:
+    """Turn torch's error about a batch norm that gets one value per channel into one line.
+
+    Args:
+        when: said in the message, as "iteration 7".
+
+    Raises:
+        RunError: instead of that error.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel"):
+            raise
+        what = "a batch norm gets one image, whose map has one pixel"
+        raise RunError(what, when, "raise {batch_size} to 2 images a device, or raise {size}") from error
 
 
 def is_norm(module: nn.Module) -> bool:

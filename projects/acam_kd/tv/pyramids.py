@@ -16,7 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from ..core.errors import ConfigError
-from .norms import quicken
+from .norms import SingleValueGroupNorm, quicken
 from .timm_trunk import MARK, TimmPyramid, build_trunk, pixels_of
 from .trunk import FREEZE_AT, freeze
 from .zoo import check_weights, get
@@ -89,7 +89,17 @@ def build_pyramid_detector(
             norm_layer=pyramid_norm,
         )
     model: nn.Module = PYRAMID_DETECTORS[detector](backbone, num_classes, **arguments)
+    if detector == "fcos":
+        _take_any_size(model.head)
     return model
+
+
+def _take_any_size(head: Any) -> None:
+    """Let the norms of FCOS's towers take small images: at a width of 32 each of their groups has one channel."""
+    for tower in (head.classification_head.conv, head.regression_head.conv):
+        for place, layer in enumerate(tower):
+            if isinstance(layer, nn.GroupNorm):
+                tower[place] = SingleValueGroupNorm(layer.num_groups, layer.num_channels, layer.eps)
 
 
 def _extra(channels: int, dense: bool) -> ExtraFPNBlock:

@@ -18,6 +18,7 @@ from .loggers import Loggers
 from .names import option
 from .pictures import to_jpeg
 from .run import Settings
+from .written import as_dict
 
 __all__ = ["Reports"]
 
@@ -62,7 +63,7 @@ class Reports:
         if self.folder.first:
             with self.folder.writing(BOARD):
                 self._board = SummaryWriter(str(self.folder.path / BOARD), purge_step=step + 1)
-            self._loggers = Loggers(self.settings.logger, self.folder.path, self.settings.asdict())
+            self._loggers = Loggers(self.settings.logger, self.folder.path, as_dict(self.settings))
         self.progress.start()
 
     def step(

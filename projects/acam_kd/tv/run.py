@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..core import DISTILLER_REGISTRY, TAPS
 from ..core.teacher import PRECISIONS
 from ..core.trunk_weights import ORDERS
 from ..core.weighting import WEIGHTS
-from ..data.folders import ClassSplit
-from ..data.splits import LabelSplit, Split
-from ..fields import flag, natural, option, positive, rate
+from ..data.splits import Split
+from ..fields import natural, option, positive, rate
 from .card import read_card
 from .defaults import (
     ADAMW_RATE,
@@ -26,30 +22,13 @@ from .defaults import (
     MIN_PERIOD,
     MIN_STEPS,
     SGD_RATE,
-    left_out,
 )
 from .loggers import LOGGERS
 from .trunk import NORMS
 from .values import amount, decay, devices, method
 
-__all__ = ["ANYTIME", "SCALED", "Settings"]
+__all__ = ["Settings"]
 
-ANYTIME = (
-    "devices",
-    "logger",
-    "num_nodes",
-    "accelerator",
-    "workers",
-    "eval_period",
-    "checkpoint_period",
-    "channels_last",
-    "teacher_compile",
-    "no_teacher_check",
-    "epochs",  # iterations are compared
-)
-"""The settings that a resumed run may change."""
-SCALED = ("iterations", "learning_rate")
-"""The settings that follow from data and batch, and from the run that is resumed, where they are left out."""
 METHODS = [name for name, _ in DISTILLER_REGISTRY]
 
 
@@ -305,50 +284,3 @@ class Settings:
         if not Path(self.student).is_dir():
             return self.student
         return read_card(self.student, argument="student")[0].name
-
-    def resolved(self) -> Settings:
-        """Return the settings with size and pixel statistics of a folder's student, where no others were asked for."""
-        if not Path(self.student).is_dir():
-            return self
-        card = read_card(self.student, argument="student")[0]
-        return dataclasses.replace(
-            self,
-            size=card.size if self.size is None else self.size,
-            pixel_mean=self.pixel_mean or card.pixel_mean,
-            pixel_std=self.pixel_std or card.pixel_std,
-        )
-
-    def scaled(self, images: int) -> Settings:
-        """Return the settings with the iterations, the learning rate and the periods that were left out.
-
-        ``defaults.py`` says which.
-
-        Args:
-            images: the number of images to train on.
-        """
-        found = left_out(self.epochs, self.batch_size, self.optimizer, self.iterations, images)
-        given = {name: value for name in found if (value := getattr(self, name))}
-        return dataclasses.replace(self, epochs=0.0, **{**found, **given})
-
-    def asdict(self) -> dict[str, Any]:
-        """Return the settings as a dict of json's types only."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
-
-    def as_options(self) -> dict[str, Any]:
-        """Return the command's options that give these settings: name without dashes -> value."""
-        found: dict[str, Any] = {}
-        for name, split in (("train", self.train_split), ("val", self.val_split)):
-            if isinstance(split, ClassSplit):
-                found |= split.as_options()
-                continue
-            second = split.label_root if isinstance(split, LabelSplit) else split.image_root
-            found[name] = [split.image_root if isinstance(split, LabelSplit) else split.json_file, second]
-            found["image-range"] = split.image_range
-            if isinstance(split, LabelSplit):
-                found["classes"] = list(split.classes)
-        values = self.asdict() | {"method": self.method or "none"}
-        for field in dataclasses.fields(self)[2:]:
-            value = values[field.name]
-            if value or field.default or (value == 0 and field.default is None):
-                found[flag(field).lstrip("-")] = value
-        return found

@@ -16,9 +16,11 @@ from ..core.lost import lost_processes
 from ..data.fingerprint import Fingerprint
 from . import token_learning
 from .build import build_models
+from .card import resolved
 from .checkpoint import read_checkpoint
 from .class_images import reduce_classes
 from .data import Images, Stream
+from .defaults import scaled
 from .devices import build_fabric, is_first, launch
 from .folder import RunFolder
 from .hard import check_augmentor
@@ -77,9 +79,9 @@ def _train(
     resume: bool,
     observers: Sequence[Moment],
 ) -> Any:
-    training, validation = _load(asked.resolved())
+    training, validation = _load(resolved(asked))
     asked = folder.check(_scaled(asked, len(training)), resume=resume)
-    settings = asked.resolved()
+    settings = resolved(asked)
     check_unlabelled(settings, world=fabric.world_size)
     images = load_unlabelled(settings, validation)
     stream = Stream(
@@ -126,7 +128,7 @@ def _train(
 
 def _scaled(asked: Settings, images: int) -> Settings:
     """Return the settings without gaps, and print what was filled in."""
-    settings = asked.scaled(images)
+    settings = scaled(asked, images)
     if settings != asked:
         epochs = settings.iterations * settings.batch_size / images
         often = f"every {settings.eval_period} steps and " if settings.eval_period < settings.iterations else ""

@@ -18,6 +18,7 @@ from ..core import ConfigError, Distillation
 from ..data.unlabelled import check_images, find_images, refuse_shared
 from .batches import Sample, Stream, training_loader
 from .data import Images, read_image
+from .models import needs_pairs
 from .run import Settings
 from .segmentation import Segmentor
 
@@ -65,8 +66,8 @@ def check_unlabelled(settings: Settings, *, world: int = 1) -> None:
     if not threshold and not settings.method:
         hint = "give {teacher} and {method}, or {teacher} and {pseudo_labels}"
         raise ConfigError("unlabelled", "images without labels and without a method", "something to learn", hint)
-    if not threshold and "deeplabv3" in settings.student_name and settings.unlabelled_batch // world < 2:
-        hint = "DeepLabV3 normalises over the batch"
+    if not threshold and needs_pairs(settings.student_name) and settings.unlabelled_batch // world < 2:
+        hint = "DeepLabV3 and SSDLite normalise maps of one pixel over the batch"
         raise ConfigError("unlabelled_batch", settings.unlabelled_batch, "2 images a device at least", hint)
 
 
