@@ -321,7 +321,7 @@ class Gives(nn.Module):
     [
         (lambda x: (x, x), "a tuple"),
         (lambda x: {"out": x}, "a dict"),
-        (lambda x: None, "a NoneType"),
+        (lambda x: None, "nothing"),
         (lambda x: x.mean(), "a tensor ()"),
         (lambda x: x[None], "a tensor (1, 1, 4, 224, 224)"),
         (lambda x: x.flatten(2).transpose(1, 2)[:, :1000], "a tensor (1, 1000, 4)"),  # no number of patches

@@ -50,8 +50,8 @@ class Deployed(nn.Module):
             images: (N, 3, H, W), RGB in [0, 1]; N is 1 for a detector.
 
         Returns:
-            The label maps (N, H, W) of a segmentation model; a classifier's probabilities (N, K); else boxes (K, 4) as x0, y0, x1, y1 in pixels, scores
-            (K,), labels (K,), and, of Mask R-CNN, masks (K, 1, H, W).
+            The label maps (N, H, W) of a segmentation model; a classifier's probabilities (N, K); else boxes (K, 4) as
+            x0, y0, x1, y1 in pixels, scores (K,), labels (K,), and, of Mask R-CNN, masks (K, 1, H, W).
         """
         if isinstance(self.model, Segmentor):
             return (_label_maps(self.model, images),)

@@ -47,7 +47,8 @@ def export_run(
     files = media_files(images, suffixes=IMAGES)[:CHECKED] if images else images_of(run)
     pixels = [as_pixels(read_image(file)) for file in files]
     deployed = Deployed(model)
-    metadata = _metadata(run, card, deployed, size or card.size or getattr(model, "size", None), CHECKPOINTS[checkpoint])
+    own = model.size if isinstance(model, Classifier) else card.size
+    metadata = _metadata(run, card, deployed, size or own, CHECKPOINTS[checkpoint])
     return export_model(deployed, metadata, pixels, path, kind=kind)
 
 
