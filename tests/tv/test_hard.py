@@ -151,7 +151,7 @@ def test_two_processes_have_one_augmentor_and_one_student(folders, teacher, tmp_
         env=environment,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
