@@ -389,6 +389,13 @@ def test_names_near_a_wrong_path_are_those_of_its_depth():
         assert all(name.count(".") <= named.count(".") for name in listed)
 
 
+@pytest.mark.parametrize("argument", ["student_levels", "teacher_levels"])
+def test_a_path_is_text(argument):
+    levels = {"student_levels": {"c4": "layer3"}, "teacher_levels": {"c4": "layer3"}} | {argument: {"c4": 3}}
+    with refused(argument, "c4: 3", "the path of a submodule"):
+        acam_kd.distill(CNN(), CNN(), method="PKD", **levels)
+
+
 def test_strides_of_sides_that_are_no_multiples_are_maps_nevertheless():
     example = torch.zeros(1, 3, 50, 75)
     adapter = ModuleAdapter(CNN(), {"c2": "layer1", "c3": "layer2", "c4": "layer3"}, example_inputs=example)
