@@ -133,7 +133,8 @@ def _engine(scale: Scale, pair: _Pair, student: nn.Module, data: Images, setting
     stream = Stream(len(data), batch_size=pair.batch, batches=settings.iterations, seed=0)
     with tempfile.TemporaryDirectory() as path:
         folder = RunFolder(Path(path), first=True)
-        with _Timed(folder, settings, pair.steps, scale) as reports:
+        reports = _Timed(folder, settings, pair.steps, scale)
+        with reports:
             training = Training(
                 build_fabric(settings), student, settings, training=data, validation=data, stream=stream, folder=folder,
                 signals=Signals(), reports=reports,
