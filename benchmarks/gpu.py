@@ -10,7 +10,7 @@ The sections are
 * ``kernels``: torch's attention kernels alone, at the positions of P3 and P2 of an 800x1344 image;
 * ``steps``: time, parts and peak memory of a step: plain, floor, ACAM-KD and each of its paths and options;
 * ``methods``: two steps of every method, with finite gradients and none missing;
-* ``engines``: the time of a step in Detectron2's trainer over that of a bare loop.
+* ``engines``: the time of a step in either engine over that of a bare loop, of the same model and batch.
 
 A failure costs its own row alone: the traceback is in ``gpu.json`` and the rest is measured. A section that is out of
 time leaves the rest of its rows out, and the file names them. Weights are random and images noise; no network is
@@ -43,7 +43,7 @@ SECTIONS = {
     "kernels": (gpu_paths.kernels, 30),
     "steps": (gpu_steps.steps, 130),
     "methods": (gpu_steps.methods, 60),
-    "engines": (gpu_steps.engines, 30),
+    "engines": (gpu_steps.engines, 45),
 }
 """Name -> the function that lists its cases, and the seconds that they may take together."""
 

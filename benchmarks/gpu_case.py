@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,6 +50,10 @@ class Scale:
     def of(self, full: Any, small: Any) -> Any:
         """Return the value for this scale."""
         return small if self.small else full
+
+    def clock(self) -> float:
+        """Return seconds; on a CPU those of this process alone, so that other processes do not count."""
+        return time.perf_counter() if self.on_gpu else time.process_time()
 
     def wait(self) -> None:
         """Wait until the GPU has done everything."""

@@ -112,11 +112,11 @@ def _methods(rows: Rows) -> list[str]:
 
 
 def _engines(rows: Rows) -> list[str]:
-    """Write the ratio of the trainer's step to the bare loop's."""
+    """Write the ratio of the engine's step to the bare loop's."""
     cells = [
         [case, _number(row["bare"]), _number(row["engine"]), _number(row["ratio"], ".3f")] for case, row in rows.items()
     ]
-    return [table(["step", "bare loop, ms", "Detectron2's trainer, ms", "ratio"], cells)]
+    return [table(["step", "bare loop, ms", "engine, ms", "ratio"], cells)]
 
 
 TABLES: dict[str, Callable[[Rows], list[str]]] = {

@@ -163,20 +163,27 @@ def _two_steps(scale: Scale, variant: Variant, setting: Setting, size: tuple[int
 
 
 def engines(scale: Scale) -> Iterator[Case]:
-    """List Detectron2's trainer with the project's guard against a bare loop, for the floor and for ACAM-KD."""
+    """List the engines' loops against bare ones, for the floor and for ACAM-KD: Detectron2's trainer, then ours.
+
+    Detectron2's has the project's guard. The torchvision engine needs Lightning, without which its rows fail.
+    """
     pair = scale.of(PAIRS[0], SMALL[0])
     for variant, amp in itertools.product((Variant(FLOOR, MIMIC), Variant("ACAM-KD")), (True, False)):
         if amp and not scale.on_gpu:
             continue
         precision = "AMP float16" if amp else "float32"
         run = partial(_overhead, scale, variant, _setting(pair, scale, amp=amp), pair.size)
-        yield Case(f"{variant.name}, {precision}", run, {"variant": variant.name, "precision": precision})
+        name = f"Detectron2, {variant.name}, {precision}"
+        yield Case(name, run, {"variant": variant.name, "precision": precision})
+    from .gpu_loop import loops  # here, since it needs Lightning
+
+    yield from loops(scale)
 
 
 def _overhead(scale: Scale, variant: Variant, setting: Setting, size: tuple[int, int]) -> dict[str, Any]:
     """Time the same model and batch in a bare loop and in Detectron2's trainer, in turns."""
     step = _built(scale, variant, setting, size)
-    model, count = step.model, scale.of(6, 1)
+    model, count = step.model, scale.of(6, 3)
     trained = [p for p in model.parameters() if p.requires_grad]
     bare, guarded = (torch.optim.SGD(trained, 1e-7, momentum=0.9) for _ in range(2))
     guard_gradients(guarded, model, 35.0)
@@ -192,7 +199,7 @@ def _overhead(scale: Scale, variant: Variant, setting: Setting, size: tuple[int,
         for turn in range(4):
             for name, times in found.items():
                 scale.wait()
-                start = time.perf_counter()
+                start = scale.clock()
                 for _ in range(count):
                     if name == "bare":
                         _bare_step(step, bare, scaler)
@@ -202,7 +209,7 @@ def _overhead(scale: Scale, variant: Variant, setting: Setting, size: tuple[int,
                         storage.step()
                 scale.wait()
                 if turn:
-                    times.append((time.perf_counter() - start) / count)
+                    times.append((scale.clock() - start) / count)
     ms = {name: 1e3 * statistics.median(times) for name, times in found.items()}
     return {**ms, "ratio": statistics.median(e / b for e, b in zip(found["engine"], found["bare"]))}
 

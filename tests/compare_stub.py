@@ -18,6 +18,7 @@ parser.add_argument("--ratio", type=float)
 parser.add_argument("--teacher", type=Path)
 parser.add_argument("--val", help="has no effect")
 parser.add_argument("--fail-if", type=Path, help="a file")
+parser.add_argument("--classes", nargs="+", default=[], help="of a classifier, which takes the first for all")
 parser.add_argument("--wait-for", type=Path, help="a file")
 args = parser.parse_args()
 
@@ -30,6 +31,11 @@ if args.fail_if and args.fail_if.exists():
     sys.exit("stub: something went wrong\n")
 while args.wait_for and not args.wait_for.exists():
     time.sleep(0.05)
+if args.classes:
+    (args.output / "confusion.png").touch()
+    (args.output / "student.json").write_text(json.dumps({"categories": dict(enumerate(args.classes))}))
+    results = [{"label": label, "predicted": 0} for label in range(len(args.classes))]
+    (args.output / "predictions.json").write_text(json.dumps(results))
 (args.output / "settings.json").write_text(json.dumps({"iterations": args.iterations}))
 lines = [{"step": 20, "seconds": 12.0}, {"step": 40, "seconds": 16.0}, {"step": 60, "seconds": 90.0}]
 lines += [{"step": 40, "seconds": 90.5}, {"step": 60, "seconds": 94.5}, {"step": 80, "seconds": 98.5}]  # resumed

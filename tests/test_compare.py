@@ -385,6 +385,25 @@ def test_records_table_and_plot(plan, run, tmp_path, capsys):
     assert (tmp_path / "out/plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_confusions_are_added_up_over_the_seeds(plan, run, tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(rows, names):
+        drawn.append(({row: counts.tolist() for row, counts in rows.items()}, names))
+        return b"picture"
+
+    monkeypatch.setattr("acam_kd.compare.confusions.draw_confusions", draw)
+    classes = ["--classes", "ant", "bee"]
+    path = plan(teacher=classes, rows={"student alone": classes, "better": ["--ap", 20, *classes], "boxes": []})
+    assert run(path, "--seeds", 0, 1)[0] == 0
+    twice = [[2, 0], [2, 0]]
+    assert drawn[-1] == ({"teacher": [[1, 0], [1, 0]], "student alone": twice, "better": twice}, ("ant", "bee"))
+    assert "(confusion_toy.png)" in (tmp_path / "out/table.md").read_text()
+    assert (tmp_path / "out/confusion_toy.png").read_bytes() == b"picture"
+    (tmp_path / "out/toy/better_seed1/predictions.json").write_text("[{")  # damaged: the others stay
+    assert run(path, "--seeds", 0, 1)[0] == 0 and drawn[-1][0]["better"] == [[1, 0], [1, 0]]
+
+
 def test_what_is_there_is_not_run_again_and_more_seeds_are_added(plan, run, tmp_path):
     run(plan(), "--seeds", 0)
     status, records = run(plan(), "--seeds", 0, 1)

@@ -210,6 +210,10 @@ def learn_tokens(
 def _check_levels(argument: str, levels: Any, *, paths_only: bool) -> None:
     from .core.errors import ConfigError
 
+    if isinstance(levels, Mapping):
+        for level, path in levels.items():
+            if not isinstance(path, str):
+                raise ConfigError(argument, f"{level}: {path!r}", "the path of a submodule, as 'layer3' or 'blocks.11'")
     if levels is None or isinstance(levels, Mapping):
         return
     if paths_only or isinstance(levels, str):

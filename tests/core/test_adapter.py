@@ -321,7 +321,7 @@ class Gives(nn.Module):
     [
         (lambda x: (x, x), "a tuple"),
         (lambda x: {"out": x}, "a dict"),
-        (lambda x: None, "a NoneType"),
+        (lambda x: None, "nothing"),
         (lambda x: x.mean(), "a tensor ()"),
         (lambda x: x[None], "a tensor (1, 1, 4, 224, 224)"),
         (lambda x: x.flatten(2).transpose(1, 2)[:, :1000], "a tensor (1, 1000, 4)"),  # no number of patches
@@ -387,6 +387,13 @@ def test_names_near_a_wrong_path_are_those_of_its_depth():
         listed = error.value.allowed.removeprefix("a submodule, as ").split(", ")
         assert near in listed and len(listed) <= 8
         assert all(name.count(".") <= named.count(".") for name in listed)
+
+
+@pytest.mark.parametrize("argument", ["student_levels", "teacher_levels"])
+def test_a_path_is_text(argument):
+    levels = {"student_levels": {"c4": "layer3"}, "teacher_levels": {"c4": "layer3"}} | {argument: {"c4": 3}}
+    with refused(argument, "c4: 3", "the path of a submodule"):
+        acam_kd.distill(CNN(), CNN(), method="PKD", **levels)
 
 
 def test_strides_of_sides_that_are_no_multiples_are_maps_nevertheless():

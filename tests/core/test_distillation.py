@@ -368,6 +368,28 @@ def test_a_compiled_student_distils_in_every_step(batch):
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("method", [Mimic, ACAMKD])
+def test_a_method_is_compiled_in_place_and_whole(method, batch):
+    """No option is needed for it: the distillation calls the module."""
+    model = build(method)
+    with torch.no_grad():
+        for p in model.distillation.method.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    want = model(batch)
+    sum(want.values()).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    torch._dynamo.reset()
+    model.distillation.method.compile(backend="aot_eager", fullgraph=True)
+    model.zero_grad()
+    losses = model(batch)
+    torch.testing.assert_close(losses, want)
+    sum(losses.values()).backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, gradients[name])
+    assert model.distillation.metrics()
+    torch._dynamo.reset()
+
+
 def returning(make):
     class Student(Detector):
         def forward(self, batch):

@@ -171,6 +171,16 @@ def test_bad_weights_are_one_line():
         build_model("resnet18", num_classes=3, weights="NONE")
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "why"),
+    [("vit_b_16", 50, "patch size"), ("inception_v3", 32, "Kernel size"), ("maxvit_t", 32, "is invalid for input")],
+)
+def test_a_size_that_a_network_does_not_take_is_one_line(name, size, why):
+    with refuses("size", f"{size}, which {name} does not take (", "a size that it takes, as 2") as error:
+        build_model(name, num_classes=3, size=size)
+    assert why in error.value.value
+
+
 def test_an_image_that_cannot_be_read_is_named(folders, tmp_path):
     for name in ("a", "b"):
         (tmp_path / "train" / name).mkdir(parents=True)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,9 +27,10 @@ from tests.tv.test_classification import folders, teacher, tiny  # noqa: F401
 from tests.tv.test_training import interrupted
 
 
-@pytest.fixture
-def hard(folders, teacher):  # noqa: F811
-    settings = tiny(folders, teacher=str(teacher), method="KD", inherit="never", augmentor="hard", augmentor_ratio=1)
+@pytest.fixture(params=["hard", "hard-colour"])
+def hard(folders, teacher, request):  # noqa: F811
+    kind = {"augmentor": request.param, "augmentor_ratio": 1}
+    settings = tiny(folders, teacher=str(teacher), method="KD", inherit="never", **kind)
     torch.manual_seed(0)
     data = load_data(find_any_split(folders, "train"), "resnet8", name="data", size=16)
     student = build_models(settings, data).student.train()
@@ -55,7 +60,7 @@ def test_one_step_of_the_augmentor_raises_its_objective_and_the_disagreement_wit
     hard, images, monkeypatch
 ):
     batch = hard.student.batch(images)
-    draw = torch.randn(8, 6)
+    draw = torch.randn(8, len(hard.augmentor.bias))
     monkeypatch.setattr(hard.augmentor, "draw", lambda count: draw)
     before = augmentor_objective(*hard.measure(batch), CONSTANTS.lambda_teacher).item()
     hard.step(images, 0)
@@ -120,6 +125,40 @@ def test_a_run_resumes_as_if_it_had_not_been_interrupted(folders, teacher, tmp_p
     for name in ("pictures/augmented_step_6.jpg", "confusion.png"):
         with Image.open(tmp_path / "whole" / name) as picture:
             assert min(picture.size) > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("thresholds", [[], ["--augmentor-thresholds", "0.1", "10"]], ids=["ratio", "thresholds"])
+def test_two_processes_have_one_augmentor_and_one_student(folders, teacher, tmp_path, thresholds):  # noqa: F811
+    arguments = ["--data", folders, "--student", "resnet8", "--size", "16", "--teacher", teacher, "--method", "KD"]
+    arguments += [
+        "--augmentor",
+        "hard",
+        "--augmentor-ratio",
+        "1",
+        *thresholds,
+        "--iterations",
+        "4",
+        "--batch-size",
+        "6",
+    ]
+    arguments += ["--workers", "0", "--accelerator", "cpu", "--devices", "2", "--output", tmp_path / "run"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    worker = Path(__file__).with_name("hard_worker.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, worker, tmp_path, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    assert len(one["augmentor"]) == 2 and one["turns"] == two["turns"]
+    for part in ("augmentor", "student"):
+        assert all(torch.equal(value, two[part][name]) for name, value in one[part].items()), part
+    assert not torch.equal(one["augmentor"]["bias"], torch.tensor([1.0, 0, 0, 0, 1, 0]))
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,9 @@ def run(values: Values) -> None:
     if results.maps:
         print(f"{len(results.images)} images, label maps in {asked.output / 'labels'}")
         return
+    if results.named:
+        print(f"{len(results.images)} images, the most probable classes of each: {asked.output}")
+        return
     drawn = sum(result["score"] >= asked.score for result in results.results)
     found = f"{len(results.results)} detections, {drawn} of them from a score of {asked.score:g} on, which are drawn"
     print(f"{len(results.images)} images, {found}: {asked.output}")

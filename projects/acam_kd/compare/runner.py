@@ -15,7 +15,8 @@ from typing import Any
 from ..core.errors import ConfigError, RunError
 from ..files import to_json, write_atomically
 from ..report.comparison import TEACHER, Panel, check_equal, plot, section
-from .plan import Run, Setting, runs_of
+from .confusions import confusion_picture
+from .plan import Run, Setting, runs_of, slug
 from .processes import Processes
 from .records import about, best, key_of, read_records, read_run, threads_of
 
@@ -201,18 +202,29 @@ class Comparison:
         )
 
     def report(self) -> list[str]:
-        """Write ``table.md`` and ``plot.png``, and return the reasons for settings without a table."""
+        """Write ``table.md`` and its pictures, and return the reasons for settings without a table."""
         panels = [self.panel(setting) for setting in self.settings]
         parts, problems = [], []
-        for panel in panels:
+        for setting, panel in zip(self.settings, panels):
             try:
-                parts.append(section(panel))
+                parts.append(section(panel) + self._confusions(setting))
             except ConfigError as error:
                 parts.append(f"## {panel.name}\n\n{error}\n")
                 problems.append(str(error))
         write_atomically(self.output / "table.md", "\n".join(parts))
         write_atomically(self.output / "plot.png", plot(panels))
         return problems
+
+    def _confusions(self, setting: Setting) -> str:
+        """Write the picture of a setting's confusions, and return the line that shows it; nothing for other tasks."""
+        teacher, _, students = runs_of(setting, self.output)
+        by_row = sorted(students, key=lambda run: [*setting.rows].index(run.row))
+        picture = confusion_picture([*teacher, *by_row])
+        if picture is None:
+            return ""
+        name = f"confusion_{slug(setting.name)}.png"
+        write_atomically(self.output / name, picture)
+        return f"\n![true and predicted classes of each row, all seeds together]({name})\n"
 
 
 def _check_arguments(run: Run, before: list[str]) -> None:

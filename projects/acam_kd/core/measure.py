@@ -149,6 +149,7 @@ def measured(level: str, named: str, whole: Any, batch: Tensor, role: str) -> tu
     elif not isinstance(output, Tensor) and (keys := keys_of(whole)):
         hint += f"; or a part of its output: {', '.join(f'{module}[{name}]' for name in keys[:8])}"
     shape = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    shape = "nothing" if output is None else shape
     raise ConfigError(
         f"{role}_levels", f"{level}: {named}, which gives {shape}",
         "(N, C, H, W), (N, H, W, C), tokens (N, L, C) or (N, K)", hint,

@@ -28,28 +28,28 @@ class Agreement:
     """The result of a comparison on one image.
 
     Args:
-        compared: number of detections of both models, or of pixels.
+        compared: number of detections of both models, of pixels, or of classes.
         agreeing: those of them that agree.
-        semantic: they are pixels.
+        kind: the name of what was compared.
     """
 
     compared: int
     agreeing: int
-    semantic: bool
+    kind: str = "detections"
 
     def __bool__(self) -> bool:
-        return self.agreeing >= (SAME_LABELS if self.semantic else MATCHED) * self.compared
+        return self.agreeing >= (SAME_LABELS if self.kind == "pixels" else MATCHED) * self.compared
 
     def __str__(self) -> str:
-        return f"{self.agreeing} of {self.compared} {'pixels' if self.semantic else 'detections'} agree"
+        return f"{self.agreeing} of {self.compared} {self.kind} agree"
 
 
 def compare(reference: Output, other: Output) -> Agreement:
     """Compare two outputs for one image.
 
     Args:
-        reference, other: ``{"semantic": (H, W)}``, or ``boxes`` (K, 4), ``scores`` (K,), ``labels`` (K,) and perhaps
-            ``masks`` (K, 1, H, W).
+        reference, other: ``{"semantic": (H, W)}``, or a classifier's ``{"scores": (K,)}``, or ``boxes`` (K, 4),
+            ``scores`` (K,), ``labels`` (K,) and perhaps ``masks`` (K, 1, H, W).
 
     Example:
         >>> import torch
@@ -59,14 +59,17 @@ def compare(reference: Output, other: Output) -> Agreement:
     """
     if "semantic" in reference:
         if reference["semantic"].shape != other["semantic"].shape:
-            return Agreement(reference["semantic"].numel(), 0, True)
+            return Agreement(reference["semantic"].numel(), 0, "pixels")
         same = reference["semantic"] == other["semantic"]
-        return Agreement(same.numel(), int(same.sum()), True)
+        return Agreement(same.numel(), int(same.sum()), "pixels")
+    if "boxes" not in reference:
+        same = (reference["scores"] - other["scores"]).abs() <= SCORE
+        return Agreement(same.numel(), int(same.sum()), "classes")
     pairs = _alike(reference, other)
     # One at the threshold may be missing in the other.
     found = [output["scores"] >= LOWEST + SCORE for output in (reference, other)]
     matched = [(pairs.any(1) & found[0]).sum(), (pairs.any(0) & found[1]).sum()]
-    return Agreement(int(sum(f.sum() for f in found)), int(sum(matched)), False)
+    return Agreement(int(sum(f.sum() for f in found)), int(sum(matched)))
 
 
 def _alike(a: Output, b: Output) -> Tensor:

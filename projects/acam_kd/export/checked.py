@@ -22,7 +22,7 @@ from torch.nn import functional as F  # noqa: N812
 from ..core.errors import ConfigError, RunError, first_line
 from ..files import write_atomically
 from .agreement import Agreement, compare
-from .exported import ENTRY, FORMATS, Metadata, load_exported, needed
+from .exported import ENTRY, FORMATS, Metadata, load_exported, needed, unbatched
 
 __all__ = ["CHECKED", "Comparison", "Deployable", "check_file", "export_model"]
 
@@ -115,9 +115,8 @@ def check_file(model: Deployable, path: str | Path, images: Sequence[Tensor]) ->
         for height, width in (*shapes, image.shape[1:]):
             pixels = image if image.shape[1:] == (height, width) else _fitted(image, height, width)
             with torch.no_grad():
-                reference = dict(zip(model.outputs, model(pixels[None])))
+                reference = unbatched(dict(zip(model.outputs, model(pixels[None]))))
             (other,) = _run(exported, pixels, path)
-            reference = {"semantic": reference["semantic"][0]} if exported.metadata.semantic else reference
             found.append(Comparison(pixels.shape[1], pixels.shape[2], compare(reference, other)))
     return found
 
@@ -190,11 +189,11 @@ def _mute() -> Iterator[None]:
 
 def _make_onnx(model: Any, metadata: Metadata, path: Path, example: Tensor) -> None:
     onnx = needed("onnx", "the export")
-    axes = {"images": {2: "height", 3: "width"} | ({0: "batch"} if metadata.semantic else {})}
+    axes = {"images": {2: "height", 3: "width"} | ({0: "batch"} if metadata.batched else {})}
     names: Any = {"input_names": ["images"], "output_names": list(model.outputs)}
     part = path.with_suffix(".part")
-    if metadata.semantic and metadata.size:  # the other exporter has no resizing with antialiasing
-        needed("onnxscript", "the export of a segmentation model with a size")
+    if metadata.batched and metadata.size:  # the other exporter has no resizing with antialiasing
+        needed("onnxscript", "the export of a classifier, or of a segmentation model with a size")
         dynamic, example = torch.export.Dim.DYNAMIC, torch.cat([example, example])
         shapes = ({0: dynamic, 2: dynamic, 3: dynamic},)
         torch.onnx.export(
@@ -222,8 +221,8 @@ def _make_script(model: Any, metadata: Metadata, path: Path, example: Tensor) ->
 
 def _make_program(model: Any, metadata: Metadata, path: Path, example: Tensor) -> None:
     auto = torch.export.Dim.AUTO
-    shapes = ({0: auto if metadata.semantic else torch.export.Dim.STATIC, 2: auto, 3: auto},)
-    if metadata.semantic:
+    shapes = ({0: auto if metadata.batched else torch.export.Dim.STATIC, 2: auto, 3: auto},)
+    if metadata.batched:
         example = torch.cat([example, example])  # a batch of one would be taken for a constant
     with model.exporting():
         program = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)

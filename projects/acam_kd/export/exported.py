@@ -23,6 +23,7 @@ import acam_kd
 from ..core.errors import ConfigError, first_line
 
 __all__ = [
+    "CLASSIFICATION",
     "DETECTION",
     "FORMATS",
     "INSTANCES",
@@ -32,12 +33,14 @@ __all__ = [
     "load_exported",
     "needed",
     "package_commit",
+    "unbatched",
 ]
 
 VERSION = 1
 DETECTION = ("boxes", "scores", "labels")
 INSTANCES = (*DETECTION, "masks")
 SEGMENTATION = ("semantic",)
+CLASSIFICATION = ("probabilities",)
 """The names of a model's outputs."""
 ENTRY = "acam_kd.json"
 """The name of the metadata in a file."""
@@ -90,6 +93,11 @@ class Metadata:
         return self.outputs == SEGMENTATION
 
     @property
+    def batched(self) -> bool:
+        """True where a file takes several images at once: not for detections."""
+        return self.outputs in (SEGMENTATION, CLASSIFICATION)
+
+    @property
     def shorter(self) -> int | None:
         """The shorter side that images are resized to, inside of the file or before; None for theirs."""
         return self.size or (self.resize[0] if self.resize else None)
@@ -134,17 +142,26 @@ class Exported(nn.Module):
 
     def _predict(self, image: Tensor) -> dict[str, Tensor]:
         pixels = image if self.metadata.resize is None else _resized(image, *self.metadata.resize)
-        found = dict(zip(self.metadata.outputs, self.run(pixels[None])))
+        found = unbatched(dict(zip(self.metadata.outputs, self.run(pixels[None]))))
         if self.metadata.semantic:
-            labels = found["semantic"][0]
+            labels = found["semantic"]
             if labels.shape != image.shape[1:]:
                 labels = F.interpolate(labels[None, None].float(), image.shape[1:])[0, 0].long()
             return {"semantic": labels}
+        if self.metadata.batched:
+            return found
         scale = [image.shape[axis] / pixels.shape[axis] for axis in (2, 1, 2, 1)]
         found["boxes"] = found["boxes"] * torch.tensor(scale)
         if "masks" in found and pixels.shape != image.shape:
             found["masks"] = F.interpolate(found["masks"], image.shape[1:], mode="bilinear", align_corners=False)
         return found
+
+
+def unbatched(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the outputs for one image in the interface of torchvision's models in evaluation."""
+    if "probabilities" in outputs:
+        return {"scores": outputs["probabilities"][0]}
+    return {"semantic": outputs["semantic"][0]} if "semantic" in outputs else outputs
 
 
 def as_pixels(image: np.ndarray[Any, Any]) -> Tensor:

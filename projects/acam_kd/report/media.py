@@ -21,6 +21,8 @@ from .predictions import Prediction, Predictor, draw_prediction
 __all__ = ["IMAGES", "VIDEOS", "Results", "media_files", "predict_files", "read_image"]
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+BEST = 5
+"""The number of a classifier's classes that are written for an image."""
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 
 
@@ -50,7 +52,7 @@ def media_files(paths: Sequence[str], *, suffixes: Sequence[str] = (*IMAGES, *VI
 
 
 class Results:
-    """The results of a prediction, in COCO's format, as they grow.
+    """The results of a prediction, in COCO's format, as they grow; a classifier's have no box.
 
     Args:
         categories: class number -> name.
@@ -60,14 +62,17 @@ class Results:
         self.categories = categories
         self.images: list[dict[str, Any]] = []
         self.results: list[dict[str, Any]] = []
-        self.maps = 0
+        self.maps = self.named = 0
 
     def add(self, name: str, image: Array, found: Prediction) -> None:
         """Take the prediction of one image."""
         number = len(self.images) + 1
         height, width = image.shape[:2]
         self.maps += found.semantic is not None
+        self.named += found.probabilities is not None
         self.images.append({"id": number, "file_name": name, "width": width, "height": height})
+        for label, score in found.best(BEST):
+            self.results.append({"image_id": number, "category_id": label, "score": score})
         for k, (box, label, score) in enumerate(zip(found.boxes, found.labels.tolist(), found.scores.tolist())):
             x0, y0, x1, y1 = (float(value) for value in box)
             result = {"image_id": number, "category_id": label, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score}

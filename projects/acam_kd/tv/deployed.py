@@ -14,7 +14,8 @@ from torchvision.models.detection import transform
 from torchvision.ops import boxes as box_ops
 
 from ..export.checked import OPSET
-from ..export.exported import DETECTION, INSTANCES, SEGMENTATION
+from ..export.exported import CLASSIFICATION, DETECTION, INSTANCES, SEGMENTATION
+from .classification import CROPPED_FROM, SMALL, Classifier
 from .segmentation import Segmentor
 
 __all__ = ["Deployed", "outputs_of"]
@@ -24,11 +25,13 @@ def outputs_of(model: nn.Module) -> tuple[str, ...]:
     """Return the names of a model's outputs in evaluation."""
     if isinstance(model, Segmentor):
         return SEGMENTATION
+    if isinstance(model, Classifier):
+        return CLASSIFICATION
     return INSTANCES if isinstance(model, torchvision.models.detection.MaskRCNN) else DETECTION
 
 
 class Deployed(nn.Module):
-    """A detector or a segmentation model that takes one tensor, resizes inside, and returns tensors.
+    """A detector, a segmentation model or a classifier that takes one tensor, resizes inside, and returns tensors.
 
     Args:
         model: from ``build_model``; it is put into evaluation mode.
@@ -47,11 +50,13 @@ class Deployed(nn.Module):
             images: (N, 3, H, W), RGB in [0, 1]; N is 1 for a detector.
 
         Returns:
-            The label maps (N, H, W) of a segmentation model; else boxes (K, 4) as x0, y0, x1, y1 in pixels, scores
-            (K,), labels (K,), and, of Mask R-CNN, masks (K, 1, H, W).
+            The label maps (N, H, W) of a segmentation model; a classifier's probabilities (N, K); else boxes (K, 4) as
+            x0, y0, x1, y1 in pixels, scores (K,), labels (K,), and, of Mask R-CNN, masks (K, 1, H, W).
         """
         if isinstance(self.model, Segmentor):
             return (_label_maps(self.model, images),)
+        if isinstance(self.model, Classifier):
+            return (_probabilities(self.model, images),)
         with _sizes_in_double() if torch.jit.is_tracing() else nullcontext():  # type: ignore[attr-defined,no-untyped-call]
             (found,) = self.model([images[0]])
         return tuple(found[name] for name in self.outputs)
@@ -104,6 +109,17 @@ def _label_maps(model: Segmentor, images: Tensor) -> Tensor:
     logits = model.network((x - mean) / std)["out"]
     logits = F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
     return logits.argmax(1)
+
+
+def _probabilities(model: Classifier, images: Tensor) -> Tensor:
+    """Cut squares out as ``Classifier`` does, and return the softmax, (N, K)."""
+    mean, std = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in (model.image_mean, model.image_std))
+    size = model.size
+    x = _resized(images, size if size < SMALL else round(size * CROPPED_FROM))
+    for axis in (2, 3):
+        x = x.narrow(axis, (x.shape[axis] - size) // 2, size)
+    output = model.network((x - mean) / std)
+    return (output if isinstance(output, Tensor) else output[0]).float().softmax(1)
 
 
 def _resized(images: Tensor, size: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 Nix, Burg & Sinz, "Hard Augmentations for Robust Distillation", arXiv 2305.14890, 2023. Its abstract was readable and no
 code was published, so this is a reconstruction. What the abstract says is the aim; the rest is ours, in ``CONSTANTS``.
-The augmentor is the affine one. One that edits images by a pretrained VAE is not here, since no weights can be had.
+The augmentor is the affine one, with colours as an option. One that edits images by a pretrained VAE is not here, since
+no weights can be had.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from .run import Settings
 
 __all__ = ["CONSTANTS", "Alternation", "Constants", "HardAugmentor", "check_augmentor"]
 
+COLOUR = "hard-colour"
+"""The augmentor that changes colours, too."""
 SIDE = 96
 """Smaller images are shown at about this size."""
 
@@ -124,7 +127,10 @@ class HardAugmentor:
         self.fabric, self.student, self.attached = fabric, student, attached
         recipe = RECIPES["KD"][family_of(student)].arguments
         self.alpha, self.temperature = float(recipe["alpha"]), float(recipe["temperature"])
-        self.augmentor = AffineAugmentor().to(fabric.device)
+        self.colour = settings.augmentor == COLOUR
+        self.augmentor = AffineAugmentor(colour=self.colour, rank=fabric.global_rank, world=fabric.world_size).to(
+            fabric.device
+        )
         self.optimizer = torch.optim.AdamW(
             self.augmentor.parameters(), lr=CONSTANTS.learning_rate, weight_decay=CONSTANTS.weight_decay
         )
@@ -194,7 +200,7 @@ class HardAugmentor:
     def metrics(self) -> dict[str, float]:
         """Return the last D of the augmentor's steps, and its mean deviation and distance from the identity."""
         with torch.no_grad():
-            away = self.augmentor.bias - AffineAugmentor().bias.to(self.augmentor.bias)
+            away = self.augmentor.bias - AffineAugmentor(colour=self.colour).bias.to(self.augmentor.bias)
             found = {"std": float(self.augmentor.std.abs().mean()), "shift": float(away.abs().max())}
         return {f"distill/augmentor/{name}": value for name, value in {**self._measured, **found}.items()}
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError
 from ..data.splits import Split
 from ..export.candidate import Candidate
-from ..export.exported import SEGMENTATION, load_exported
+from ..export.exported import DETECTION, INSTANCES, SEGMENTATION, load_exported
 from .card import read_card
 from .data import Images
 from .deployed import outputs_of
@@ -127,7 +127,7 @@ def _relabelled(candidate: Candidate, data: Images) -> nn.Module:
     if {**first, **known} == {**first, **data.categories}:
         return candidate.network
     labels = {name: label for label, name in data.categories.items()}
-    if semantic or {*known.values()} != {*labels}:
+    if candidate.outputs not in (DETECTION, INSTANCES) or {*known.values()} != {*labels}:
         raise ConfigError("student", f"{candidate.name} with the categories {known}", f"the data's {data.categories}")
     return _Relabelled(candidate.network, {label: labels[name] for label, name in known.items()})
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torchvision
 from torch import nn
 from torchvision.models import list_models
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, RunError, first_line
+from ..core.teacher import evaluating
 from .cifar_nets import CIFAR_NETS, build_cifar_net
 from .classification import Classifier, usual_size
 from .mobilenets import MOBILE_DEEPLAB, SSDLITE, build_mobile_deeplab, build_ssdlite
@@ -88,7 +90,17 @@ def build_model(
             f"or, for classes of images, {', '.join(CIFAR_NETS)} or a classifier of torchvision's",
         )
     if is_classifier(name):
-        return _classifier(name, num_classes, size or usual_size(name), weights, backbone_weights)
+        usual = usual_size(name)
+        try:
+            built_classifier = _classifier(name, num_classes, size or usual, weights, backbone_weights)
+            if size not in (None, usual):
+                _try(built_classifier)
+        except (AssertionError, RuntimeError) as error:
+            if size in (None, usual) or isinstance(error, RunError):
+                raise
+            found = f"{size}, which {name} does not take ({first_line(error)[:120]})"
+            raise ConfigError("size", found, f"a size that it takes, as {usual}") from error
+        return built_classifier
     arguments: dict[str, Any] = {} if size is None or name in SEGMENTATION else _sizes(name, size)
     if name in OWN or name not in DETECTION | SEGMENTATION:
         if weights:
@@ -161,6 +173,14 @@ def _classifier(
     if backbone_weights and not weights:
         _renew_last_layer(built, num_classes or 1000)
     return Classifier(built, size=size)
+
+
+@torch.no_grad()
+def _try(model: Classifier) -> None:
+    """Predict one black image of the model's size, in evaluation."""
+    device = next(model.parameters()).device
+    with evaluating(model):
+        model([torch.zeros(3, model.size, model.size, device=device)])
 
 
 def _renew_last_layer(network: nn.Module, num_classes: int) -> None:

@@ -48,6 +48,8 @@ def to_prediction(found: dict[str, Tensor]) -> Prediction:
     arrays = {name: value.cpu().numpy() for name, value in found.items()}
     if "semantic" in arrays:
         return Prediction.of_map(arrays["semantic"])
+    if "boxes" not in arrays:
+        return Prediction.of_classes(arrays["scores"])
     masks = arrays["masks"][:, 0] > MASK_THRESHOLD if "masks" in arrays else None
     return Prediction(arrays["boxes"].astype(np.float64), arrays["labels"], arrays["scores"], masks)
 

@@ -153,9 +153,10 @@ class Settings:
     augmentor: str = option(
         "",
         section="images that are made harder, for classification",
-        choices=("hard",),
+        choices=("hard", "hard-colour"),
         help="hard: turn, shift and scale images so that student and teacher disagree while the teacher stays sure; "
-        "the student learns from these beside --method. A reconstruction of HARD",
+        "the student learns from these beside --method; hard-colour: change their colours, too. A reconstruction of "
+        "HARD",
     )
     augmentor_ratio: int = option(5, type=positive, metavar="N", help="steps of the student for one of the augmentor")
     augmentor_thresholds: tuple[float, float] | None = option(

@@ -10,10 +10,13 @@ from typing import Any
 from torch import nn
 
 from ..core.errors import ConfigError
+from ..data.folders import ClassSplit, list_images
 from ..export.checked import CHECKED, Comparison, export_model
 from ..export.exported import Metadata, as_pixels
 from ..report.media import IMAGES, media_files, read_image
+from ..report.samples import spread
 from .card import Card
+from .classification import Classifier
 from .deployed import Deployed
 from .predict import CHECKPOINTS, load_student
 from .segmentation import Segmentor
@@ -44,7 +47,8 @@ def export_run(
     files = media_files(images, suffixes=IMAGES)[:CHECKED] if images else images_of(run)
     pixels = [as_pixels(read_image(file)) for file in files]
     deployed = Deployed(model)
-    metadata = _metadata(run, card, deployed, size or card.size, CHECKPOINTS[checkpoint])
+    own = model.size if isinstance(model, Classifier) else card.size
+    metadata = _metadata(run, card, deployed, size or own, CHECKPOINTS[checkpoint])
     return export_model(deployed, metadata, pixels, path, kind=kind)
 
 
@@ -64,6 +68,9 @@ def images_of(run: str, count: int = CHECKED) -> list[Path]:
             objects[annotation.get("image_id")] = objects.get(annotation.get("image_id"), 0) + 1
         entries = sorted(content.get("images", []), key=lambda entry: -objects.get(entry["id"], 0))
         found = [root / entry["file_name"] for entry in entries]
+    elif split.keys() == ClassSplit.__dataclass_fields__.keys() and root.exists():
+        files = list_images(ClassSplit(**split)).files
+        found = [Path(files[index]) for index in spread(len(files), count)]
     elif split and root.is_dir():
         found = sorted(file for file in root.iterdir() if file.suffix.lower() in IMAGES)
     found = [file for file in found[: 10 * count] if file.is_file()][:count]
@@ -87,5 +94,5 @@ def _metadata(run: str, card: Card, deployed: Deployed, size: int | None, weight
 
 
 def _statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    owner: Any = model if isinstance(model, Segmentor) else model.transform
+    owner: Any = model if isinstance(model, (Segmentor, Classifier)) else model.transform
     return tuple(owner.image_mean), tuple(owner.image_std)

@@ -83,6 +83,16 @@ def test_features_go_between_kinds(pair, tmp_path, storage, monkeypatch):
     assert [name for name, p in model.named_parameters() if p.grad is None and p.requires_grad] == []
 
 
+def test_a_deformable_teacher_teaches(tmp_path, storage):
+    deformable = [*WIDER, "MODEL.RESNETS.DEFORM_ON_PER_STAGE", "[False, True, True, True]"]
+    model = moved(build(tmp_path, "ACAMKD+KD", teacher=tiny(*deformable)))
+    losses = model(inputs())
+    assert {name for name in losses if name.startswith(("loss_acam", "loss_kd"))}
+    sum(losses.values()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None and p.requires_grad] == []
+    assert all(p.grad is None for p in model.distillation.teacher.network.parameters())
+
+
 def test_neck_and_head_are_inherited(tmp_path):
     model = build(tmp_path)
     teacher = model.distillation.teacher.network

@@ -25,8 +25,9 @@ def test_official_figures(official):
     assert augmentor.std.grad.tolist() == pytest.approx(std, rel=1e-3)
 
 
-def test_the_identity_returns_the_images():
-    augmentor = AffineAugmentor()
+@pytest.mark.parametrize("colour", [False, True])
+def test_the_identity_returns_the_images(colour):
+    augmentor = AffineAugmentor(colour=colour)
     torch.nn.init.zeros_(augmentor.std)
     images = torch.rand(3, 3, 9, 7)
     assert torch.allclose(augmentor(images), images, atol=1e-5)
@@ -35,6 +36,28 @@ def test_the_identity_returns_the_images():
 def test_each_image_has_its_own_draw():
     found = AffineAugmentor()(torch.rand(1, 3, 8, 8).expand(2, -1, -1, -1))
     assert not torch.allclose(found[0], found[1])
+
+
+def test_colours_are_scaled_and_shifted_and_the_ground_stays():
+    """The image is moved by half of its width; outside of it there is 0, the mean colour."""
+    augmentor = AffineAugmentor(colour=True)
+    torch.nn.init.zeros_(augmentor.std)
+    with torch.no_grad():
+        augmentor.bias[2] = 1.0
+        augmentor.bias[6:] = torch.tensor([2.0, 1.0, 0.5, 0.25, 0.0, -1.0])
+    found = augmentor(torch.ones(1, 3, 4, 8))
+    assert found[0, :, 0, 0].tolist() == pytest.approx([2.25, 1.0, -0.5]) and found[..., -1].abs().max() == 0
+    augmentor(torch.rand(2, 3, 4, 8)).square().sum().backward()
+    assert (augmentor.bias.grad[6:] != 0).all() and (augmentor.std.grad[6:] == 0).sum() == 0
+
+
+def test_processes_share_the_draws_of_one():
+    images = torch.rand(6, 3, 8, 8)
+    found = []
+    for rank, world in ((0, 1), (0, 2), (1, 2)):
+        torch.manual_seed(0)
+        found.append(AffineAugmentor(rank=rank, world=world)(images[rank::world]))
+    assert torch.equal(found[0][0::2], found[1]) and torch.equal(found[0][1::2], found[2])
 
 
 def test_the_objective():

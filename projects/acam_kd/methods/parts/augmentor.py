@@ -21,26 +21,40 @@ class AffineAugmentor(nn.Module):
     of sinzlab/orbit_transfer (MIT), of HARD's first author: bilinear sampling, zeros outside, ``align_corners`` False.
     Zeros are the mean colour where the images are normalised.
 
+    With ``colour`` each of the three channels is multiplied by a drawn factor first, and a drawn number is added. These
+    are six more of the numbers, with 12 more parameters. This part is ours.
+
+    Args:
+        colour: change the colours, too.
+        rank, world: this process gets every ``world``-th of the draws for the images of all processes, which have
+            equally many and the same random state.
+
     Example:
         >>> augmentor = AffineAugmentor()
         >>> augmentor(torch.rand(4, 3, 8, 8)).shape
         torch.Size([4, 3, 8, 8])
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, colour: bool = False, rank: int = 0, world: int = 1) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 0.0]))
-        self.std = nn.Parameter(torch.full((6,), SPREAD))
+        self.rank, self.world = rank, world
+        start = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0] + ([1.0] * 3 + [0.0] * 3 if colour else [])
+        self.bias = nn.Parameter(torch.tensor(start))
+        self.std = nn.Parameter(torch.full((len(start),), SPREAD))
 
     def draw(self, count: int) -> Tensor:
-        """Draw the standard normal numbers, (count, 6)."""
-        return torch.randn(count, 6, device=self.bias.device)
+        """Draw the standard normal numbers, (count, 6), or (count, 12) with colours."""
+        return torch.randn(count, len(self.bias), device=self.bias.device)
 
     @full_precision
     def forward(self, images: Tensor) -> Tensor:
         """Transform images (N, C, H, W); with a deviation of 0 and the identity they stay as they are."""
-        theta = (self.bias + self.std * self.draw(len(images))).view(-1, 2, 3)
-        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        noise = self.draw(len(images) * self.world)[self.rank :: self.world]
+        numbers = self.bias + self.std * noise
+        if numbers.shape[1] > 6:
+            factor, shift = numbers[:, 6:, None, None].chunk(2, 1)
+            images = images * factor + shift
+        grid = F.affine_grid(numbers[:, :6].reshape(-1, 2, 3), list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, align_corners=False)
 
 
