@@ -141,7 +141,7 @@ def _recipe(family: str, recipe: Recipe) -> str:
 
 def _measured(name: str) -> str:
     """Return the rows of the measured tables that are this method's."""
-    found = "".join(_rows(page, f"{data}: {{}}", name) for page, data in MEASURED.items())
+    found = "".join(_rows(page, data, name) for page, data in MEASURED.items())
     return f"\n## Measured\n{found}" if found else "\n## Measured\n\nNot in a table of this version.\n"
 
 

@@ -47,7 +47,7 @@ def test_get_started_with_torchvision(place):
         film.write(random.integers(0, 255, (80, 96, 3), dtype=np.uint8))
     film.release()
     found = commands_of("torchvision.md", without=["camvid"])
-    assert [words[0] for words in found] == "shapes train train eval doctor predict export eval".split()
+    assert [words[0] for words in found] == ["shapes", "train", "train", "eval", "doctor", "predict", "export", "eval"]
     for words in found:
         if words[0] == "doctor":  # which says that a teacher of two steps is broken
             with pytest.raises(SystemExit) as end:
