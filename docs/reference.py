@@ -153,7 +153,5 @@ def _rows(page: str, title: str, name: str) -> str:
         for head, rows in re.findall(r"(?m)^(\| row .*mean \(std\).*\n\|---.*\n)((?:\|.*\n)+)", section):
             kept = [row for row in rows.splitlines(True) if re.match(rf"\| {ROWS.get(name, name)}\b", row)]
             if kept:
-                found += (
-                    f"\n### {title.format(heading)}\n\n[Data, seeds and weights](../{page}).\n\n{head}{''.join(kept)}"
-                )
+                found += f"\n### {title}: {heading}\n\n[Data, seeds and weights](../{page}).\n\n{head}{''.join(kept)}"
     return found
