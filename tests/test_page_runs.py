@@ -70,3 +70,12 @@ def test_few_labels_many_pictures(place):
     assert (place / "output/pseudo/pseudo_labels/boxes.json").is_file()
     for name in ("alone", "few", "unlabelled", "pseudo"):
         assert (place / f"output/{name}/student.pth").is_file(), name
+
+
+def test_segmentation_with_torchvision(place):
+    run(["shapes", "--output", "datasets"])
+    found = [words for words in commands_of("segmentation.md", without=[]) if words[0] == "train"]
+    assert len(found) == 4
+    for words in found:
+        run(words)
+    assert (place / "output/seg/acam/student.pth").is_file()
