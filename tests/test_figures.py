@@ -46,7 +46,9 @@ def is_rounded(text, value):
 
 def table(page, first):
     """Return the cells of each line of the table whose head begins with some words."""
-    (found,) = re.findall(rf"^\| {re.escape(first)} \|.*\n\|---.*\n((?:\|.*\n)+)", (ROOT / page).read_text(), re.MULTILINE)
+    (found,) = re.findall(
+        rf"^\| {re.escape(first)} \|.*\n\|---.*\n((?:\|.*\n)+)", (ROOT / page).read_text(), re.MULTILINE
+    )
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in found.splitlines()]
 
 
