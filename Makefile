@@ -21,7 +21,7 @@ detectron2: install
 	$(BIN)/python -m pip install -q -c constraints.txt ninja torch torchvision
 	test -d ../detectron2 || git clone -q https://github.com/facebookresearch/detectron2 ../detectron2
 	git -C ../detectron2 checkout -q 02b5c4e
-	$(BIN)/python -m pip install -q --no-build-isolation -e ../detectron2
+	$(BIN)/python -m pip install -q --use-pep517 --no-build-isolation -e ../detectron2
 
 demo: install
 	$(BIN)/acam-kd demo --engine $(ENGINE) $(DEMO_ARGS)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 import acam_kd
+from acam_kd.core.interrupts import Signals
 from acam_kd.data.coco import CocoSplit
 from acam_kd.tv.data import Images, Stream
 from acam_kd.tv.devices import build_fabric
 from acam_kd.tv.folder import RunFolder
-from acam_kd.tv.interrupts import Signals
 from acam_kd.tv.loop import Training
 from acam_kd.tv.models import build_model
 from acam_kd.tv.reports import Reports

@@ -31,9 +31,18 @@ API = {
         "acam_kd.d2.checkpoint.checkpoint_distiller",
         "acam_kd.d2.checkpoint.guard_gradients",
         "acam_kd.d2.teacher.load_teacher",
+        "acam_kd.d2.unlabelled.build_unlabelled_loader",
+        "acam_kd.d2.unlabelled.feed_unlabelled",
     ],
+    "torchvision": ["acam_kd.tv.build.load_model"],
 }
-MEASURED = ("comparison.md",)
+MEASURED = {
+    "comparison.md": "Drawn shapes",
+    "results.md": "Photos, a pretrained trunk",
+    "classification.md": "Images of digits",
+}
+ROWS = {"ACAMKD": "ACAM-KD", "Mimic": "(?:plain |Mimic)", "PSKD": "PS-KD", "MCMI": "KD from the MCMI"}
+"""Method -> how its rows in the tables begin, where that is not its name."""
 FAMILIES = {
     "retinanet": "RetinaNet",
     "fcos": "FCOS",
@@ -132,14 +141,17 @@ def _recipe(family: str, recipe: Recipe) -> str:
 
 def _measured(name: str) -> str:
     """Return the rows of the measured tables that are this method's."""
-    names = {"ACAMKD": "ACAM-KD", "Mimic": "plain "}
+    found = "".join(_rows(page, data, name) for page, data in MEASURED.items())
+    return f"\n## Measured\n{found}" if found else "\n## Measured\n\nNot in a table of this version.\n"
+
+
+def _rows(page: str, title: str, name: str) -> str:
+    """Return a method's rows of the tables of a page; a row has a mean over seeds, or it is no result."""
     found = ""
-    for page in MEASURED:
-        for section in re.split(r"(?m)^(?=## )", (DOCS / page).read_text())[1:]:
-            tables = re.findall(r"(?m)^(\| row .*\n\|---.*\n)((?:\|.*\n)+)", section)
-            for head, rows in tables:
-                kept = [row for row in rows.splitlines(True) if re.match(rf"\| {names.get(name, name)}\b", row)]
-                if kept:
-                    found += f"\n### {section.splitlines()[0][3:]}\n\n{head}{''.join(kept)}"
-    note = "\n## Measured\n\nWith what data and weights: [comparison](../comparison.md).\n"
-    return note + found if found else "\n## Measured\n\nNot in a table of this version.\n"
+    for section in re.split(r"(?m)^(?=## )", (DOCS / page).read_text())[1:]:
+        heading = section.splitlines()[0][3:]
+        for head, rows in re.findall(r"(?m)^(\| row .*mean \(std\).*\n\|---.*\n)((?:\|.*\n)+)", section):
+            kept = [row for row in rows.splitlines(True) if re.match(rf"\| {ROWS.get(name, name)}\b", row)]
+            if kept:
+                found += f"\n### {title}: {heading}\n\n[Data, seeds and weights](../{page}).\n\n{head}{''.join(kept)}"
+    return found

@@ -47,6 +47,14 @@ def test_every_method_is_in_the_table():
     assert names == set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
 
 
+def test_the_number_of_methods_is_true():
+    count = len([name for name, cls in DISTILLER_REGISTRY if cls.__module__.startswith("acam_kd.")])
+    said = {"Nineteen": 19, "Twenty": 20, "Twenty-one": 21}
+    for page in ("README.md", "docs/index.md"):
+        (word,) = re.findall(r"\b([\w-]+) methods(?:, one| are)", (ROOT / page).read_text())
+        assert said[word] == count, page
+
+
 @pytest.mark.parametrize("words", scripts("acam-kd"))
 def test_commands_are_understood(words):
     args = _parser().parse_args(words[words.index("acam-kd") + 1 :])

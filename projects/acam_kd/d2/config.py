@@ -192,10 +192,15 @@ def add_distillation_config(cfg: CfgNode) -> None:
     # classes: weights of other data, or a wrong order of the channels, show at once.
     cfg.DISTILL.TEACHER.CHECK = True
 
-    # Images without labels (DATASETS.UNLABELLED): how many of them a step has, of all processes together; the weight of
-    # the method's losses on them; the first iteration that has some; and whether the student's batch norms keep the
-    # running statistics of labelled images alone.
-    cfg.DISTILL.UNLABELLED = CfgNode({"BATCH": 8, "WEIGHT": 1.0, "START": 0, "KEEP_NORMS": False})
+    cfg.DISTILL.UNLABELLED = CfgNode()
+    # Images without labels (DATASETS.UNLABELLED) a step, of all processes together.
+    cfg.DISTILL.UNLABELLED.BATCH = 8
+    # The weight of the method's losses on them.
+    cfg.DISTILL.UNLABELLED.WEIGHT = 1.0
+    # The first iteration that has some.
+    cfg.DISTILL.UNLABELLED.START = 0
+    # The student's batch norms keep the running statistics of labelled images alone.
+    cfg.DISTILL.UNLABELLED.KEEP_NORMS = False
 
     # The settings of each method. None stands for the recipe's for this kind of model, else the constructor's default;
     # the log says which it was. LEVELS and TAPS are those of the method, in place of the ones above.
