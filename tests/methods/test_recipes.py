@@ -57,6 +57,11 @@ ROWS = {
     ("NKD", "fcos"): ({"alpha": 1.0, "gamma": 1.5, "temperature": 1.0}, ALL, ()),
     ("NKD", "rcnn"): ({"alpha": 1.0, "gamma": 1.5, "temperature": 1.0}, ALL, ()),
     ("NKD", "semseg"): ({"alpha": 1.0, "gamma": 1.5, "temperature": 1.0}, ALL, ("logits",)),
+    **{
+        (method, family): ({"features": "standardized"}, ALL, ())
+        for method in ("ACAMKD", "Mimic")
+        for family in ("retinanet", "fcos", "reppoints", "rcnn")
+    },
     ("PKD", "retinanet"): ({"alpha": 10.0}, FIRST_FOUR, ()),
     ("PKD", "fcos"): ({"alpha": 10.0}, FIRST_FOUR, ()),
     ("PKD", "reppoints"): ({"alpha": 10.0}, FIRST_FOUR, ()),

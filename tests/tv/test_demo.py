@@ -72,8 +72,8 @@ def test_rows_differ_only_in_what_they_say(small, tmp_path, monkeypatch):
     assert rows == {
         "alone": ("", (), "never", False),
         "inheritance": ("", (), "always", True),
-        "mimicking": ("Mimic", ("alpha=20.0",), "always", True),
-        "acam": ("ACAMKD", ("alpha=10.0",), "always", True),
+        "mimicking": ("Mimic", ("alpha=20.0", "features=raw"), "always", True),
+        "acam": ("ACAMKD", ("alpha=10.0", "features=raw"), "always", True),
     }
 
 

@@ -63,7 +63,8 @@ def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watch
         command += ["DISTILL.TEACHER.WEIGHTS", str(teacher / "model_final.pth"), "DISTILL.METHOD", plan.method]
         command += ["DISTILL.INHERIT", "always" if plan.inherit else "never"]
         if plan.method:
-            command += [f"DISTILL.{plan.method.upper()}.ALPHA", str(ALPHA * plan.weight)]
+            key = f"DISTILL.{plan.method.upper()}"
+            command += [f"{key}.ALPHA", str(ALPHA * plan.weight), f"{key}.FEATURES", "raw"]  # as docs/demo.md measured
     if _is_complete(folder, command):
         return
     done = subprocess.run(command, env={**os.environ, "DETECTRON2_DATASETS": str(data.parent.absolute())}, check=False)

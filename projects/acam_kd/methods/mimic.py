@@ -10,6 +10,7 @@ from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
 from .parts.masked import mean_squared_errors
 from .parts.standardized import check_features, standardized
+from .recipes import RECIPES
 
 __all__ = ["Mimic"]
 
@@ -24,7 +25,8 @@ class Mimic(Distiller):
         student_channels, teacher_channels: the levels to distil.
         alpha: weight.
         features: ``"raw"``, or ``"standardized"``: every channel of both maps over the batch, as in PKD, so that the
-            weight does not depend on the scale of the networks. A departure from the paper.
+            weight does not depend on the scale of the networks. A departure from the paper, which the recipes for
+            detectors take.
 
     Raises:
         ConfigError: the weight is out of range, or the kind of features is not known.
@@ -36,6 +38,8 @@ class Mimic(Distiller):
         >>> sorted(losses)
         ['loss_mimic_mse']
     """
+
+    recipes = RECIPES["Mimic"]
 
     def __init__(
         self, student_channels: Channels, teacher_channels: Channels, *, alpha: float = 1.0, features: str = "raw"

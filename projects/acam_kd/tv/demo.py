@@ -40,7 +40,7 @@ def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watch
         TEACHER if is_teacher else STUDENT,
         teacher=str(teacher) if plan.method or plan.inherit else "",
         method=plan.method,
-        options=(f"alpha={ALPHA * plan.weight}",) if plan.method else (),
+        options=(f"alpha={ALPHA * plan.weight}", "features=raw") if plan.method else (),  # as docs/demo.md measured
         inherit="always" if plan.inherit else "never",
         size=SIZE,
         iterations=iterations,

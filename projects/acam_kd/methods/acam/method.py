@@ -15,6 +15,7 @@ from ...core.targets import Targets
 from ..parts.losses import mask_diversity_loss
 from ..parts.masked import mask_overlaps, masked_errors
 from ..parts.standardized import check_features, standardized
+from ..recipes import RECIPES
 from .fusion import CrossAttentionFusion, TeacherFusion
 from .masking import FusedLevel, make_masks
 from .settings import (
@@ -79,7 +80,8 @@ class ACAMKD(Distiller):
         standardize_fused: before the selection units, standardise every channel of the fused map over positions
             (and its mean over channels for the channel masks). A departure from the paper.
         features: ``"raw"``, or ``"standardized"``: every channel of both maps over the batch, as in PKD, before fusion
-            and errors. The weight then does not depend on the scale of the networks. A departure from the paper.
+            and errors. The weight then does not depend on the scale of the networks. A departure from the paper, which
+            the recipes for detectors take.
         max_positions: the number of positions above which a level is pooled before fusion, by whole factors; 0 for
             never. A departure from the paper.
         pooling: the pooled maps. ``"keys"``: the key/value source, so that masks keep their resolution; ``"all"``:
@@ -98,6 +100,7 @@ class ACAMKD(Distiller):
         ['loss_acam_channel', 'loss_acam_diversity', 'loss_acam_spatial']
     """
 
+    recipes = RECIPES["ACAMKD"]
     renamed = {"standardize": "standardize_fused"}
     renamed_values = {"mask_gradient": {"paper": "full"}}
 
