@@ -176,7 +176,7 @@ def main(args: argparse.Namespace) -> Any:
         if args.eval_only:
             return evaluate(cfg, args.resume)
         if args.doctor:
-            looked = doctor(cfg, Trainer)
+            looked = doctor(_share(cfg, args.num_gpus * args.num_machines), Trainer)
             print(looked.table())
             raise SystemExit(looked.status)
         trainer = Trainer(with_tokens(cfg))
@@ -185,6 +185,15 @@ def main(args: argparse.Namespace) -> Any:
             check_teacher(cfg)
         with lost_processes():
             return trainer.train()
+
+
+def _share(cfg: CfgNode, gpus: int) -> CfgNode:
+    """Return the config of a run with the images of one of its GPUs in a batch."""
+    shared: CfgNode = cfg.clone()
+    shared.defrost()
+    shared.SOLVER.IMS_PER_BATCH = max(1, cfg.SOLVER.IMS_PER_BATCH // max(1, gpus))
+    shared.freeze()
+    return shared
 
 
 def parser() -> argparse.ArgumentParser:
@@ -198,6 +207,8 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: list[str] | None = None) -> None:
     """Run the command, in as many processes as it asks for."""
     args = parser().parse_args(arguments)
+    if args.doctor:  # one process looks
+        main(args)
     try:
         launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
     except ProcessExitedException as error:
