@@ -13,6 +13,7 @@ from acam_kd.cli import main
 from acam_kd.cli.runs import detectron2
 from acam_kd.d2.best import _Best
 from acam_kd.d2.runs import load_run
+from acam_kd.d2.train import run as launch_command
 from acam_kd.export.exported import load_exported
 
 from .test_train import arguments, data, forget_datasets  # noqa: F401 - fixtures
@@ -114,6 +115,14 @@ def test_predict_and_export(run, data, tmp_path, capsys):  # noqa: F811
     with pytest.raises(SystemExit, match="the run: found no finished run in .*, expected a folder with model_best.pth"):
         (folder / "model_best.pth").unlink(missing_ok=True)
         main(["predict", str(folder), str(pictures), "--output", str(tmp_path / "b"), "--checkpoint", "best"])
+
+
+def test_the_doctor_of_several_gpus_looks_once_at_the_step_of_one(arguments, tmp_path, capsys, monkeypatch):  # noqa: F811
+    seen = []
+    monkeypatch.setattr("acam_kd.d2.doctor.look_at_step", lambda part, student, batch, **_: seen.append(batch))
+    with pytest.raises(SystemExit):
+        launch_command(arguments("OUTPUT_DIR", tmp_path / "run", flags=["--doctor", "--num-gpus", "2"]))
+    assert [len(batch) for batch in seen] == [1] and capsys.readouterr().out.count("versions  ") == 1
 
 
 def test_the_doctor(arguments, tmp_path, capsys):  # noqa: F811

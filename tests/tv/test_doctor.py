@@ -44,6 +44,14 @@ def test_losses_far_above_the_tasks_are_to_be_looked_at(settings, finished):
     )
 
 
+def test_one_step_is_that_of_one_device(settings, monkeypatch):
+    seen = []
+    monkeypatch.setattr("acam_kd.tv.doctor.look_at_step", lambda part, student, images, *_, **__: seen.append(images))
+    for devices, nodes in ((1, 1), (2, 1), (1, 2), (8, 1)):
+        doctor(dataclasses.replace(settings, batch_size=4, devices=devices, num_nodes=nodes))
+    assert [len(images) for images in seen] == [4, 2, 2, 1]
+
+
 def test_a_student_alone(settings):
     looked = doctor(dataclasses.replace(settings, method=""))
     assert "teacher" not in parts(looked) and looked.status == 0

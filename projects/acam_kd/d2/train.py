@@ -197,7 +197,7 @@ def main(args: argparse.Namespace) -> Any:
         if args.eval_only:
             return evaluate(cfg, args.resume)
         if args.doctor:
-            looked = doctor(cfg, Trainer)
+            looked = doctor(_share(cfg, args.num_gpus * args.num_machines), Trainer)
             print(looked.table())
             raise SystemExit(looked.status)
         trainer = Trainer(with_tokens(cfg))
@@ -206,6 +206,15 @@ def main(args: argparse.Namespace) -> Any:
             check_teacher(cfg)
         with lost_processes(), saving_what_is_done(trainer, signals):
             return trainer.train()
+
+
+def _share(cfg: CfgNode, gpus: int) -> CfgNode:
+    """Return the config of a run with the images of one of its GPUs in a batch."""
+    shared: CfgNode = cfg.clone()
+    shared.defrost()
+    shared.SOLVER.IMS_PER_BATCH = max(1, cfg.SOLVER.IMS_PER_BATCH // max(1, gpus))
+    shared.freeze()
+    return shared
 
 
 def parser() -> argparse.ArgumentParser:
@@ -219,6 +228,8 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: list[str] | None = None) -> None:
     """Run the command, in as many processes as it asks for."""
     args = parser().parse_args(arguments)
+    if args.doctor:  # one process looks
+        main(args)
     several = args.num_gpus * args.num_machines > 1  # else Detectron2 starts no process, and main has the signals
     with PassedOn() if several else contextlib.nullcontext() as passed:
         try:

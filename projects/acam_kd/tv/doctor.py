@@ -109,8 +109,10 @@ def _teacher(part: Part, models: Models, data: Images, device: torch.device, *, 
 
 
 def _batch(settings: Settings, data: Images, device: torch.device) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """Return the first batch of a run."""
-    stream = Stream(len(data), batch_size=settings.batch_size, batches=1, seed=settings.seed)
+    """Return the first batch of a run: the images of one device."""
+    devices = max(1, torch.cuda.device_count()) if settings.devices == "auto" else int(settings.devices)
+    size = max(1, settings.batch_size // (devices * settings.num_nodes))
+    stream = Stream(len(data), batch_size=size, batches=1, seed=settings.seed)
     images, targets = next(iter(training_loader(data, stream, workers=0)))
     moved = [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in each.items()} for each in targets]
     return [image.to(device) for image in images], moved
