@@ -162,7 +162,8 @@ def leave_to_parent(_: int = 0) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    parent = multiprocessing.parent_process()  # the system's parent may be a server that starts processes
+    threading.Thread(target=_end_with, args=(parent.pid if parent else os.getppid(),), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
