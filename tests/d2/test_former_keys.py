@@ -152,7 +152,10 @@ def test_the_log_says_it_when_the_model_is_built_and_which_form_runs(retinanet, 
         method = build_model(copy).distillation.method
     assert method.standardize_fused is True and method.mask_gradient == "full"
     assert [line for line in caplog.messages if "former" in line] == LINES
-    assert "ACAM-KD, mask_gradient=full, diversity=pairwise, standardize_fused=True" in caplog.messages
+    assert (
+        "ACAM-KD, mask_gradient=full, diversity=pairwise, standardize_fused=True, features=standardized"
+        in caplog.messages
+    )
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="detectron2.acam_kd"):
         build_model(distillation_config(retinanet, retinanet_teacher))

@@ -58,7 +58,7 @@ def test_train_net(method, arguments, tmp_path):  # noqa: F811
     with EventStorage():
         torch.save({"model": calm(teacher, inputs()).state_dict()}, tmp_path / "t.pth")
     weights = "DISTILL.TEACHER.WEIGHTS", tmp_path / "t.pth"
-    own = ["DISTILL.PKD.LEVELS", "['all']"] if "PKD" in method else []
+    own = ["DISTILL.PKD.LEVELS", "['all']"] if "PKD" in method else ["DISTILL.ACAMKD.FEATURES", "raw"]
     command = arguments("DISTILL.METHOD", method, *weights, *own, "OUTPUT_DIR", tmp_path / "run")
     # in a process of its own: in this one Detectron2's scripts may have been rounded otherwise before
     subprocess.run([sys.executable, ROOT / "train_net.py", *command], check=True, cwd=ROOT, capture_output=True)

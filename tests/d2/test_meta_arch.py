@@ -320,7 +320,7 @@ def test_metrics_go_to_the_storage_and_the_log(retinanet, retinanet_teacher, sto
 
 
 def test_a_collapse_warns_once_with_level_and_key(retinanet, retinanet_teacher, storage, caplog):
-    opts = ["DISTILL.LOG_PERIOD", 1, "DISTILL.ACAMKD.MASK_GRADIENT", "full"]
+    opts = ["DISTILL.LOG_PERIOD", 1, "DISTILL.ACAMKD.MASK_GRADIENT", "full", "DISTILL.ACAMKD.FEATURES", "raw"]
     model = build_model(distillation_config(retinanet, retinanet_teacher, *opts)).train()
     with torch.no_grad():  # the fused map becomes 1 everywhere
         model.distillation.method.fusion["p5"].value.weight.copy_(torch.eye(16)[:, :, None, None])

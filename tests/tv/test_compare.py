@@ -23,7 +23,10 @@ def test_two_rows_and_their_teacher(data, root, tmp_path):
         "run": [*common, "--iterations", 40, "--eval-period", 100, "--teacher", "{teacher}"],
         "metrics": ["AP", "AP50"],
         "mimicking": "mimicking",
-        "rows": {"student alone": ["--method", "none", "--inherit", "never"], "mimicking": ["--method", "Mimic"]},
+        "rows": {
+            "student alone": ["--method", "none", "--inherit", "never"],
+            "mimicking": ["--method", "Mimic", "--set", "features=raw"],
+        },
     }
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump({"settings": {"toy": content}}, sort_keys=False))
     command = [sys.executable, "-m", "acam_kd.cli", "compare", "--plan", str(tmp_path / "plan.yaml"), "--seeds", "1"]
@@ -40,7 +43,10 @@ def test_two_rows_and_their_teacher(data, root, tmp_path):
     assert [r["seconds_per_step_is"] for r in records] == ["total", "median", "median"]
     assert "| mimicking |" in done.stdout
 
-    content["rows"] |= {"twice": ["--method", "Mimic", "--set", "alpha=2"], "classes": ["--method", "NKD"]}
+    content["rows"] |= {
+        "twice": ["--method", "Mimic", "--set", "features=raw", "alpha=2"],
+        "classes": ["--method", "NKD"],
+    }
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump({"settings": {"toy": content}}, sort_keys=False))
     command = [sys.executable, "-m", "benchmarks.match_weights", "--plan", str(tmp_path / "plan.yaml"), "--ratio", "3"]
     command += ["--output", str(tmp_path / "out"), "--warmup", "1", "--steps", "1"]

@@ -158,7 +158,7 @@ def test_two_processes_have_one_augmentor_and_one_student(folders, teacher, tmp_
     assert len(one["augmentor"]) == 2 and one["turns"] == two["turns"]
     for part in ("augmentor", "student"):
         assert all(torch.equal(value, two[part][name]) for name, value in one[part].items()), part
-    assert not torch.equal(one["augmentor"]["bias"], torch.tensor([1.0, 0, 0, 0, 1, 0]))
+    assert thresholds or not torch.equal(one["augmentor"]["bias"], torch.tensor([1.0, 0, 0, 0, 1, 0]))
 
 
 @pytest.mark.parametrize(
