@@ -159,4 +159,4 @@ def test_the_log_says_it_when_the_model_is_built_and_which_form_runs(retinanet, 
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="detectron2.acam_kd"):
         build_model(distillation_config(retinanet, retinanet_teacher))
-    assert "ACAM-KD, ours (mask_gradient=detached, diversity=pairwise)" in caplog.messages
+    assert "ACAM-KD, ours (mask_gradient=detached, diversity=pairwise, features=standardized)" in caplog.messages

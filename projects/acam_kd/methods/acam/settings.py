@@ -38,12 +38,16 @@ def form_title(mask_gradient: str, diversity: str, changed: Mapping[str, Any]) -
     Example:
         >>> form_title("detached", "pairwise", {})
         'ACAM-KD, ours (mask_gradient=detached, diversity=pairwise)'
+        >>> form_title("detached", "pairwise", {"features": "standardized"})
+        'ACAM-KD, ours (mask_gradient=detached, diversity=pairwise, features=standardized)'
         >>> form_title("full", "ratio", {"query": "student"})
         'ACAM-KD, mask_gradient=full, diversity=ratio, query=student'
     """
     settings = {"mask_gradient": mask_gradient, "diversity": diversity, **changed}
     listed = ", ".join(f"{name}={value or 'none'}" for name, value in settings.items())
-    name = "" if changed else NAMED.get((mask_gradient, diversity), "")
+    name = NAMED.get((mask_gradient, diversity), "")
+    if set(changed) - ({"features"} if name == "ours" else set()):  # the recipes for detectors standardise
+        name = ""
     return f"ACAM-KD, {name} ({listed})" if name else f"ACAM-KD, {listed}"
 
 
