@@ -56,6 +56,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.skipif(torch.__version__ < "2.12", reason="torch 2.6 splits some operators' backward into more")
 @pytest.mark.parametrize("case", CASES)
 def test_launches(case):
     make, options, most_forward, most_backward = CASES[case]
