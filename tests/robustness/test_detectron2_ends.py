@@ -16,9 +16,9 @@ import torch
 pytest.importorskip("detectron2")
 
 from ..tv.conftest import data  # noqa: F401 - a fixture
-from ..tv.test_lost_nothing import wait_for
+from ..tv.test_lost_nothing import begun, killed_at_the_end, wait_for
 from . import detectron2_run
-from .test_ends import SERVER, children
+from .test_ends import children
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LONG = ["SOLVER.MAX_ITER", "4000", "SOLVER.STEPS", "()"]
@@ -34,19 +34,8 @@ def arguments(tmp_path, data):  # noqa: F811
 @pytest.fixture
 def start(tmp_path):
     """Start a run with the config's loader; it is killed at the end of the test if it still runs."""
-    processes = []
-
-    def started(words):
-        process = SERVER.Process(target=detectron2_run.run, args=(tmp_path / "log", words, False))
-        process.log = tmp_path / "log"
-        process.start()
-        processes.append(process)
-        return process
-
-    yield started
-    for process in processes:
-        process.kill()
-        process.join()
+    with killed_at_the_end() as processes:
+        yield lambda words: begun(processes, tmp_path / "log", detectron2_run.run, words, False)
 
 
 def last(out):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -50,19 +51,32 @@ def run(log, arguments, prepare=None, *more):
 @pytest.fixture
 def start(tmp_path):
     """Start a command; it is killed at the end of the test if it still runs."""
+    with killed_at_the_end() as processes:
+
+        def started(arguments, prepare=None, *more):
+            log = tmp_path / f"log{len(processes)}"
+            return begun(processes, log, run, arguments, prepare, *more)
+
+        yield started
+
+
+@contextlib.contextmanager
+def killed_at_the_end():
+    """A list of processes, which are killed if they still run."""
     processes = []
-
-    def started(arguments, prepare=None, *more):
-        process = SERVER.Process(target=run, args=(tmp_path / f"log{len(processes)}", arguments, prepare, *more))
-        process.start()
-        process.log = tmp_path / f"log{len(processes)}"
-        processes.append(process)
-        return process
-
-    yield started
+    yield processes
     for process in processes:
         process.kill()
         process.join()
+
+
+def begun(processes, log, target, *arguments):
+    """Start a process that writes a log, the target's first argument, and add it to those that are killed."""
+    process = SERVER.Process(target=target, args=(log, *arguments))
+    process.start()
+    process.log = log
+    processes.append(process)
+    return process
 
 
 def ended(process, timeout=240):

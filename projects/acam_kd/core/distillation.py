@@ -228,7 +228,7 @@ class Distillation(nn.Module):
         """
         texts = warnings_of(self.method, names)
         if self.returned.too_high:
-            texts["ratio"] = too_high(names(f"{type(self.method.parts()[0]).__name__}.alpha"), names("weight"))
+            texts["ratio"] = too_high(self.method, names)
         return texts
 
     def _warn(self, place: str, text: str) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .distiller import Distiller
-from .errors import ConfigError, RunError
+from .errors import ConfigError, Names, RunError
 from .outputs import losses_of, non_finite, with_losses, with_unused
 
-__all__ = ["HIGH", "LONG", "Returned", "too_high"]
+__all__ = ["HIGH", "LONG", "Returned", "lowered", "too_high"]
 
 HIGH, LONG = 10, 100
 """The ratio of the distillation's losses to the task's, and the number of steps above it, that are reported."""
@@ -135,12 +135,17 @@ class Returned:
         return vars(Returned())
 
 
-def too_high(alpha: str, weight: str) -> str:
-    """Return the warning about losses that have been too high, with the names of two settings."""
+def too_high(method: Distiller, names: Names) -> str:
+    """Return the warning about losses that have been too high, with the front end's names of arguments."""
     return (
-        f"the distillation's losses have been more than {HIGH} times the task's for {LONG} steps: lower {alpha}, or "
-        f"set {weight} to share"
+        f"the distillation's losses have been more than {HIGH} times the task's for {LONG} steps: "
+        f"{lowered(method, names)}"
     )
+
+
+def lowered(method: Distiller, names: Names) -> str:
+    """Return what to do about losses that are too high."""
+    return f"lower {names(f'{type(method.parts()[0]).__name__}.alpha')}, or set {names('weight')} to share"
 
 
 def _zero(module: nn.Module) -> Tensor:

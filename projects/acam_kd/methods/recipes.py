@@ -32,17 +32,19 @@ SECOND_LAST = (-2, -1)
 GAIN = "the gain of 6 in Ultralytics' documentation, without its factor of the batch, which its task loss has too"
 BY_SOFTMAX = "by a softmax in place of the sigmoids, which needs two classes or more"
 
-STANDARDIZED = {"features": "standardized"}
-SCALE_FREE = "measured here, docs/decisions/0010_features_are_standardised.md; the paper compares raw ones"
-PLAIN = "measured here, docs/decisions/0010_features_are_standardised.md; FitNets compare raw ones"
+SCALE_FREE = "measured here, docs/decisions/0010_features_are_standardised.md; the papers compare raw ones"
+STANDARDIZED = {
+    family: Recipe(SCALE_FREE + measured, {"features": "standardized"})
+    for family, measured in (
+        ("retinanet", "; with FCOS, not with RetinaNet (assumption)"),
+        ("fcos", ""),
+        ("reppoints", "; with FCOS, not with RepPoints (assumption)"),
+        ("rcnn", "; with FCOS, not with R-CNNs (assumption)"),
+    )
+}
 
 RECIPES: dict[str, dict[str, Recipe]] = {
-    "ACAMKD": {
-        "retinanet": Recipe(f"{SCALE_FREE}; with FCOS, not with RetinaNet (assumption)", STANDARDIZED),
-        "fcos": Recipe(SCALE_FREE, STANDARDIZED),
-        "reppoints": Recipe(f"{SCALE_FREE}; with FCOS, not with RepPoints (assumption)", STANDARDIZED),
-        "rcnn": Recipe(f"{SCALE_FREE}; with FCOS, not with R-CNNs (assumption)", STANDARDIZED),
-    },
+    "ACAMKD": STANDARDIZED,
     "AT": {
         "semseg": Recipe(
             "CIRKD's weight; it takes the features just before the classifier instead (assumption)",
@@ -165,12 +167,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             "the authors' for ImageNet; not published for small images (assumption)", MGD_IMAGENET, LAST, (BACKBONE,)
         ),
     },
-    "Mimic": {
-        "retinanet": Recipe(f"{PLAIN}; with FCOS, not with RetinaNet (assumption)", STANDARDIZED),
-        "fcos": Recipe(PLAIN, STANDARDIZED),
-        "reppoints": Recipe(f"{PLAIN}; with FCOS, not with RepPoints (assumption)", STANDARDIZED),
-        "rcnn": Recipe(f"{PLAIN}; with FCOS, not with R-CNNs (assumption)", STANDARDIZED),
-    },
+    "Mimic": STANDARDIZED,
     "NKD": {
         "retinanet": Recipe(f"{BY_SOFTMAX}; the authors' numbers for ImageNet (assumption)", NKD_IMAGENET),
         "fcos": Recipe(f"{BY_SOFTMAX}; the authors' numbers for ImageNet (assumption)", NKD_IMAGENET),

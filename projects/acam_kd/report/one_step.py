@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core import Distillation
 from ..core.errors import ConfigError, Names
-from ..core.returned import HIGH
+from ..core.returned import HIGH, lowered
 from .health import Part, peak_memory
 
 __all__ = ["look_at_step"]
@@ -75,5 +75,4 @@ def _look_at_ratio(part: Part, attached: Distillation, names: Names) -> None:
     if ratio <= HIGH:
         part.ok(found)
         return
-    alpha = names(f"{type(attached.method.parts()[0]).__name__}.alpha")
-    part.look(f"{found}: if they stay above {HIGH} times, lower {alpha}, or set {names('weight')} to share")
+    part.look(f"{found}: if they stay above {HIGH} times, {lowered(attached.method, names)}")
