@@ -23,12 +23,12 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def handler():
-    """The handler of a terminal, as Detectron2's setup_logger adds one."""
+    """The handler of a terminal, as Detectron2's setup_logger adds one, and no other: an earlier test's may be closed."""
     made = logging.StreamHandler(Terminal())
     logger = logging.getLogger("detectron2")
-    logger.addHandler(made)
+    before, logger.handlers = logger.handlers, [made]
     yield made
-    logger.removeHandler(made)
+    logger.handlers = before
 
 
 def test_on_a_terminal_there_is_one_line(arguments, tmp_path, monkeypatch, handler):  # noqa: F811
