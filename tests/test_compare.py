@@ -397,7 +397,7 @@ def test_confusions_are_added_up_over_the_seeds(plan, run, tmp_path, monkeypatch
     path = plan(teacher=classes, rows={"student alone": classes, "better": ["--ap", 20, *classes], "boxes": []})
     assert run(path, "--seeds", 0, 1)[0] == 0
     twice = [[2, 0], [2, 0]]
-    assert drawn[-1] == ({"teacher": [[1, 0], [1, 0]], "student alone": twice, "better": twice}, ("ant", "bee"))
+    assert drawn == [({"teacher": [[1, 0], [1, 0]], "student alone": twice, "better": twice}, ("ant", "bee"))]
     assert "(confusion_toy.png)" in (tmp_path / "out/table.md").read_text()
     assert (tmp_path / "out/confusion_toy.png").read_bytes() == b"picture"
     (tmp_path / "out/toy/better_seed1/predictions.json").write_text("[{")  # damaged: the others stay

@@ -55,7 +55,7 @@ class Comparison:
 
     def run(self) -> int:
         """Make the missing runs, one setting after the other, and return the exit status."""
-        self.report()
+        self.report(confusions=False)
         for setting in self.settings:
             self._run_setting(setting)
         problems = self.report()
@@ -131,7 +131,7 @@ class Comparison:
         else:
             self.failed[run] = f"{error} (see {run.folder / 'stdout.txt'})"
             print(f"[{place}] {run} failed: {self.failed[run]}", flush=True)
-        self.report()
+        self.report(confusions=False)
 
     # One run, in a thread of its own.
 
@@ -201,13 +201,17 @@ class Comparison:
             chosen={run.row: run.candidate for run in students if run.candidate is not None},
         )
 
-    def report(self) -> list[str]:
-        """Write ``table.md`` and its pictures, and return the reasons for settings without a table."""
+    def report(self, *, confusions: bool = True) -> list[str]:
+        """Write ``table.md`` and its pictures, and return the reasons for settings without a table.
+
+        Args:
+            confusions: draw those of classifiers; ten rows of twelve classes take half a minute, more than a short run.
+        """
         panels = [self.panel(setting) for setting in self.settings]
         parts, problems = [], []
         for setting, panel in zip(self.settings, panels):
             try:
-                parts.append(section(panel) + self._confusions(setting))
+                parts.append(section(panel) + (self._confusions(setting) if confusions else ""))
             except ConfigError as error:
                 parts.append(f"## {panel.name}\n\n{error}\n")
                 problems.append(str(error))
