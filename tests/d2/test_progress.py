@@ -22,13 +22,11 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def handler():
+def handler(monkeypatch):
     """The handler of a terminal, as Detectron2's setup_logger adds one, and no other: an earlier test's may be closed."""
     made = logging.StreamHandler(Terminal())
-    logger = logging.getLogger("detectron2")
-    before, logger.handlers = logger.handlers, [made]
-    yield made
-    logger.handlers = before
+    monkeypatch.setattr(logging.getLogger("detectron2"), "handlers", [made])
+    return made
 
 
 def test_on_a_terminal_there_is_one_line(arguments, tmp_path, monkeypatch, handler):  # noqa: F811

@@ -36,7 +36,7 @@ def lost_process(error: BaseException) -> RunError | None:
 
 
 def _while_reading_a_batch(error: BaseException) -> bool:
-    """Whether a connection broke in torch's data loader: a worker that dies while it hands over a batch."""
+    """Tell if a connection broke in torch's data loader: a worker that dies while it hands over a batch."""
     if not isinstance(error, (ConnectionError, EOFError)):
         return False
     modules = {frame.f_globals.get("__name__") for frame, _ in walk_tb(error.__traceback__)}
