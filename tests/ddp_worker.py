@@ -1,4 +1,4 @@
-"""One of two processes that train an attached student with DistributedDataParallel; run by test_attached_ddp.py."""
+"""One of two processes that train an attached student with DistributedDataParallel; run by attached/test_ddp.py."""
 
 from __future__ import annotations
 
