@@ -130,12 +130,21 @@ def test_half_a_line_is_made_again_out_of_the_folder(plan, run, tmp_path):
     assert (error.value.what, error.value.where) == ("this line is no record", f"{path}, line 1")
 
 
-def test_unequal_iterations_are_refused(plan, run, tmp_path, capsys):
+def test_rows_of_other_lengths_stand_in_one_table(plan, run, tmp_path):
     rows = {"student alone": [], "longer": ["--iterations", 200]}
-    status, records = run(plan(rows=rows), "--seeds", 0)
-    assert status == 1 and len(records) == 2
-    different = "different iterations in toy: 100 (student alone, seed 0), 200 (longer, seed 0)"
-    line = f"records: found {different}, expected the same for all runs that are compared"
+    assert run(plan(rows=rows), "--seeds", 0)[0] == 0
+    assert "100 to 200 iterations a run, 1 seed a row." in (tmp_path / "out/table.md").read_text()
+
+
+def test_unequal_iterations_of_a_row_are_refused(plan, run, tmp_path, capsys):
+    rows = {"student alone": []}
+    assert run(plan(rows=rows), "--seeds", 0)[0] == 0
+    path = tmp_path / "out/results.jsonl"
+    path.write_text(path.read_text().replace('"iterations": 100', '"iterations": 200'))
+    status, records = run(plan(rows=rows), "--seeds", 0, 1)
+    assert status == 1 and [r["iterations"] for r in records] == [200, 100]
+    different = "different iterations in toy: 200 (student alone, seed 0), 100 (student alone, seed 1)"
+    line = f"records: found {different}, expected the same for all runs of a row"
     assert capsys.readouterr().err.strip() == f"acam-kd: {line}"
     assert "|" not in (tmp_path / "out/table.md").read_text()
     assert run(plan(rows=rows), "--seeds", 0, 1)[0] == f"acam-kd: {line}"  # at once

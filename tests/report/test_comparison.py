@@ -189,11 +189,25 @@ def test_unequal_runs_get_no_table():
     with pytest.raises(ConfigError) as error:
         section(panel(records=records))
     assert error.value.argument == "records"
-    different = "different iterations in shapes: 100 (student alone, seed 0), 200 (mimicking, seed 3)"
-    assert error.value.value == different and error.value.allowed == "the same for all runs that are compared"
+    different = "different iterations in shapes: 100 (mimicking, seed 0), 200 (mimicking, seed 3)"
+    assert error.value.value == different and error.value.allowed == "the same for all runs of a row"
     with pytest.raises(ConfigError) as error:
         check_equal(panel(records=[*panel().records, record("mimicking", 3, 1.0, versions={"torch": "3"})]))
     assert error.value.value.startswith("different versions of torch in shapes: 2 ") and ", 3 " in error.value.value
+    assert error.value.allowed == "the same for all runs that are compared"
+
+
+def test_rows_of_other_lengths_show_theirs():
+    """A plan may ask what twice the steps are worth: chess_trunk.yaml and the pair of facade.yaml."""
+    longer = [record("student alone, twice as long", seed, 41.0 + seed, iterations=200) for seed in range(3)]
+    rows = [*panel().rows, "student alone, twice as long"]
+    equal, text = section(panel()), section(panel(records=[*panel().records, *longer], rows=rows))
+    assert "iterations |" not in equal and "100 iterations a run, 3 seeds a row." in equal
+    heads = next(line for line in text.splitlines() if line.startswith("| row")).split(" | ")
+    for row, count in (("student alone", "100"), ("ACAM-KD", "100"), ("student alone, twice as long", "200")):
+        cells = next(line for line in text.splitlines() if line.startswith(f"| {row} |")).split(" | ")
+        assert cells[heads.index("iterations")] == count
+    assert "100 to 200 iterations a run, 3 seeds a row." in text
 
 
 def test_plot_is_a_picture_also_of_nothing():

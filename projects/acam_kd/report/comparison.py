@@ -82,25 +82,28 @@ def differences(panel: Panel, row: str, other: str) -> list[float]:
 def check_equal(panel: Panel) -> None:
     """Check that the runs may stand in one table.
 
-    Raises:
-        ConfigError: the students had different numbers of iterations, versions of torch, or devices.
-    """
-    students = [r for r in panel.records if r["row"] in panel.rows]
-    conditions: dict[str, dict[Any, Record]] = {"iterations": {}, "versions of torch": {}, "devices": {}}
-    for record in students:
-        conditions["iterations"].setdefault(record["iterations"], record)
-        conditions["versions of torch"].setdefault(record["versions"]["torch"], record)
-        conditions["devices"].setdefault(record.get("device"), record)
-    for name, values in conditions.items():
-        if len(values) > 1:
-            from ..core.errors import ConfigError  # here, because the core imports torch and pictures need none
+    Rows may differ in their iterations, which the table then shows: a plan may ask what more of them are worth.
 
-            each = ", ".join(f"{value} ({r['row']}, seed {r['seed']})" for value, r in values.items())
-            raise ConfigError(
-                "records",
-                f"different {name} in {panel.name}: {each}",
-                allowed="the same for all runs that are compared",
-            )
+    Raises:
+        ConfigError: the runs of a row had different numbers of iterations, or the students different versions of torch
+            or devices.
+    """
+    for row in panel.rows:
+        _check_same(panel, "iterations", [(r["iterations"], r) for r in panel.of(row)], of="of a row")
+    students = [r for r in panel.records if r["row"] in panel.rows]
+    _check_same(panel, "versions of torch", [(r["versions"]["torch"], r) for r in students])
+    _check_same(panel, "devices", [(r.get("device"), r) for r in students])
+
+
+def _check_same(panel: Panel, name: str, found: Sequence[tuple[Any, Record]], of: str = "that are compared") -> None:
+    values: dict[Any, Record] = {}
+    for value, record in found:
+        values.setdefault(value, record)
+    if len(values) > 1:
+        from ..core.errors import ConfigError  # here, because the core imports torch and pictures need none
+
+        each = ", ".join(f"{value} ({r['row']}, seed {r['seed']})" for value, r in values.items())
+        raise ConfigError("records", f"different {name} in {panel.name}: {each}", allowed=f"the same for all runs {of}")
 
 
 def section(panel: Panel) -> str:
@@ -121,6 +124,7 @@ def _table(panel: Panel) -> list[str]:
     for other in panel.baselines:
         judged = panel.threshold is not None and other == panel.control
         heads += [f"minus {other}, 95%", *(["n", "verdict"] if judged else [])]
+    heads += ["iterations"] if len(_iterations(panel)) > 1 else []
     heads += ["distillation/task", "s/step", "peak GiB of the GPU" if _on_gpu(panel) else "peak GiB of the process"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in (TEACHER, *panel.rows):
@@ -132,6 +136,8 @@ def _table(panel: Panel) -> list[str]:
         cells = [row, _spread(panel, row, first), *(_spread(panel, row, m) for m in others), ", ".join(seeds)]
         for other in panel.baselines:
             cells += _compared(panel, row, other)
+        if len(_iterations(panel)) > 1:
+            cells.append(str(records[0]["iterations"]) if records else "")
         cells += [
             _mean(records, "distillation_to_task"),
             _mean(records, "seconds_per_step"),
@@ -148,6 +154,11 @@ def _compared(panel: Panel, row: str, other: str) -> list[str]:
     if panel.threshold is not None and other == panel.control:
         cells += [str(len(found)), verdict(found, panel.threshold)] if found else ["", ""]
     return cells
+
+
+def _iterations(panel: Panel) -> list[int]:
+    """Return the numbers of iterations that students had."""
+    return sorted({r["iterations"] for r in panel.records if r["row"] in panel.rows})
 
 
 def _on_gpu(panel: Panel) -> bool:
@@ -183,7 +194,8 @@ def _notes(panel: Panel) -> list[str]:
     notes = []
     if students:
         seeds = " to ".join(dict.fromkeys(map(str, (counts[0], counts[-1]))))
-        notes.append(f"{students[0]['iterations']} iterations a run, {seeds} seed{'s' * (counts[-1] > 1)} a row.")
+        iterations = " to ".join(dict.fromkeys(map(str, (_iterations(panel)[0], _iterations(panel)[-1]))))
+        notes.append(f"{iterations} iterations a run, {seeds} seed{'s' * (counts[-1] > 1)} a row.")
         notes.append("Differences are paired by seed; the 95% interval is Student's t.")
     if any(r.get("seconds_per_step_is") == "total" for r in students):
         notes.append("s/step: where too few steps are logged, all seconds of the run, evaluations too, by iterations.")
