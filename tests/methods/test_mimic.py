@@ -38,12 +38,14 @@ def defined(x, small=1e-6):
 
 def test_the_gradient_of_several_standardised_maps_is_that_of_the_definition():
     torch.manual_seed(0)
-    shapes = [(2, 3, 4, 5), (2, 3, 1, 2), (2, 5, 3, 3), (1, 3, 1, 1)]
+    shapes = [(2, 3, 4, 5), (2, 3, 1, 2), (2, 5, 3, 3), (1, 3, 1, 1), (2, 5, 3, 3), (2, 3, 4, 5)]
     maps = [torch.randn(shape, dtype=torch.float64) * 2 + 1 for shape in shapes]
     maps[0][:, 1] = 4  # a constant channel
     inputs = [x.clone().requires_grad_(i != 2) for i, x in enumerate(maps)]
     weights = [torch.randn_like(x) for x in maps]
-    sum((w * y).sum() for w, y in zip(weights, standardized(inputs))).backward()
+    found = standardized(inputs)
+    assert [y.requires_grad for y in found] == [i != 2 for i in range(6)]  # nothing is computed for a teacher's map
+    sum((w * y).sum() for w, y in zip(weights, found)).backward()
     for i, (x, w, given) in enumerate(zip(maps, weights, inputs)):
         expected = x.clone().requires_grad_()
         (w * defined(expected)).sum().backward()

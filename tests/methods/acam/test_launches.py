@@ -41,7 +41,7 @@ def launches(make, path="", dtype=torch.bfloat16, **options):
 
 
 CASES = {
-    "the path of a GPU": (ACAMKD, {"path": "parts"}, 150, 200),
+    "the path of a GPU": (ACAMKD, {"path": "parts"}, 130, 170),
     "in float32": (ACAMKD, {"path": "parts", "dtype": torch.float32}, 150, 200),
     "in float32, the attention in bfloat16": (
         ACAMKD, {"path": "parts", "dtype": torch.float32, "attention_precision": "bfloat16"}, 150, 200,
@@ -49,10 +49,10 @@ CASES = {
     "the full gradient": (ACAMKD, {"path": "parts", "mask_gradient": "full"}, 150, 230),
     "spatial masks alone": (ACAMKD, {"path": "parts", "channel_masking": ""}, 150, 200),
     "uniform masks": (ACAMKD, UNIFORM, 60, 40),
-    "standardised features": (ACAMKD, {"path": "parts", "features": "standardized"}, 185, 215),
+    "standardised features": (ACAMKD, {"path": "parts", "features": "standardized"}, 150, 200),
     "mimicking": (Mimic, {}, 55, 45),
-    "mimicking of standardised features": (Mimic, {"features": "standardized"}, 60, 60),
-    "PKD": (PKD, {}, 50, 45),
+    "mimicking of standardised features": (Mimic, {"features": "standardized"}, 45, 55),
+    "PKD": (PKD, {}, 32, 40),
 }  # fmt: skip
 
 

@@ -188,14 +188,15 @@ class CrossAttentionFusion(nn.Module):
         """
         query, key, value = self._weights()
         width, parts = widths(len(query), len(value))
-        rows = [(query, width), (key, width), (value, sum(parts))]
-        weights = joined(rows if units is None else [*rows, (units, len(units))], self._dtype(query_source))
-        q, k_v = projected(query_source, weights[0]), projected(value_source, torch.cat(weights[1:3]))
+        groups = [[(query, width)], [(key, width), (value, sum(parts))]]
+        groups += [] if units is None else [[(units, len(units))]]
+        weights = joined(groups, self._dtype(query_source))
+        q, k_v = projected(query_source, weights[0]), projected(value_source, weights[1])
         k, *values = torch.split_with_sizes(k_v, [width, *parts], 2)
         outputs = [attend(q, k, v, len(query) ** -0.5) for v in values]
         fused = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
         fused = fused if fused.shape[2] == len(value) else fused[..., : len(value)]
-        return fused, None if units is None else weights[3]
+        return fused, None if units is None else weights[2]
 
     def _map(self, query_source: Tensor, value_source: Tensor) -> Tensor:
         fused, _ = self._positions(query_source, value_source, None)
@@ -215,9 +216,9 @@ class CrossAttentionFusion(nn.Module):
         """Compute the projection alone, as columns, by one fused kernel."""
         query, key, value = self._weights()
         width = padded(max(len(query), len(units)))
-        rows = [(query, width), (key, width), (units @ value, width)]
-        weights = joined(rows, self._dtype(query_source))
-        q, k_u = projected(query_source, weights[0]), projected(value_source, torch.cat(weights[1:]))
+        groups = [[(query, width)], [(key, width), (units @ value, width)]]
+        weights = joined(groups, self._dtype(query_source))
+        q, k_u = projected(query_source, weights[0]), projected(value_source, weights[1])
         k, columns = torch.split_with_sizes(k_u, [width, width], 2)
         weighted = attend(q, k, columns, len(query) ** -0.5)[..., : len(units)]
         return Summary(weighted.transpose(1, 2).reshape(*weighted.shape[::2], *query_source.shape[2:]), None)

@@ -66,19 +66,20 @@ def widths(reduced: int, channels: int) -> tuple[int, list[int]]:
     return width, [width] * -(-channels // width)
 
 
-def joined(weights: Sequence[tuple[Tensor, int]], dtype: torch.dtype) -> tuple[Tensor, ...]:
+def joined(groups: Sequence[Sequence[tuple[Tensor, int]]], dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Cast several weights together, and pad each with rows of zeros.
 
     Args:
-        weights: pairs of a (K, C) weight and the number of rows, at least K, that it gets.
+        groups: of pairs of a (K, C) weight and the number of rows, at least K, that it gets.
         dtype: of the result.
 
     Returns:
-        (rows, C) for each of the weights; views of one tensor.
+        (rows, C) for each group, its weights one below the other; views of one tensor.
     """
-    rows = [x if len(x) == n else F.pad(x, (0, 0, 0, n - len(x))) for x, n in weights]
+    pairs = [pair for group in groups for pair in group]
+    rows = [x if len(x) == n else F.pad(x, (0, 0, 0, n - len(x))) for x, n in pairs]
     whole = torch.cat([x.to(rows[0].dtype) for x in rows]).to(dtype)
-    return torch.split_with_sizes(whole, [n for _, n in weights])
+    return torch.split_with_sizes(whole, [sum(n for _, n in group) for group in groups])
 
 
 def projected(features: Tensor, weight: Tensor) -> Tensor:

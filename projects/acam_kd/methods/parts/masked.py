@@ -9,6 +9,7 @@ Letters: N images, C channels, H x W positions, M masks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -55,12 +56,13 @@ def masked_errors(student: Sequence[Tensor], teacher: Sequence[Tensor], masks: S
         numerators, sums = [], []
         for i, kind in enumerate(kinds):
             of_kind = energies[i * len(student) : (i + 1) * len(student)]
-            squares = _per_level(flat[kind], torch.square)
+            joined = _joined(flat[kind], flat[kind])
+            squares = _per_level(joined, torch.square)
+            of_kind = _joined(of_kind, flat[kind])
             numerators += [torch.bmm(m, e.unsqueeze(2)).flatten() for m, e in zip(squares, of_kind)]
-            sums += [m.sum(2).flatten() for m in flat[kind]]
-        counts = [len(x) for x in sums]
+            sums += [m.sum(2).flatten() for m in joined]
         ratios = torch.cat(numerators) / (torch.cat(sums) + EPS)
-        errors = _means(ratios, counts)
+        errors = _means(ratios, [x.shape[:2].numel() for kind in kinds for x in flat[kind]])
     return dict(zip(kinds, errors.view(len(kinds), len(student))))
 
 
@@ -129,6 +131,12 @@ def _flat(masks: Sequence[Tensor]) -> list[Tensor]:
     return _per_level(flat, lambda x: x.to(dtype))
 
 
+def _joined(values: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:
+    """Put the values of levels whose masks have one shape behind each other: one kernel takes them all."""
+    runs = [[x for x, _ in run] for _, run in groupby(zip(values, masks), key=lambda pair: pair[1].shape)]
+    return [torch.cat(run) if len(run) > 1 else run[0] for run in runs]
+
+
 def _per_level(flat: Sequence[Tensor], function: Any) -> list[Tensor]:
     """Apply a function of single numbers to (N, M, K) tensors at once; their last dimensions may differ."""
     if len({x.shape[:2] for x in flat}) > 1 or len(flat) == 1:
@@ -149,14 +157,19 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *masks: Tensor) -> Tensor:
-        ctx.save_for_backward(*masks)
-        return torch.stack([torch.bmm(x, x.mT) for x in masks])
+        joined = _joined(masks, masks)
+        ctx.sizes = [[len(x) for x in run] for _, run in groupby(masks, key=lambda x: x.shape)]
+        ctx.save_for_backward(*joined)
+        products = torch.cat([torch.bmm(x, x.mT) for x in joined])
+        return products.view(len(masks), len(masks[0]), *products.shape[1:])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        both = gradient + gradient.mT
-        return tuple(torch.bmm(g, x) for g, x in zip(both, ctx.saved_tensors))
+        both = (gradient + gradient.mT).flatten(0, 1)
+        parts = torch.split_with_sizes(both, [sum(sizes) for sizes in ctx.sizes])
+        found = [torch.bmm(g, x) for g, x in zip(parts, ctx.saved_tensors)]
+        return tuple(part for x, sizes in zip(found, ctx.sizes) for part in torch.split_with_sizes(x, sizes))
 
 
 class _Energies(torch.autograd.Function):

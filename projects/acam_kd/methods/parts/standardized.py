@@ -55,16 +55,26 @@ class _Standardized(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *maps: Tensor) -> tuple[Tensor, ...]:
-        found = cast(maps, [common_type(maps)] * len(maps))
         ctx.set_materialize_grads(False)
-        counts = [x.numel() // x.shape[1] for x in found]
-        moments = [torch.std_mean(x, (0, 2, 3), correction=int(k > 1), keepdim=True) for x, k in zip(found, counts)]
-        scales = list(torch._foreach_add([deviation for deviation, _ in moments], DEVIATION_EPS))
-        found = [(x - mean).div_(scale) for x, (_, mean), scale in zip(found, moments, scales)]
+        counts = [x.numel() // x.shape[1] for x in maps]
+        same: dict[torch.Size, list[int]] = {}
+        for i, x in enumerate(maps):
+            same.setdefault(x.shape, []).append(i)  # student and teacher of a level, which share their kernels
+        groups, dtype = list(same.values()), common_type(maps)
+        stacks = [maps[of[0]].new_empty((len(of), *shape), dtype=dtype) for shape, of in same.items()]
+        found = _rows(stacks, groups)
+        torch._foreach_copy_(found, list(maps))
+        corrections = [int(counts[of[0]] > 1) for of in groups]
+        moments = [torch.std_mean(x, (1, 3, 4), correction=c, keepdim=True) for x, c in zip(stacks, corrections)]
+        divisors = list(torch._foreach_add([deviation for deviation, _ in moments], DEVIATION_EPS))
+        for x, (_, mean), divisor in zip(stacks, moments, divisors):
+            x.sub_(mean).div_(divisor)
+        deviations, scales = _rows([deviation for deviation, _ in moments], groups), _rows(divisors, groups)
         ctx.needed = [i for i, x in enumerate(maps) if x.requires_grad]
         ctx.types = [maps[i].dtype for i in ctx.needed]
         ctx.counts = [counts[i] for i in ctx.needed]
-        ctx.save_for_backward(*(part for i in ctx.needed for part in (found[i], moments[i][0], scales[i])))
+        ctx.save_for_backward(*(part for i in ctx.needed for part in (found[i], deviations[i], scales[i])))
+        ctx.mark_non_differentiable(*(x for i, x in enumerate(found) if i not in ctx.needed))
         return tuple(found)
 
     @staticmethod
@@ -90,3 +100,9 @@ class _Standardized(torch.autograd.Function):
         for i, x in zip(ctx.needed, cast(found, ctx.types)):
             returned[i] = x
         return tuple(returned)
+
+
+def _rows(stacks: Sequence[Tensor], groups: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Return the rows of stacked tensors in the order of the maps, whose numbers each group lists."""
+    rows = {i: row for stack, of in zip(stacks, groups) for i, row in zip(of, stack.unbind())}
+    return [rows[i] for i in range(len(rows))]
