@@ -62,6 +62,16 @@ def test_the_files_of_each_split_may_be_named(data, tmp_path):
     assert (tmp_path / "run/student.pth").is_file()
 
 
+@pytest.mark.parametrize("left", ["output/run", "--method-of-mine 3"])
+def test_an_unknown_argument_is_refused_with_the_usage_of_its_command(left, capsys):
+    with pytest.raises(SystemExit) as error:
+        run("eval", *left.split())
+    assert error.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "usage: acam-kd eval [options]; for example:" and "--student output/run" in lines[1]
+    assert lines[-1] == f"acam-kd eval: error: unrecognized arguments: {left}"
+
+
 def test_without_a_command_or_with_an_unknown_one_the_usage_is_shown(capsys):
     for arguments in ([], ["distil"]):
         with pytest.raises(SystemExit) as error:

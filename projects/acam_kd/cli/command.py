@@ -22,9 +22,16 @@ Values = Mapping[str, Any]
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, which says where the options came from that it refuses."""
+    """argparse's, which says where the options came from that it refuses, and which command refuses them."""
 
     source = ""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the arguments; of those that a subcommand does not know, tell with its own usage and example."""
+        found, left = self.parse_known_args(args, namespace)
+        if left:
+            getattr(found, "parser", self).error(f"unrecognized arguments: {' '.join(left)}")
+        return found
 
     def error(self, message: str) -> NoReturn:
         """End the program with usage and message."""
