@@ -26,6 +26,8 @@ logger = logging.getLogger("acam_kd")
 
 LOG_PERIOD = 20
 BOARD = "tensorboard"
+STILL, OFTEN = 1e-3, 5
+"""The part of a loss within which it stays, and the number of logged steps after which that is reported."""
 
 
 class Reports:
@@ -43,6 +45,7 @@ class Reports:
         self._board: SummaryWriter | None = None
         self._loggers: Loggers | None = None
         self._warned: set[str] = set()
+        self._still: dict[str, tuple[float, int]] = {}
 
     def __enter__(self) -> Reports:
         self.progress.__enter__()
@@ -102,14 +105,31 @@ class Reports:
             self._scalars({**values, "lr": rate}, step)
             if not self.progress.live:
                 logger.info("%s", text)
-            self._warn(attached)
+            theirs = {} if attached is None else attached.returned.losses
+            self._warn({name: x for name, x in values.items() if name in losses.keys() - theirs.keys()}, attached)
         self.progress.draw(text)
 
-    def _warn(self, attached: Distillation | None) -> None:
-        for place, warning in ({} if attached is None else attached.warnings(option)).items():
+    def _warn(self, task: Mapping[str, float], attached: Distillation | None) -> None:
+        warnings = {} if attached is None else attached.warnings(option)
+        for place, warning in {**warnings, **self._stuck(task)}.items():
             if place not in self._warned:
                 self._warned.add(place)
                 logger.warning("%s", warning)
+
+    def _stuck(self, task: Mapping[str, float]) -> dict[str, str]:
+        """Return a warning for each of the task's losses that has stayed where it is."""
+        warnings = {}
+        for name, value in task.items():
+            first, times = self._still.get(name, (value, -1))
+            still = value != 0 and abs(value - first) <= STILL * abs(first)
+            first, times = self._still[name] = (first, times + 1) if still else (value, 0)
+            if times >= OFTEN:
+                warnings[name] = (
+                    f"{name} has stayed at {value:.4g} for {times * LOG_PERIOD} steps: nothing trains it, as where the "
+                    "ReLU after a box head has died (torchvision's FCOS ends in one); lower "
+                    f"{option('learning_rate')}, lengthen {option('warmup')}, or choose another {option('seed')}"
+                )
+        return warnings
 
     def evaluating(self, step: int, done: int, total: int) -> None:
         """Show how far an evaluation is."""
