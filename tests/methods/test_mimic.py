@@ -30,6 +30,13 @@ def test_standardised_channels_have_mean_zero_and_deviation_one():
     assert half.dtype == torch.float32
 
 
+def test_channels_stay_last_in_memory():
+    x, y = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last), torch.randn(2, 3, 4, 5)
+    for found, given in zip(standardized([x, 2 * x]) + standardized([y]), (x, x, y)):
+        assert found.stride() == given.stride()
+    torch.testing.assert_close(standardized([x])[0], standardized([x.contiguous()])[0])
+
+
 def defined(x, small=1e-6):
     several = x.numel() > x.shape[1]
     deviation, mean = torch.std_mean(x, (0, 2, 3), correction=int(several), keepdim=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,11 +16,11 @@ def said(settings, caplog):
     """Report steps of 20, whose losses are given, and return the warnings."""
     folder = SimpleNamespace(first=True, log=lambda *_: None)
 
-    def report(attached=None, **losses):
+    def report(attached=None, every=20, **losses):
         reports = Reports(folder, settings)
         for number, values in enumerate(zip(*losses.values()), 1):
             step = {name: torch.tensor(value) for name, value in zip(losses, values)}
-            reports.step(20 * number, step, attached, seconds=1.0, rate=0.1)
+            reports.step(every * number, step, attached, seconds=1.0, rate=0.1)
         return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
     return report
@@ -31,7 +32,7 @@ def test_a_dead_box_head_is_said_once(said):
         boxes=[0.99998, 1.0, 1.00003, 1.0, 1.0, 1.0, 1.0, 1.0], classes=[0.8, 0.7, 0.9, 0.7, 0.8, 0.6, 0.7, 0.7]
     )
     assert text.startswith(
-        "boxes has stayed at 1 for 100 steps: nothing trains it, as where the ReLU after a box head "
+        "boxes has stayed at 1 for 100 steps: it seems that nothing trains it. A detector's box head "
     )
     assert text.endswith("lower --lr, lengthen --warmup, or choose another --seed")
 
@@ -50,11 +51,38 @@ def test_a_loss_that_moves_is_not(said, values):
     assert said(boxes=values) == []
 
 
-def test_the_losses_of_a_method_may_stay(said):
-    """ACAM-KD's diversity loss stays at its least value."""
-    attached = SimpleNamespace(
-        returned=SimpleNamespace(losses={"loss_acam_diversity": None}), metrics=dict, last_of=lambda _: True,
+def attached(period, stop=0):
+    """Return what the reports ask of a distillation that runs every so many steps."""
+    return SimpleNamespace(
+        returned=SimpleNamespace(losses={"loss_acam_diversity": None}),
+        weighting=SimpleNamespace(ended=lambda _: bool(stop)),
+        iteration=0,
+        metrics=dict,
+        last_of=lambda _: period <= 20,
         warnings=lambda _: {},
-    )  # fmt: skip
-    assert said(attached, loss_acam_diversity=[0.25] * 9) == []
-    assert len(said(attached, loss_acam_diversity=[0.25] * 9, boxes=[0.25] * 9)) == 1
+    )
+
+
+def test_losses_that_are_not_the_tasks_may_stay(said):
+    """ACAM-KD's diversity loss stays at its least value, on images without labels, too."""
+    names = ("loss_acam_diversity", "loss_unlabelled_acam_diversity", "loss_hard")
+    still = {name: [0.25] * 9 for name in names}
+    assert said(attached(1), **still) == []
+    assert len(said(attached(1), **still, boxes=[0.25] * 9)) == 1
+
+
+def test_every_step_counts_whatever_is_distilled_and_logged(said):
+    (text,) = said(attached(period=50), every=1, boxes=[0.25] * 121)
+    assert "for 100 steps" in text  # looked at from step 20 to 120, though nothing was logged
+    assert said(attached(period=50), every=1, boxes=[0.25] * 119)[1:] == []
+
+
+def test_the_log_does_not_end_with_the_distillation(settings):
+    lines = []
+    folder = SimpleNamespace(first=True, log=lambda step, values: lines.append((step, sorted(values))))
+    longer = replace(settings, iterations=100)
+    for step in range(1, 61):
+        losses = {"boxes": torch.tensor(1 / step)}
+        reports = Reports(folder, longer)
+        reports.step(step, losses, attached(period=50, stop=10), seconds=1.0, rate=0.1)
+    assert lines == [(step, ["boxes", "loss", "seconds"]) for step in (20, 40, 60)]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ..core import Distillation
+from ..core.unlabelled import PREFIX
 from ..report.panels import Array
 from ..report.progress import Progress
 from .folder import RunFolder
@@ -26,8 +27,10 @@ logger = logging.getLogger("acam_kd")
 
 LOG_PERIOD = 20
 BOARD = "tensorboard"
-STILL, OFTEN = 1e-3, 5
-"""The part of a loss within which it stays, and the number of logged steps after which that is reported."""
+STILL, LONG = 1e-3, 100
+"""The part of a loss within which it stays, and the number of steps after which that is reported."""
+ADDED = (PREFIX, "loss_hard")
+"""How the names of losses begin that are the engine's, and not the model's own."""
 
 
 class Reports:
@@ -45,7 +48,7 @@ class Reports:
         self._board: SummaryWriter | None = None
         self._loggers: Loggers | None = None
         self._warned: set[str] = set()
-        self._still: dict[str, tuple[float, int]] = {}
+        self._still: dict[str, tuple[float, int]] = {}  # the loss's name -> its value, and since which step
 
     def __enter__(self) -> Reports:
         self.progress.__enter__()
@@ -90,43 +93,51 @@ class Reports:
             augmentor: of the run.
         """
         self.progress.count()
-        last = attached.last_of(LOG_PERIOD) if attached is not None else step % LOG_PERIOD == 0
+        distilled = attached is not None and not attached.weighting.ended(attached.iteration)
+        regular = step % LOG_PERIOD == 0
+        last = attached.last_of(LOG_PERIOD) if attached is not None and distilled else regular
         logged = last or step == self.settings.iterations
-        if not logged and not self.progress.due():
+        shown = logged or self.progress.due()
+        if not shown and not regular:
             return
         values = {name: float(loss.detach()) for name, loss in losses.items()}
+        if regular:
+            added = () if attached is None else attached.returned.losses
+            task = {name: x for name, x in values.items() if name not in added and not name.startswith(ADDED)}
+            self._warn(self._stuck(step, task))
+        if not shown:
+            return
         values = {"loss": sum(values.values()), **values}
         text = self.progress.text(step, values, rate=rate)
         if logged:
             self.folder.log(step, {"seconds": seconds, **values})
-            if attached is not None:
+            if attached is not None and distilled:
                 measured = {f"distill/{name}": float(value) for name, value in attached.metrics().items()}
                 self.folder.log(step, {**measured, **(augmentor.metrics() if augmentor is not None else {})})
             self._scalars({**values, "lr": rate}, step)
             if not self.progress.live:
                 logger.info("%s", text)
-            theirs = {} if attached is None else attached.returned.losses
-            self._warn({name: x for name, x in values.items() if name in losses.keys() - theirs.keys()}, attached)
+            self._warn({} if attached is None else attached.warnings(option))
         self.progress.draw(text)
 
-    def _warn(self, task: Mapping[str, float], attached: Distillation | None) -> None:
-        warnings = {} if attached is None else attached.warnings(option)
-        for place, warning in {**warnings, **self._stuck(task)}.items():
+    def _warn(self, warnings: Mapping[str, str]) -> None:
+        for place, warning in warnings.items():
             if place not in self._warned:
                 self._warned.add(place)
                 logger.warning("%s", warning)
 
-    def _stuck(self, task: Mapping[str, float]) -> dict[str, str]:
+    def _stuck(self, step: int, task: Mapping[str, float]) -> dict[str, str]:
         """Return a warning for each of the task's losses that has stayed where it is."""
         warnings = {}
         for name, value in task.items():
-            first, times = self._still.get(name, (value, -1))
-            still = value != 0 and abs(value - first) <= STILL * abs(first)
-            first, times = self._still[name] = (first, times + 1) if still else (value, 0)
-            if times >= OFTEN:
+            first, since = self._still.get(name, (value, step))
+            if value == 0 or not abs(value - first) <= STILL * abs(first):
+                first, since = value, step
+            self._still[name] = first, since
+            if step - since >= LONG:
                 warnings[name] = (
-                    f"{name} has stayed at {value:.4g} for {times * LOG_PERIOD} steps: nothing trains it, as where the "
-                    "ReLU after a box head has died (torchvision's FCOS ends in one); lower "
+                    f"{name} has stayed at {value:.4g} for {step - since} steps: it seems that nothing trains it. A "
+                    "detector's box head that ends in a ReLU, as torchvision's FCOS has it, may have died; lower "
                     f"{option('learning_rate')}, lengthen {option('warmup')}, or choose another {option('seed')}"
                 )
         return warnings

@@ -34,7 +34,8 @@ def standardized(maps: Sequence[Tensor]) -> list[Tensor]:
         maps: (N, C, H, W) each.
 
     Returns:
-        Maps of the same shapes, in float32 at least, with gradients.
+        Maps of the same shapes, in float32 at least, with gradients. Those of one shape share their memory: change none
+        in place.
 
     Example:
         >>> standardized([torch.tensor([[[[1.0, 3.0]]]])])[0].flatten().tolist()
@@ -61,7 +62,7 @@ class _Standardized(torch.autograd.Function):
         for i, x in enumerate(maps):
             same.setdefault(x.shape, []).append(i)  # student and teacher of a level, which share their kernels
         groups, dtype = list(same.values()), common_type(maps)
-        stacks = [maps[of[0]].new_empty((len(of), *shape), dtype=dtype) for shape, of in same.items()]
+        stacks = [_stack(maps[of[0]], len(of), dtype) for of in groups]
         found = _rows(stacks, groups)
         torch._foreach_copy_(found, list(maps))
         corrections = [int(counts[of[0]] > 1) for of in groups]
@@ -100,6 +101,14 @@ class _Standardized(torch.autograd.Function):
         for i, x in zip(ctx.needed, cast(found, ctx.types)):
             returned[i] = x
         return tuple(returned)
+
+
+def _stack(x: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """Allocate (count, N, C, H, W) for maps like this one, in its order of memory: channels last stay last."""
+    n, c, h, w = x.shape
+    if x.is_contiguous():
+        return x.new_empty((count, n, c, h, w), dtype=dtype)
+    return x.new_empty((count, n, h, w, c), dtype=dtype).permute(0, 1, 4, 2, 3)
 
 
 def _rows(stacks: Sequence[Tensor], groups: Sequence[Sequence[int]]) -> list[Tensor]:
