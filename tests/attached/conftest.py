@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import nn
@@ -50,6 +52,16 @@ def attach(student=None, teacher=None, method="PKD", **arguments):
         "example_inputs": torch.zeros(1, 3, 16, 16),
     } | arguments
     return acam_kd.distill(student or Net(), teacher or Net(), method=method, **arguments).train()
+
+
+@contextmanager
+def registered(distiller):
+    """Make a method known by its name, for a while."""
+    acam_kd.DISTILLER_REGISTRY.register()(distiller)
+    try:
+        yield
+    finally:
+        acam_kd.DISTILLER_REGISTRY._obj_map.pop(distiller.__name__)
 
 
 @pytest.fixture

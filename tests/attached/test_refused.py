@@ -12,7 +12,7 @@ from torch import nn
 import acam_kd
 from acam_kd import ConfigError, RunError
 
-from .conftest import Net, attach, hooks
+from .conftest import Net, attach, hooks, registered
 
 
 def test_what_was_refused_has_changed_nothing():
@@ -104,13 +104,9 @@ def test_losses_that_are_no_losses_and_targets_that_are_none(x):
         def forward(self, student, teacher, targets=None):
             return {"loss_odd": student["c3"]}
 
-    acam_kd.DISTILLER_REGISTRY._obj_map["Odd"] = Odd
-    try:
-        with pytest.raises(ConfigError) as error:
-            attach(method="Odd")(x)
-        assert error.value.argument == "method" and "loss_odd" in error.value.value
-    finally:
-        acam_kd.DISTILLER_REGISTRY._obj_map.pop("Odd")
+    with registered(Odd), pytest.raises(ConfigError) as error:
+        attach(method="Odd")(x)
+    assert error.value.argument == "method" and "loss_odd" in error.value.value
     with pytest.raises(ConfigError) as error:
         attach(method="FGD", targets=lambda x: {})(x)
     assert error.value.argument == "targets"

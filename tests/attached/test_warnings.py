@@ -10,7 +10,7 @@ import acam_kd
 from acam_kd import ConfigError
 from acam_kd.core.distillation import Distillation
 
-from .conftest import LEVELS, attach
+from .conftest import LEVELS, attach, registered
 
 
 def test_a_method_without_a_gradient_into_the_student_is_an_error(x):
@@ -22,7 +22,6 @@ def test_a_method_without_a_gradient_into_the_student_is_an_error(x):
         model(x)
     assert "PKD" in error.value.allowed and error.value.argument == "student"
 
-    @acam_kd.DISTILLER_REGISTRY.register()
     class Detached(acam_kd.Distiller):
         def forward(self, student, teacher, targets=None):
             return {"loss_detached": sum(x.detach().mean() for x in student.values()) + next(self.parameters()).sum()}
@@ -31,12 +30,9 @@ def test_a_method_without_a_gradient_into_the_student_is_an_error(x):
             super().__init__(student, teacher)
             self.weight = nn.Parameter(torch.zeros(1))
 
-    try:
-        with pytest.raises(ConfigError) as error:
-            attach(method="Detached")(x)
-        assert error.value.argument == "method" and "Detached" in error.value.value
-    finally:
-        acam_kd.DISTILLER_REGISTRY._obj_map.pop("Detached")
+    with registered(Detached), pytest.raises(ConfigError) as error:
+        attach(method="Detached")(x)
+    assert error.value.argument == "method" and "Detached" in error.value.value
 
 
 def test_a_frozen_level_among_others_is_a_warning_once(x, caplog):

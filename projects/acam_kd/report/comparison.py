@@ -124,7 +124,8 @@ def _table(panel: Panel) -> list[str]:
     for other in panel.baselines:
         judged = panel.threshold is not None and other == panel.control
         heads += [f"minus {other}, 95%", *(["n", "verdict"] if judged else [])]
-    heads += ["iterations"] if len(_iterations(panel)) > 1 else []
+    unequal = len(_iterations(panel)) > 1
+    heads += ["iterations"] if unequal else []
     heads += ["distillation/task", "s/step", "peak GiB of the GPU" if _on_gpu(panel) else "peak GiB of the process"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in (TEACHER, *panel.rows):
@@ -136,7 +137,7 @@ def _table(panel: Panel) -> list[str]:
         cells = [row, _spread(panel, row, first), *(_spread(panel, row, m) for m in others), ", ".join(seeds)]
         for other in panel.baselines:
             cells += _compared(panel, row, other)
-        if len(_iterations(panel)) > 1:
+        if unequal:
             cells.append(str(records[0]["iterations"]) if records else "")
         cells += [
             _mean(records, "distillation_to_task"),
@@ -159,6 +160,11 @@ def _compared(panel: Panel, row: str, other: str) -> list[str]:
 def _iterations(panel: Panel) -> list[int]:
     """Return the numbers of iterations that students had."""
     return sorted({r["iterations"] for r in panel.records if r["row"] in panel.rows})
+
+
+def _range(numbers: Sequence[int]) -> str:
+    """Write the first and the last of sorted numbers, or the one that both are."""
+    return " to ".join(dict.fromkeys(map(str, (numbers[0], numbers[-1]))))
 
 
 def _on_gpu(panel: Panel) -> bool:
@@ -193,8 +199,7 @@ def _notes(panel: Panel) -> list[str]:
     counts = sorted({len(panel.of(row)) for row in panel.rows if panel.of(row)})
     notes = []
     if students:
-        seeds = " to ".join(dict.fromkeys(map(str, (counts[0], counts[-1]))))
-        iterations = " to ".join(dict.fromkeys(map(str, (_iterations(panel)[0], _iterations(panel)[-1]))))
+        iterations, seeds = _range(_iterations(panel)), _range(counts)
         notes.append(f"{iterations} iterations a run, {seeds} seed{'s' * (counts[-1] > 1)} a row.")
         notes.append("Differences are paired by seed; the 95% interval is Student's t.")
     if any(r.get("seconds_per_step_is") == "total" for r in students):

@@ -26,8 +26,10 @@ from .class_adapter import family_of
 from .classification import Classifier
 from .run import Settings
 
-__all__ = ["CONSTANTS", "Alternation", "Constants", "HardAugmentor", "check_augmentor"]
+__all__ = ["CONSTANTS", "LOSS", "Alternation", "Constants", "HardAugmentor", "check_augmentor"]
 
+LOSS = "loss_hard"
+"""The name of the loss that it adds to the model's own."""
 COLOUR = "hard-colour"
 """The augmentor that changes colours, too."""
 SIDE = 96
@@ -154,7 +156,7 @@ class HardAugmentor:
             teacher = self._teacher(batch)
         loss = kd_loss(student, teacher, self.temperature)
         self._turn(loss.detach())
-        return {"loss_hard": self.alpha * self.attached.weighting.factor(self.attached.iteration) * loss}
+        return {LOSS: self.alpha * self.attached.weighting.factor(self.attached.iteration) * loss}
 
     def step(self, images: Sequence[Tensor], number: int) -> None:
         """Train the augmentor, if it is its turn.

@@ -14,7 +14,7 @@ from ..core.unlabelled import PREFIX
 from ..report.panels import Array
 from ..report.progress import Progress
 from .folder import RunFolder
-from .hard import HardAugmentor
+from .hard import LOSS, HardAugmentor
 from .loggers import Loggers
 from .names import option
 from .pictures import to_jpeg
@@ -29,8 +29,8 @@ LOG_PERIOD = 20
 BOARD = "tensorboard"
 STILL, LONG = 1e-3, 100
 """The part of a loss within which it stays, and the number of steps after which that is reported."""
-ADDED = (PREFIX, "loss_hard")
-"""How the names of losses begin that are the engine's, and not the model's own."""
+ADDED = (PREFIX, LOSS)
+"""The beginnings of the names of losses that the engine adds to the model's own."""
 
 
 class Reports:
@@ -93,9 +93,9 @@ class Reports:
             augmentor: of the run.
         """
         self.progress.count()
-        distilled = attached is not None and not attached.weighting.ended(attached.iteration)
+        distilling = attached if attached is not None and not attached.weighting.ended(attached.iteration) else None
         regular = step % LOG_PERIOD == 0
-        last = attached.last_of(LOG_PERIOD) if attached is not None and distilled else regular
+        last = distilling.last_of(LOG_PERIOD) if distilling is not None else regular
         logged = last or step == self.settings.iterations
         shown = logged or self.progress.due()
         if not shown and not regular:
@@ -111,8 +111,8 @@ class Reports:
         text = self.progress.text(step, values, rate=rate)
         if logged:
             self.folder.log(step, {"seconds": seconds, **values})
-            if attached is not None and distilled:
-                measured = {f"distill/{name}": float(value) for name, value in attached.metrics().items()}
+            if distilling is not None:
+                measured = {f"distill/{name}": float(value) for name, value in distilling.metrics().items()}
                 self.folder.log(step, {**measured, **(augmentor.metrics() if augmentor is not None else {})})
             self._scalars({**values, "lr": rate}, step)
             if not self.progress.live:

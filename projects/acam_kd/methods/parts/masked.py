@@ -9,7 +9,7 @@ Letters: N images, C channels, H x W positions, M masks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import torch
@@ -56,9 +56,9 @@ def masked_errors(student: Sequence[Tensor], teacher: Sequence[Tensor], masks: S
         numerators, sums = [], []
         for i, kind in enumerate(kinds):
             of_kind = energies[i * len(student) : (i + 1) * len(student)]
-            joined = _joined(flat[kind], flat[kind])
+            runs = _runs(flat[kind])
+            joined, of_kind = _joined(flat[kind], runs), _joined(of_kind, runs)
             squares = _per_level(joined, torch.square)
-            of_kind = _joined(of_kind, flat[kind])
             numerators += [torch.bmm(m, e.unsqueeze(2)).flatten() for m, e in zip(squares, of_kind)]
             sums += [m.sum(2).flatten() for m in joined]
         ratios = torch.cat(numerators) / (torch.cat(sums) + EPS)
@@ -131,10 +131,16 @@ def _flat(masks: Sequence[Tensor]) -> list[Tensor]:
     return _per_level(flat, lambda x: x.to(dtype))
 
 
-def _joined(values: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:
-    """Put the values of levels whose masks have one shape behind each other: one kernel takes them all."""
-    runs = [[x for x, _ in run] for _, run in groupby(zip(values, masks), key=lambda pair: pair[1].shape)]
-    return [torch.cat(run) if len(run) > 1 else run[0] for run in runs]
+def _runs(masks: Sequence[Tensor]) -> list[int]:
+    """Return the numbers of neighbouring levels whose masks have one shape: one kernel takes them all."""
+    return [len(list(run)) for _, run in groupby(masks, key=lambda x: x.shape)]
+
+
+def _joined(values: Sequence[Tensor], runs: Sequence[int]) -> list[Tensor]:
+    """Put the values of each run of levels behind each other."""
+    left = iter(values)
+    parts = [list(islice(left, run)) for run in runs]
+    return [torch.cat(part) if len(part) > 1 else part[0] for part in parts]
 
 
 def _per_level(flat: Sequence[Tensor], function: Any) -> list[Tensor]:
@@ -157,8 +163,8 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *masks: Tensor) -> Tensor:
-        joined = _joined(masks, masks)
-        ctx.sizes = [[len(x) for x in run] for _, run in groupby(masks, key=lambda x: x.shape)]
+        ctx.runs = _runs(masks)
+        joined = _joined(masks, ctx.runs)
         ctx.save_for_backward(*joined)
         products = torch.cat([torch.bmm(x, x.mT) for x in joined])
         return products.view(len(masks), len(masks[0]), *products.shape[1:])
@@ -167,9 +173,10 @@ class _Products(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         both = (gradient + gradient.mT).flatten(0, 1)
-        parts = torch.split_with_sizes(both, [sum(sizes) for sizes in ctx.sizes])
-        found = [torch.bmm(g, x) for g, x in zip(parts, ctx.saved_tensors)]
-        return tuple(part for x, sizes in zip(found, ctx.sizes) for part in torch.split_with_sizes(x, sizes))
+        saved = ctx.saved_tensors
+        parts = torch.split_with_sizes(both, [len(x) for x in saved])
+        found = [torch.split_with_sizes(torch.bmm(g, x), [len(x) // n] * n) for g, x, n in zip(parts, saved, ctx.runs)]
+        return tuple(of_level for of_run in found for of_level in of_run)
 
 
 class _Energies(torch.autograd.Function):
