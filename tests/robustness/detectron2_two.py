@@ -23,4 +23,5 @@ def main(args: Any) -> Any:
 
 if __name__ == "__main__":
     train.main = main
-    train.run(["--num-gpus", "2", *sys.argv[1:]])
+    # Detectron2's own port is one a user, and tests run beside each other.
+    train.run(["--num-gpus", "2", "--dist-url", "auto", *sys.argv[1:]])
