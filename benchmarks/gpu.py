@@ -2,6 +2,7 @@
 
     python -m benchmarks.gpu --output output/gpu
     python -m benchmarks.gpu --output output/gpu --skip kernels engines
+    python -m benchmarks.gpu --output output/gpu --only 'ACAM-KD$'        # rows by the end of their names, and so on
     python -m benchmarks.gpu --output output/gpu --small            # on a CPU, in seconds: tries the script itself
 
 The sections are
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import re
 import sys
 import time
 import traceback
@@ -48,13 +50,14 @@ SECTIONS = {
 """Name -> the function that lists its cases, and the seconds that they may take together."""
 
 
-def measured(name: str, scale: Scale, seconds: float) -> dict[str, Any]:
+def measured(name: str, scale: Scale, seconds: float, only: str = "") -> dict[str, Any]:
     """Run the cases of a section and return its record.
 
     Args:
         name: one of ``SECTIONS``.
         scale: how large everything is.
         seconds: the time after which no further case begins.
+        only: a regular expression; cases in whose name it is not found are no part of the section.
 
     Returns:
         ``rows``: case -> what it measured, or ``error``, its traceback; ``left_out``: cases; ``seconds``.
@@ -63,6 +66,8 @@ def measured(name: str, scale: Scale, seconds: float) -> dict[str, Any]:
     record: dict[str, Any] = {"rows": {}, "left_out": [], "seconds": 0.0}
     try:
         for case in SECTIONS[name][0](scale):
+            if not re.search(only, case.name):
+                continue
             if time.perf_counter() - start > seconds:
                 record["left_out"].append(case.name)
                 continue
@@ -98,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets gpu.json and gpu.md")
     parser.add_argument("--small", action="store_true", help="tiny sizes on the CPU: to try the script")
     parser.add_argument("--skip", nargs="+", choices=list(SECTIONS), default=[], help="sections to leave out")
+    parser.add_argument("--only", default="", metavar="REGEX", help="rows in whose name it is found; all if left out")
     parser.add_argument("--budget", type=float, default=1.0, metavar="FACTOR", help="of every section's seconds")
     return parser
 
@@ -106,7 +112,7 @@ def _sections(args: argparse.Namespace, scale: Scale) -> Iterator[tuple[str, dic
     for name, (_, seconds) in SECTIONS.items():
         if name not in args.skip:
             print(name, file=sys.stderr, flush=True)
-            yield name, measured(name, scale, seconds * args.budget)
+            yield name, measured(name, scale, seconds * args.budget, args.only)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
