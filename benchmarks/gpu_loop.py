@@ -111,6 +111,7 @@ def _overhead(scale: Scale, pair: _Pair, method: str, *, amp: bool) -> dict[str,
     torch.manual_seed(0)
     build = partial(build_model, num_classes=CLASSES, size=min(pair.size))
     student, teacher = (build(name).to(scale.device) for name in (pair.student, pair.teacher))
+    _fit_norms(teacher, torch.rand(pair.batch, 3, *pair.size, device=scale.device))
     acam_kd.distill(student.train(), teacher, method=method)
     data, nowhere = _Memory(pair), CocoSplit("", "")
     settings = Settings(
@@ -126,6 +127,18 @@ def _overhead(scale: Scale, pair: _Pair, method: str, *, amp: bool) -> dict[str,
             engine.append(1e3 * times[1])
     ratio = statistics.median(e / b for e, b in zip(engine, bare))
     return {"bare": statistics.median(bare), "engine": statistics.median(engine), "ratio": ratio}
+
+
+def _fit_norms(model: nn.Module, images: Tensor) -> None:
+    """Give the batch norms of random weights the statistics of these images: without, maps grow out of float16."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train().backbone(images)  # type: ignore[operator]
+    for norm in norms:
+        norm.momentum = 0.1
+    model.eval()
 
 
 def _engine(scale: Scale, pair: _Pair, student: nn.Module, data: Images, settings: Settings) -> float:

@@ -38,7 +38,7 @@ API = {
 }
 MEASURED = {
     "comparison.md": "Drawn shapes",
-    "results.md": "Photos, a pretrained trunk",
+    "results.md": "Photos",
     "classification.md": "Images of digits",
 }
 ROWS = {"ACAMKD": "ACAM-KD", "Mimic": "(?:plain |Mimic)", "PSKD": "PS-KD", "MCMI": "KD from the MCMI"}

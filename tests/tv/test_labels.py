@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from acam_kd import cli
+from acam_kd.cli import train_settings
 from acam_kd.data.coco import find_split
 from acam_kd.data.splits import LabelSplit, find_any_split, named_split, read_classes
 from acam_kd.tv.data import CocoImages
@@ -151,6 +152,17 @@ def test_bad_input_is_one_line(own, data, tmp_path):
     message = check("--data", own, "--classes", CLASSES)
     assert "found validation data: 1 of 3 images without a label" in message
     assert not out.exists()
+
+
+def test_the_default_method_of_a_segmentation_model(folder, data):
+    for own, student, method in (
+        (["--data", folder, "--classes", CLASSES], LRASPP, "CWD"),
+        (["--data", data], LRASPP, "CWD"),  # its objects are painted
+        (["--data", data], STUDENT, "ACAMKD"),
+    ):
+        options = [*map(str, own), "--student", student, "--teacher", "output/teacher", "--output", "run"]
+        assert train_settings(options).method == method
+        assert train_settings([*options, "--method", "none"]).method == ""
 
 
 def test_splits_by_their_parts(folder, data):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..data.folders import ClassSplit
 from ..data.labels import read_names
 from ..fields import instance, option
 from ..files import to_json
+from ..tv.models import is_segmentation
 from ..tv.run import Settings
 from .command import Command, Parser, Values
 from .data import Data
@@ -65,17 +66,23 @@ def train_settings(arguments: Sequence[str]) -> Settings:
 def settings_of(values: Values) -> Settings:
     """Return the settings that the options of ``acam-kd train`` mean."""
     splits = instance(Data, values).splits("train", "val", folder=values["output"])
-    usual = "KD" if isinstance(splits["train"], ClassSplit) else "ACAMKD"
-    method = values["method"] or (usual if values["teacher"] else "none")
     names = values["teacher_class_names"]
-    return instance(
+    settings = instance(
         Settings,
         values,
         train_split=splits["train"],
         val_split=splits["val"],
-        method="" if method == "none" else method,
+        method="" if values["method"] == "none" else values["method"],
         teacher_class_names=tuple(read_names(names, "teacher_class_names")) if names else (),
     )
+    return settings if values["method"] or not values["teacher"] else replace(settings, method=_usual_method(settings))
+
+
+def _usual_method(settings: Settings) -> str:
+    """Return the default method of a run with a teacher, by docs/decisions/0011_the_default_follows_the_task.md."""
+    if isinstance(settings.train_split, ClassSplit):
+        return "KD"
+    return "CWD" if is_segmentation(settings.student_name) else "ACAMKD"
 
 
 COMMAND = Command(

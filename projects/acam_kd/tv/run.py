@@ -112,7 +112,7 @@ class Settings:
         type=method,
         metavar="METHOD[+METHOD...]",
         help=f"{', '.join(METHODS)}; none; or several at once, as PKD+KD. With a teacher the default is ACAMKD, of "
-        "classifiers KD, without one none",
+        "segmentation models CWD, of classifiers KD, without one none",
     )
     options: tuple[str, ...] = option(
         (),
