@@ -9,18 +9,23 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import multiprocessing
+import os
 import platform
 import statistics
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import cv2
 import numpy as np
+import torch
 
 from .core.errors import ConfigError
+from .core.interrupts import Interrupted, PassedOn
 from .data.coco import find_split
 from .data.shapes import make_shapes
 from .files import numbers, write_atomically
@@ -81,6 +86,8 @@ class Engine(Protocol):
     """The interface of the modules ``tv.demo`` and ``d2.demo``."""
 
     DESCRIPTION: str
+    AT_ONCE: int
+    """How many runs a CPU makes at once, each in a process with its share of the cores."""
 
     def run(self, plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watched: Sequence[str]) -> None:
         """Train and evaluate, or resume; a complete run is left alone.
@@ -116,12 +123,14 @@ def _demo(output: Path, runner: Engine, engine: str, seeds: Sequence[int], quick
     data = make_shapes(output / "data")
     watched = _watched(data)
     folders = {(seed, plan.key): output / f"seed{seed}" / plan.key for seed in seeds for plan in PLANS}
-    todo = [(TEACHER, output / "teacher", 0), *((p, folders[seed, p.key], seed) for seed in seeds for p in PLANS)]
-    for number, (plan, folder, seed) in enumerate(todo, 1):
-        logger.info("\n== %d of %d: %s, seed %d (%s) ==", number, len(todo), plan.name, seed, folder)
-        runner.run(
-            replace(plan, quick=quick), folder, data=data, teacher=output / "teacher", seed=seed, watched=watched
-        )
+    given = {"data": data, "teacher": output / "teacher", "watched": watched}
+    plans = [(TEACHER, output / "teacher", 0), *((p, folders[seed, p.key], seed) for seed in seeds for p in PLANS)]
+    teacher, *students = (
+        _Run(engine, f"{number} of {len(plans)}", replace(plan, quick=quick), folder, {**given, "seed": seed})
+        for number, (plan, folder, seed) in enumerate(plans, 1)
+    )
+    teacher.make()
+    _make_all(students, 1 if torch.cuda.is_available() else min(runner.AT_ONCE, os.cpu_count() or 1))
     results = {plan.key: [_result(folders[seed, plan.key]) for seed in seeds] for plan in PLANS}
     results["teacher"] = [_result(output / "teacher")]
     table = _table(results, seeds)
@@ -129,6 +138,53 @@ def _demo(output: Path, runner: Engine, engine: str, seeds: Sequence[int], quick
     _report(output, results, seeds=seeds, data=data, watched=watched, engine=engine, description=runner.DESCRIPTION)
     _picture(output, results, output / f"seed{seeds[0]}", data)
     print(f"\n{table}\n\ntook {time.perf_counter() - started:.0f} s; the report: {output / 'report.html'}")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A training of the demo.
+
+    Args:
+        engine: a key of ``ENGINES``.
+        place: among all of them, for people.
+        plan, folder, given: see ``Engine.run``.
+    """
+
+    engine: str
+    place: str
+    plan: Plan
+    folder: Path
+    given: dict[str, Any]
+
+    def make(self) -> None:
+        """Make it, or resume it."""
+        logger.info("\n== %s: %s, seed %d (%s) ==", self.place, self.plan.name, self.given["seed"], self.folder)
+        _engine(self.engine).run(self.plan, self.folder, **self.given)
+
+    def make_beside_others(self, threads: int) -> None:
+        """Make it in a process of its own, whose lines name it."""
+        torch.set_num_threads(threads)
+        logging.basicConfig(level=logging.INFO, format=f"{self.plan.name}: %(message)s", force=True)
+        self.make()
+
+
+def _make_all(runs: Sequence[_Run], at_once: int) -> None:
+    """Make runs, some of them at once."""
+    if at_once == 1:
+        for run in runs:
+            run.make()
+        return
+    threads = max(1, torch.get_num_threads() // at_once)
+    spawn = multiprocessing.get_context("spawn")
+    with PassedOn() as signals, ProcessPoolExecutor(at_once, spawn) as pool:
+        try:
+            for future in as_completed([pool.submit(run.make_beside_others, threads) for run in runs]):
+                future.result()
+        except BaseException as error:
+            pool.shutdown(cancel_futures=True)  # those at work save what they have at the signal, and end
+            if signals.received and not isinstance(error, Interrupted):
+                raise Interrupted("each run kept its last checkpoint", signals.received) from None
+            raise
 
 
 def _engine(name: str) -> Engine:

@@ -43,4 +43,4 @@ def run(values: Values) -> None:
     demo(output, engine=asked.engine, seeds=asked.seeds or (0,), quick=asked.quick)
 
 
-COMMAND = Command("demo", "show the whole story on drawn shapes, in a quarter of an hour", run, (Demo,), "acam-kd demo")
+COMMAND = Command("demo", "show the whole story on drawn shapes, in ten minutes", run, (Demo,), "acam-kd demo")

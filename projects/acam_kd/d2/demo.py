@@ -23,7 +23,9 @@ from ..files import to_json, write_atomically
 from .config import add_distillation_config, student_config
 from .visualize import load_for_masks, load_moment, masks_of, read_rgb, strides_of
 
-__all__ = ["DESCRIPTION", "run"]
+__all__ = ["AT_ONCE", "DESCRIPTION", "run"]
+
+AT_ONCE = 1
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 ALPHA = 1.0

@@ -15,10 +15,12 @@ from .pictures import masks_of
 from .run import Settings
 from .training import train
 
-__all__ = ["DESCRIPTION", "run"]
+__all__ = ["AT_ONCE", "DESCRIPTION", "run"]
+
+AT_ONCE = 2
 
 TEACHER, STUDENT = "fcos_resnet18_fpn64_bn", "fcos_mobilenet_v3_small_fpn64_bn"
-TEACHER_ITERATIONS, ITERATIONS = 400, 300
+TEACHER_ITERATIONS, ITERATIONS = 250, 200
 QUICK = 10
 TEACHER_LEARNING_RATE, LEARNING_RATE = 0.001, 0.004
 ALPHA = 10.0
@@ -50,7 +52,7 @@ def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watch
         warmup=min(50, iterations // 2),
         seed=seed,
         workers=0,
-        eval_period=iterations if plan.quick else iterations // 3,
+        eval_period=iterations if plan.quick else iterations // 2,
         checkpoint_period=50,
     )
     images = [Path(val.image_root) / name for name in watched]
