@@ -22,7 +22,7 @@ RIGHT, WRONG = (60, 220, 90), (235, 60, 50)
 def side_by_side(examples: Sequence[Example], heads: Mapping[str, str]) -> Array:
     """Draw a row per example: the image as it is, then the detections of each model, green if right and red if wrong.
 
-    A model's detections are thinned out first: see ``strongest``.
+    A model shows as many detections as there are objects: see ``strongest``.
 
     Args:
         examples: at least one, all of one size.
@@ -33,18 +33,23 @@ def side_by_side(examples: Sequence[Example], heads: Mapping[str, str]) -> Array
     """
     rows = [_row([_heading("image"), *(_heading(text) for text in heads.values())])]
     for example in examples:
-        shown = [strongest(example.detections[name]) for name in heads]
+        count = len(example.ground_truth.boxes)
+        shown = [strongest(example.detections[name], count) for name in heads]
         drawn = [_drawn(example.image, found, hits(found, example.ground_truth)) for found in shown]
         rows.append(_row([_drawn(example.image, Detections(np.zeros((0, 4)), []), []), *drawn]))
     return np.concatenate(rows)[:, :-GAP]
 
 
-def strongest(found: Detections) -> Detections:
-    """Keep the detection with the highest score among those that overlap, whatever their labels.
+def strongest(found: Detections, count: int) -> Detections:
+    """Keep the detections with the highest scores, of those that overlap one alone, whatever their labels.
+
+    Args:
+        found: the detections of one image.
+        count: how many to keep at most.
 
     Example:
         >>> boxes = np.array([[0, 0, 9, 9], [0, 0, 9, 8], [20, 20, 29, 29]])
-        >>> strongest(Detections(boxes, ["disc", "square", "disc"], np.array([0.5, 0.6, 0.4]))).labels
+        >>> strongest(Detections(boxes, ["disc", "square", "disc"], np.array([0.5, 0.6, 0.4])), 2).labels
         ['square', 'disc']
     """
     scores = np.ones(len(found.boxes)) if found.scores is None else found.scores
@@ -52,6 +57,7 @@ def strongest(found: Detections) -> Detections:
     for k in np.argsort(-scores, kind="stable").tolist():
         if all(overlap(found.boxes[k], found.boxes[other]) < OVERLAP for other in kept):
             kept.append(k)
+    kept = kept[:count]
     return Detections(found.boxes[kept], [found.labels[k] for k in kept], scores[kept])
 
 
