@@ -7,15 +7,15 @@ resumes when it is started again.
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import logging
 import multiprocessing
-import os
 import platform
 import statistics
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -87,7 +87,7 @@ class Engine(Protocol):
 
     DESCRIPTION: str
     AT_ONCE: int
-    """How many runs a CPU makes at once, each in a process with its share of the cores."""
+    """How many runs a CPU makes at once, each in a process with its share of the threads."""
 
     def run(self, plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watched: Sequence[str]) -> None:
         """Train and evaluate, or resume; a complete run is left alone.
@@ -130,7 +130,7 @@ def _demo(output: Path, runner: Engine, engine: str, seeds: Sequence[int], quick
         for number, (plan, folder, seed) in enumerate(plans, 1)
     )
     teacher.make()
-    _make_all(students, 1 if torch.cuda.is_available() else min(runner.AT_ONCE, os.cpu_count() or 1))
+    _make_all(students, 1 if torch.cuda.is_available() else min(runner.AT_ONCE, torch.get_num_threads()))
     results = {plan.key: [_result(folders[seed, plan.key]) for seed in seeds] for plan in PLANS}
     results["teacher"] = [_result(output / "teacher")]
     table = _table(results, seeds)
@@ -158,7 +158,7 @@ class _Run:
 
     def make(self) -> None:
         """Make it, or resume it."""
-        logger.info("\n== %s: %s, seed %d (%s) ==", self.place, self.plan.name, self.given["seed"], self.folder)
+        logger.info("== %s: %s, seed %d (%s) ==", self.place, self.plan.name, self.given["seed"], self.folder)
         _engine(self.engine).run(self.plan, self.folder, **self.given)
 
     def make_beside_others(self, threads: int) -> None:
@@ -169,22 +169,28 @@ class _Run:
 
 
 def _make_all(runs: Sequence[_Run], at_once: int) -> None:
-    """Make runs, some of them at once."""
+    """Make runs, some of them at once.
+
+    Raises:
+        Interrupted: at a signal, after the runs at work have saved what they have.
+    """
     if at_once == 1:
         for run in runs:
             run.make()
         return
-    threads = max(1, torch.get_num_threads() // at_once)
-    spawn = multiprocessing.get_context("spawn")
+    threads, spawn = torch.get_num_threads() // at_once, multiprocessing.get_context("spawn")
+    waiting, at_work = iter(runs), set[Future[None]]()
     with PassedOn() as signals, ProcessPoolExecutor(at_once, spawn) as pool:
-        try:
-            for future in as_completed([pool.submit(run.make_beside_others, threads) for run in runs]):
-                future.result()
-        except BaseException as error:
-            pool.shutdown(cancel_futures=True)  # those at work save what they have at the signal, and end
-            if signals.received and not isinstance(error, Interrupted):
-                raise Interrupted("each run kept its last checkpoint", signals.received) from None
-            raise
+        while not signals.received:  # none is handed in ahead: the pool would begin it after a signal or an error
+            free = itertools.islice(waiting, at_once - len(at_work))
+            at_work |= {pool.submit(run.make_beside_others, threads) for run in free}
+            if not at_work:
+                return
+            done, at_work = wait(at_work, return_when=FIRST_COMPLETED)
+            if not signals.received:
+                for future in done:
+                    future.result()
+    raise Interrupted("each run kept its last checkpoint", signals.received)
 
 
 def _engine(name: str) -> Engine:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
 
 import pytest
+import torch
 
 from acam_kd import demo as module
 from acam_kd.cli import main
 from acam_kd.core.errors import ConfigError
+from acam_kd.core.interrupts import Interrupted
 from acam_kd.data import shapes
 from acam_kd.demo import PLANS, demo
 from acam_kd.tv import demo as engine
@@ -120,3 +127,71 @@ def test_an_engine_that_is_not_installed_is_named(tmp_path, monkeypatch):
     assert error.value.argument == "engine"
     assert error.value.value.startswith("detectron2, which cannot be imported (No module named ")
     assert list(tmp_path.iterdir()) == []
+
+
+# Runs beside each other.
+
+
+@dataclasses.dataclass(frozen=True)
+class Stub:
+    """A run that writes a file and ends, at once or a second after the first one began, fails, or waits for a signal."""
+
+    file: Path
+    kind: str
+
+    def make_beside_others(self, threads):
+        self.file.write_text(str(threads))
+        if self.kind == "fails":
+            raise ConfigError("size", 3, "4")
+        if self.kind == "ends after the first":
+            while not self.file.with_name("0").is_file():
+                time.sleep(0.05)
+            time.sleep(1)
+        if self.kind == "waits":
+            try:
+                signal.signal(signal.SIGTERM, signal.default_int_handler)
+                time.sleep(60)
+            except KeyboardInterrupt:
+                raise Interrupted("a checkpoint", signal.SIGTERM) from None
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def stubs(folder, *kinds):
+    return [Stub(folder / str(number), kind) for number, kind in enumerate(kinds)]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_runs_beside_each_other_share_the_threads(tmp_path, two_threads):
+    module._make_all(stubs(tmp_path, "ends", "ends", "ends"), 2)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"0": "1", "1": "1", "2": "1"}
+
+
+def test_after_an_error_no_further_run_begins(tmp_path, two_threads):
+    with pytest.raises(ConfigError, match="size: found 3, expected 4"):
+        module._make_all(stubs(tmp_path, "fails", "ends after the first", "ends", "ends"), 2)
+    assert names(tmp_path) == ["0", "1"]
+
+
+def test_after_a_signal_no_further_run_begins(tmp_path, two_threads):
+    def stop():
+        while len(names(tmp_path)) < 2:
+            time.sleep(0.05)
+        time.sleep(0.5)  # both wait
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    with pytest.raises(Interrupted) as error:
+        module._make_all(stubs(tmp_path, "waits", "waits", "ends", "ends"), 2)
+    stopper.join()
+    assert error.value.number == signal.SIGTERM and names(tmp_path) == ["0", "1"]

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -69,6 +69,19 @@ def one_line_interruption(program: str, again: str = "", *, said: bool = True) -
         raise SystemExit(error.status if isinstance(error, Interrupted) else 128 + signal.SIGINT) from None
 
 
+def _take_over(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Set the handler of both signals, but of one that is ignored, as under nohup; return those of before."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in heard}
+
+
+def _give_back(before: dict[int, Any]) -> None:
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 class Signals:
     """Handlers of the two signals, for as long as the context lasts; they are the main thread's.
 
@@ -84,15 +97,11 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-                    self._before[number] = signal.signal(number, self._receive)
+        self._before = _take_over(self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        _give_back(self._before)
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         again = self.received and number == signal.SIGINT
@@ -140,12 +149,11 @@ class PassedOn:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> PassedOn:
-        self._before = {number: signal.signal(number, self._pass) for number in SIGNALS}
+        self._before = _take_over(self._pass)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        _give_back(self._before)
 
     def _pass(self, number: int, _: FrameType | None) -> None:
         self.received = self.received or number

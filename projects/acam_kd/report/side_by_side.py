@@ -22,7 +22,7 @@ RIGHT, WRONG = (60, 220, 90), (235, 60, 50)
 def side_by_side(examples: Sequence[Example], heads: Mapping[str, str]) -> Array:
     """Draw a row per example: the image as it is, then the detections of each model, green if right and red if wrong.
 
-    A model shows as many detections as there are objects: see ``strongest``.
+    A model shows at most as many detections as there are objects: see ``strongest``.
 
     Args:
         examples: at least one, all of one size.
