@@ -131,13 +131,11 @@ def _overhead(scale: Scale, pair: _Pair, method: str, *, amp: bool) -> dict[str,
 
 def _fit_norms(model: nn.Module, images: Tensor) -> None:
     """Give the batch norms of random weights the statistics of these images: without, maps leave float16."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
     with torch.no_grad():
         model.train().backbone(model.transform(list(images))[0].tensors)  # type: ignore[operator]
-    for norm in norms:
-        norm.momentum = 0.1
     model.eval()
 
 

@@ -87,7 +87,7 @@ class Engine(Protocol):
 
     DESCRIPTION: str
     AT_ONCE: int
-    """How many runs a CPU makes at once, each in a process with its share of the threads."""
+    """The number of runs that a CPU makes at once, each in a process with its share of the threads."""
 
     def run(self, plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watched: Sequence[str]) -> None:
         """Train and evaluate, or resume; a complete run is left alone.

@@ -27,13 +27,8 @@ from acam_kd.tv.written import as_dict
 def small(monkeypatch):
     monkeypatch.setattr(shapes, "SPLITS", {"train": 4, "val": 12})
     monkeypatch.setattr(module, "make_shapes", lambda root: shapes.make_shapes(root, size=96))
-    for name, value in {
-        "TEACHER": engine.STUDENT,
-        "SIZE": 96,
-        "TEACHER_ITERATIONS": 4,
-        "ITERATIONS": 4,
-        "AT_ONCE": 1,
-    }.items():
+    numbers = {"SIZE": 96, "TEACHER_ITERATIONS": 4, "ITERATIONS": 4, "AT_ONCE": 1}
+    for name, value in {"TEACHER": engine.STUDENT, **numbers}.items():
         monkeypatch.setattr(engine, name, value)
 
 
@@ -65,9 +60,8 @@ def test_it_runs_and_goes_on_and_is_not_repeated(small, tmp_path, monkeypatch, c
     page = (tmp_path / "report.html").read_text()
     assert "ACAM-KD" in page and "plain mimicking" in page and "base64," in page
     masks = sorted(path.name for path in (tmp_path / "seed0/acam/masks").iterdir())
-    assert {name.split("_")[0] for name in masks} == {
-        f"{step:07d}" for step in (0, 2, 4)
-    }  # the start, every evaluation
+    moments = {f"{step:07d}" for step in (0, 2, 4)}  # the start, every evaluation
+    assert {name.split("_")[0] for name in masks} == moments
     assert not (tmp_path / "seed0/mimicking/masks").exists()
 
 
