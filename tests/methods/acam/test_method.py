@@ -27,6 +27,8 @@ VARIANTS = {
     "one mask": {"num_masks": 1},
     "literal": LITERAL,
     "detached, ratio": {"diversity": "ratio"},
+    "decorrelated": {"diversity": "decorrelated"},
+    "reversed": {"mask_gradient": "reversed"},
     "no diversity": {"lambda_div": 0.0},
     "frozen": {"mask_gradient": "frozen"},
     "keys pooled": {"max_positions": 20},
@@ -223,6 +225,25 @@ def test_masks_with_the_full_gradient_are_trained_by_everything():
     losses = method(features(8), features(8))
     (losses["loss_acam_spatial"] + losses["loss_acam_channel"]).backward()
     assert all(p.grad is not None for p in method.parameters())
+
+
+def test_reversed_masks_are_trained_towards_large_errors():
+    """The student gets the gradient of detached masks, the masks the negative of the error's."""
+    student, teacher = features(8, grad=True), features(8)
+    gradients = {}
+    for form in ("detached", "full", "reversed"):
+        torch.manual_seed(0)
+        method = ACAMKD(pyramid(8), pyramid(8), mask_gradient=form, fusion="TeacherFusion")
+        losses = method(student, teacher)
+        units = [p for n, p in method.named_parameters() if n.startswith("masking")]
+        gradients[form] = torch.autograd.grad(
+            losses["loss_acam_spatial"] + losses["loss_acam_channel"], [*student.values(), *units], allow_unused=True
+        )
+    maps = len(student)
+    torch.testing.assert_close(gradients["reversed"][:maps], gradients["detached"][:maps])
+    torch.testing.assert_close(gradients["reversed"][maps:], tuple(-g for g in gradients["full"][maps:]))
+    assert gradients["detached"][maps:] == (None,) * len(units) and all(g.any() for g in gradients["full"][maps:])
+    assert method.auxiliary == ("loss_acam_diversity",)
 
 
 def test_frozen_masks_are_trained_by_nothing():

@@ -109,8 +109,8 @@ def test_former_names_are_read(caplog):
         ({"alpha": float("nan")}, "nan", ">= 0 and finite"),
         ({"lambda_div": -0.1}, "-0.1", ">= 0 and finite"),
         ({"num_masks": -1}, "-1", ">= 0"),
-        ({"mask_gradient": "none"}, "none", "one of detached, full, frozen"),
-        ({"diversity": "mean"}, "mean", "one of pairwise, ratio"),
+        ({"mask_gradient": "none"}, "none", "one of detached, full, reversed, frozen"),
+        ({"diversity": "mean"}, "mean", "one of pairwise, ratio, decorrelated"),
         (
             {"channel_masking": "UniformMasking"},
             "UniformMasking, which makes spatial masks",

@@ -130,6 +130,29 @@ def test_diversity_identities(maps):
         torch.testing.assert_close(mask_diversity_loss(scaled), mask_diversity_loss(spatial))
 
 
+def test_the_decorrelated_form_is_that_of_corrcoef(maps):
+    _, _, spatial, channel = maps
+    for masks in (spatial, channel):
+        expected = []
+        for image in masks.flatten(2):
+            pairs = torch.corrcoef(image).square().sum() - M
+            expected.append(pairs / (M * (M - 1)) + (1 - image.std(1, unbiased=False) / 0.25).clamp(min=0).mean())
+        found = mask_diversity_loss(masks, "decorrelated")
+        torch.testing.assert_close(found, torch.stack(expected).mean(), rtol=1e-3, atol=0)
+
+
+def test_a_complement_is_a_copy_and_a_constant_mask_costs_its_contrast():
+    half = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
+    other = torch.tensor([[[1.0, 0.0, 1.0, 0.0]]])
+    for masks, expected in (((half, half), 1), ((half, 1 - half), 1), ((half, other), 0)):
+        assert mask_diversity_loss(torch.cat(masks, 1), "decorrelated").item() == pytest.approx(expected, abs=1e-5)
+    constant = torch.cat([half, torch.ones(1, 1, 4)], 1).requires_grad_()
+    loss = mask_diversity_loss(constant, "decorrelated")
+    loss.backward()
+    assert loss.item() == pytest.approx(0.5, abs=1e-3) and constant.grad.isfinite().all()
+    assert mask_diversity_loss(torch.cat([half, 1 - half], 1)).item() == 0  # the pairwise form's minimum
+
+
 def ratio_of_sums(masks: Tensor) -> Tensor:
     """The formula as it is printed, image by image, pair by pair."""
     images = []
@@ -185,7 +208,7 @@ def test_vanished_masks_have_a_finite_gradient_in_both_forms(form):
 def test_an_unknown_form_is_refused():
     with pytest.raises(ConfigError) as error:
         mask_diversity_loss(torch.rand(1, 2, 3), "mean")
-    assert (error.value.argument, error.value.value, error.value.allowed) == ("form", "mean", "one of pairwise, ratio")
+    assert (error.value.argument, error.value.value, error.value.allowed) == ("form", "mean", "one of pairwise, ratio, decorrelated")
 
 
 @pytest.mark.parametrize("which", ["spatial", "channel", "diversity", "ratio", "mse"])

@@ -40,7 +40,7 @@ def test_the_errors_are_those_of_each_level(kinds, numbers, channels):
     torch.testing.assert_close(*(torch.autograd.grad(x, inputs) for x in sums))
 
 
-@pytest.mark.parametrize("form", ["pairwise", "ratio"])
+@pytest.mark.parametrize("form", ["pairwise", "ratio", "decorrelated"])
 @pytest.mark.parametrize("numbers", [(6, 6, 6), (6, 3, 1)])
 def test_the_overlaps_are_those_of_each_set(form, numbers):
     batch = levels(numbers)

@@ -75,8 +75,10 @@ class ACAMKD(Distiller):
         query: the query source of the cross-attention, ``"teacher"`` or ``"student"``.
         mask_gradient: the gradient that trains fusion and units. ``"detached"``: that of L_div alone; L_s and L_c see
             the masks as constants, and the student is not trained through the masks. ``"full"``: that of all losses.
+            ``"reversed"``: as detached, but L_s and L_c train the masks upwards, so that they move to large errors.
             ``"frozen"``: none; a control. The former name of ``"full"`` is ``"paper"``.
-        diversity: the form of L_div: ``"pairwise"``, or ``"ratio"``, which is about M - 1 times as large.
+        diversity: the form of L_div: ``"pairwise"``, ``"ratio"``, which is about M - 1 times as large, or
+            ``"decorrelated"``, whose minimum is neither constant masks nor one mask and its complement.
         standardize_fused: before the selection units, standardise every channel of the fused map over positions
             (and its mean over channels for the channel masks). A departure from the paper.
         features: ``"raw"``, or ``"standardized"``: every channel of both maps over the batch, as in PKD, before fusion
@@ -153,7 +155,7 @@ class ACAMKD(Distiller):
         for module in self.fusion.values():
             if isinstance(module, CrossAttentionFusion):
                 module.precision = attention_precision
-        if mask_gradient == "detached":
+        if mask_gradient in ("detached", "reversed"):
             self.auxiliary = ("loss_acam_diversity",)
         if mask_gradient == "frozen":
             self.masking.requires_grad_(False)
@@ -190,7 +192,8 @@ class ACAMKD(Distiller):
         made = {kind: [of_level[kind] for of_level in masks] for kind in kinds}
         weighing = masks
         if self.mask_gradient != "full":
-            weighing = [{kind: m.detach() for kind, m in of_level.items()} for of_level in masks]
+            held = _reversed if self.mask_gradient == "reversed" else Tensor.detach
+            weighing = [{kind: held(m) for kind, m in of_level.items()} for of_level in masks]
         errors = masked_errors([own for own, _ in compared], [theirs for _, theirs in compared], weighing)
         for i, level in enumerate(self.levels):
             self._step[level] = {kind: _Masked(made[kind][i].detach(), errors[kind].detach()[i]) for kind in kinds}
@@ -279,6 +282,11 @@ class ACAMKD(Distiller):
                         f"{VANISHED} and select next to nothing; {remedy}"
                     )
         return problems
+
+
+def _reversed(masks: Tensor) -> Tensor:
+    """Return the same masks; their gradient changes its sign."""
+    return 2 * masks.detach() - masks
 
 
 def _learns(module: nn.Module) -> bool:

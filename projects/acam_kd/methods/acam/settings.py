@@ -22,7 +22,7 @@ __all__ = [
     "untrained_masks",
 ]
 
-MASK_GRADIENTS = ("detached", "full", "frozen")
+MASK_GRADIENTS = ("detached", "full", "reversed", "frozen")
 POOLING = ("keys", "all")
 NAMED = {("detached", "pairwise"): "ours", ("full", "ratio"): "literal"}
 """Mask gradient and form of the diversity loss -> the name of the method with these and nothing else changed."""

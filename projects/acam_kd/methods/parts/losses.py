@@ -33,8 +33,12 @@ __all__ = [
 
 EPS = 1e-6
 """The number added to every sum of a mask: without it a vanished mask would divide by zero."""
-FORMS = ("pairwise", "ratio")
+FORMS = ("pairwise", "ratio", "decorrelated")
 """The forms of the diversity loss."""
+CONTRAST = 0.25
+"""The standard deviation of a mask from which the decorrelated form asks for no more; that of zeros and ones is 0.5."""
+CORRELATION_EPS, VARIANCE_EPS = 1e-8, 1e-8
+"""Added to a product of two variances, and to a variance under its root: for masks that are constant."""
 
 
 def full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -205,11 +209,17 @@ def mask_diversity_loss(masks: Tensor, form: str = "pairwise") -> Tensor:
     For masks of equal norm it is M - 1 times the pairwise form: 5 times at M = 6, 18 times at M = 19. A vanished mask
     adds nothing to either of its sums, while it counts as a pair in the pairwise form.
 
-    Neither form changes when all masks of an image shrink together, so neither keeps masks from vanishing.
+    Neither form changes when all masks of an image shrink together, so neither keeps masks from vanishing, and both are
+    small where half of the masks are one mask and the others its complement. ``"decorrelated"`` is neither: with the
+    standard deviation s_i of a mask over positions (channels) and the correlation r_ij of two, it is
+
+    .. math:: L_{div} = \frac{1}{M(M-1)} \sum_{i \ne j} r_{ij}^2 + \frac{1}{M} \sum_i \max(0, 1 - s_i / 0.25)
+
+    A constant mask costs 1 / M, a copy or a complement as much as each other.
 
     Args:
         masks: (N, M, ...), in [0, 1].
-        form: ``"pairwise"`` or ``"ratio"``.
+        form: ``"pairwise"``, ``"ratio"`` or ``"decorrelated"``.
 
     Raises:
         ConfigError: the form is unknown.
@@ -221,6 +231,8 @@ def mask_diversity_loss(masks: Tensor, form: str = "pairwise") -> Tensor:
     """
     check_form(form)
     flat = masks.flatten(2)
+    if form == "decorrelated":
+        return _decorrelated(flat)
     inner = flat @ flat.transpose(1, 2)  # (N, M, M)
     squares = flat.square().sum(2)
     others = torch.eye(flat.shape[1], dtype=torch.bool, device=flat.device).logical_not()
@@ -230,3 +242,16 @@ def mask_diversity_loss(masks: Tensor, form: str = "pairwise") -> Tensor:
     dice = 2 * inner / (squares[:, :, None] + squares[:, None, :]).clamp_min(1e-12)
     overlap = dice.masked_fill(~others, 0.0).sum()
     return overlap / max(flat.shape[0] * flat.shape[1] * (flat.shape[1] - 1), 1)
+
+
+def _decorrelated(flat: Tensor) -> Tensor:
+    """Compute the form of that name for (N, M, K) masks."""
+    n, m, k = flat.shape
+    centred = (flat - flat.mean(2, keepdim=True)) / max(k, 1) ** 0.5
+    covariance = centred @ centred.transpose(1, 2)
+    variance = covariance.diagonal(dim1=1, dim2=2)
+    squared = covariance.square() / (variance[:, :, None] * variance[:, None, :] + CORRELATION_EPS)
+    others = torch.eye(m, dtype=torch.bool, device=flat.device).logical_not()
+    contrast = (1 - (variance + VARIANCE_EPS).sqrt() / CONTRAST).relu()
+    pairs = squared.masked_fill(~others, 0.0).sum() / max(n * m * (m - 1), 1)
+    return pairs + contrast.sum() / max(n * m, 1)

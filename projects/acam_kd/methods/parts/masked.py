@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .losses import EPS, check_form, check_shapes
+from .losses import CONTRAST, CORRELATION_EPS, EPS, VARIANCE_EPS, check_form, check_shapes
 
 __all__ = ["cast", "common_type", "mask_overlaps", "masked_errors", "mean_squared_errors"]
 
@@ -95,7 +95,7 @@ def mask_overlaps(masks: Sequence[Tensor], form: str = "pairwise") -> Tensor:
 
     Args:
         masks: (N, M, ...) each.
-        form: ``"pairwise"`` or ``"ratio"``.
+        form: as there.
 
     Returns:
         (sets,), in float32 at least.
@@ -106,6 +106,8 @@ def mask_overlaps(masks: Sequence[Tensor], form: str = "pairwise") -> Tensor:
     check_form(form)
     with torch.autocast(masks[0].device.type, enabled=False):
         flat = _flat(masks)
+        if form == "decorrelated":
+            flat = [(x - x.mean(2, keepdim=True)) / max(x.shape[2], 1) ** 0.5 for x in flat]
         if len({x.shape[:2] for x in flat}) > 1:
             return torch.cat([_overlap(_Products.apply(x), form) for x in flat])  # type: ignore[no-untyped-call]
         return _overlap(_Products.apply(*flat), form)  # type: ignore[no-untyped-call]
@@ -118,6 +120,11 @@ def _overlap(inner: Tensor, form: str) -> Tensor:
     if form == "ratio":
         pairs = inner.tril(-1).sum((2, 3)) / squares.sum(2).clamp_min(1e-12)
         return pairs.sum(1) * (2 / max(n, 1))
+    if form == "decorrelated":  # of centred masks, whose products are covariances
+        norms = squares[..., :, None] * squares[..., None, :] + CORRELATION_EPS
+        pairs = (inner.square() / norms).tril(-1).sum((1, 2, 3)) * (2 / max(n * m * (m - 1), 1))
+        contrast = (1 - (squares + VARIANCE_EPS).sqrt() / CONTRAST).relu()
+        return pairs + contrast.sum((1, 2)) / max(n * m, 1)
     norms = (squares[..., :, None] + squares[..., None, :]).clamp_min(1e-12)
     return (inner / norms).tril(-1).sum((1, 2, 3)) * (4 / max(n * m * (m - 1), 1))
 
