@@ -19,6 +19,8 @@ from acam_kd.core.errors import ConfigError
 from acam_kd.core.interrupts import Interrupted
 from acam_kd.data import shapes
 from acam_kd.demo import PLANS, demo
+from acam_kd.demo.outcome import EXAMPLES, watched_images
+from acam_kd.demo.runs import make_all
 from acam_kd.tv import demo as engine
 from acam_kd.tv.written import as_dict
 
@@ -105,17 +107,17 @@ def test_a_quick_demo_is_short_and_has_a_folder_of_its_own(monkeypatch, tmp_path
 
 def test_watched_images_have_objects_of_many_sizes(small, tmp_path):
     folder = shapes.make_shapes(tmp_path, size=96)
-    names = module._watched(folder)
+    names = watched_images(folder)
     content = json.loads((folder / "val.json").read_text())
     sizes = {image["file_name"]: set() for image in content["images"]}
     for a in content["annotations"]:
         sizes[f"{a['image_id'] - 1:05d}.png"].add((a["area"] > 32**2) + (a["area"] > 64**2))
-    assert len(names) == module.EXAMPLES
+    assert len(names) == EXAMPLES
     assert min(len(sizes[name]) for name in names) >= max(len(s) for n, s in sizes.items() if n not in names)
 
 
 def test_an_engine_that_is_not_installed_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(module.ENGINES, "detectron2", ".gone.demo")
+    monkeypatch.setitem(module.ENGINES, "detectron2", "acam_kd.gone.demo")
     with pytest.raises(ConfigError) as error:
         demo(tmp_path, engine="detectron2")
     assert error.value.argument == "engine"
@@ -166,13 +168,13 @@ def names(folder):
 
 
 def test_runs_beside_each_other_share_the_threads(tmp_path, two_threads):
-    module._make_all(stubs(tmp_path, "ends", "ends", "ends"), 2)
+    make_all(stubs(tmp_path, "ends", "ends", "ends"), 2)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"0": "1", "1": "1", "2": "1"}
 
 
 def test_after_an_error_no_further_run_begins(tmp_path, two_threads):
     with pytest.raises(ConfigError, match="size: found 3, expected 4"):
-        module._make_all(stubs(tmp_path, "fails", "ends after the first", "ends", "ends"), 2)
+        make_all(stubs(tmp_path, "fails", "ends after the first", "ends", "ends"), 2)
     assert names(tmp_path) == ["0", "1"]
 
 
@@ -186,6 +188,6 @@ def test_after_a_signal_no_further_run_begins(tmp_path, two_threads):
     stopper = threading.Thread(target=stop)
     stopper.start()
     with pytest.raises(Interrupted) as error:
-        module._make_all(stubs(tmp_path, "waits", "waits", "ends", "ends"), 2)
+        make_all(stubs(tmp_path, "waits", "waits", "ends", "ends"), 2)
     stopper.join()
     assert error.value.number == signal.SIGTERM and names(tmp_path) == ["0", "1"]

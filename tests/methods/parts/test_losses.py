@@ -208,7 +208,11 @@ def test_vanished_masks_have_a_finite_gradient_in_both_forms(form):
 def test_an_unknown_form_is_refused():
     with pytest.raises(ConfigError) as error:
         mask_diversity_loss(torch.rand(1, 2, 3), "mean")
-    assert (error.value.argument, error.value.value, error.value.allowed) == ("form", "mean", "one of pairwise, ratio, decorrelated")
+    assert (error.value.argument, error.value.value, error.value.allowed) == (
+        "form",
+        "mean",
+        "one of pairwise, ratio, decorrelated",
+    )
 
 
 @pytest.mark.parametrize("which", ["spatial", "channel", "diversity", "ratio", "mse"])
