@@ -11,7 +11,7 @@ from torch import nn
 from acam_kd.core import FeatureSpec
 from acam_kd.core.errors import ConfigError
 from acam_kd.methods.dmkd import DMKD, hide_largest
-from acam_kd.methods.parts.attention import channel_attention, spatial_attention
+from acam_kd.methods.parts.attention import attention_of
 
 P3 = {"p3": FeatureSpec(8, 8)}
 KEY = "loss_dmkd_generation"
@@ -41,8 +41,8 @@ def test_the_formula_with_masks(official):
         method.balance["p3"].copy_(torch.tensor([0.0, 3.0]).log1p())  # the logarithms of 1 and 4
     spatial, channel = torch.ones(2, 60), torch.ones(2, 8)
     for n in range(2):
-        spatial[n, spatial_attention(official.teacher, 0.5)[n].flatten().argsort()[-18:]] = 0
-        channel[n, channel_attention(official.teacher, 0.5)[n].argsort()[-4:]] = 0
+        spatial[n, attention_of(official.teacher, 0.5).spatial[n].flatten().argsort()[-18:]] = 0
+        channel[n, attention_of(official.teacher, 0.5).channel[n].argsort()[-4:]] = 0
     rebuilt = official.student * (0.2 * spatial.view(2, 1, 6, 10) + 0.8 * channel.view(2, 8, 1, 1))
     expected = (rebuilt - official.teacher).square().sum() / 2
     torch.testing.assert_close(loss_of(method, official.student, official.teacher), expected)

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from acam_kd.core import FeatureSpec, Targets
 from acam_kd.core.errors import ConfigError
 from acam_kd.methods.fgd import FGD, GlobalContext, attention_loss, focal_losses, foreground_mask
-from acam_kd.methods.parts.attention import channel_attention, spatial_attention
+from acam_kd.methods.parts.attention import attention_of
 
 P3 = {"p3": FeatureSpec(8, 8)}
 
@@ -55,8 +55,8 @@ def test_official_figures(official):
     assert terms(method) == pytest.approx(expected, rel=official.rtol)
     assert sum(losses.values()).item() == pytest.approx(0.048880003, rel=official.rtol)
     assert method.masks()["p3"]["spatial"].sum((1, 2, 3)).tolist() == [51, 20]
-    for attention, total in ((spatial_attention, 60), (channel_attention, 8)):
-        assert attention(official.teacher, 0.5).flatten(1).sum(1).tolist() == pytest.approx([total] * 2)
+    for attention, total in zip(attention_of(official.teacher, 0.5), (60, 8)):
+        assert attention.flatten(1).sum(1).tolist() == pytest.approx([total] * 2)
 
 
 def test_official_figures_away_from_the_start(official):
@@ -162,10 +162,8 @@ def test_images_without_boxes_are_background(official, known):
     run(method, official.student, official.teacher, known)
     mask = foreground_mask(known, 6, 10)
     assert not mask[1].any()
-    energy = (
-        channel_attention(official.teacher, 0.5)[..., None, None] * (official.student - official.teacher) ** 2
-    ).sum(1)
-    energy = energy * spatial_attention(official.teacher, 0.5)
+    spatial, channel = attention_of(official.teacher, 0.5)
+    energy = spatial * (channel[..., None, None] * (official.student - official.teacher) ** 2).sum(1)
     assert terms(method)["fg"] == pytest.approx((mask * energy).sum().item() / 2, rel=1e-5)
     background = [energy[n][mask[n] == 0].mean() for n in range(2)]
     assert terms(method)["bg"] == pytest.approx(sum(background).item() / 2, rel=1e-5)
@@ -185,7 +183,7 @@ def test_equal_maps_cost_nothing(official):
 
 def test_attention_is_trained_through_the_student(official):
     student = official.student.clone().requires_grad_()
-    attention_loss(student, official.teacher, 0.5).backward()
+    attention_loss(attention_of(student, 0.5), attention_of(official.teacher, 0.5)).backward()
     assert student.grad.abs().sum() > 0
 
 
@@ -194,7 +192,7 @@ def test_attention_loss_is_the_formula(official):
     spatial = [60 * (x.abs().mean(1).flatten(1) / 0.8).softmax(1) for x in (s, t)]
     channel = [8 * (x.abs().mean((2, 3)) / 0.8).softmax(1) for x in (s, t)]
     expected = ((spatial[0] - spatial[1]).abs().sum() + (channel[0] - channel[1]).abs().sum()) / 2
-    torch.testing.assert_close(attention_loss(s, t, 0.8), expected)
+    torch.testing.assert_close(attention_loss(attention_of(s, 0.8), attention_of(t, 0.8)), expected)
 
 
 def test_gradients():
@@ -202,8 +200,9 @@ def test_gradients():
     student, teacher = (torch.randn(2, 3, 2, 3, generator=draw, dtype=torch.float64) for _ in range(2))
     masks = torch.rand(2, 2, 2, 3, generator=draw, dtype=torch.float64)
     student.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: focal_losses(x, teacher, masks, 0.5), (student,))
-    assert torch.autograd.gradcheck(lambda x: attention_loss(x, teacher, 0.5), (student,))
+    theirs = attention_of(teacher, 0.5)
+    assert torch.autograd.gradcheck(lambda x: focal_losses(x, teacher, masks, *theirs), (student,))
+    assert torch.autograd.gradcheck(lambda x: attention_loss(attention_of(x, 0.5), theirs), (student,))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 7, 8])
@@ -266,10 +265,14 @@ def test_half_precision_is_computed_in_float32(official, dtype):
     masks = torch.rand(2, 2, 6, 10)
     block = GlobalContext(8)
     official.fill(block.parameters(), 0.05)
+
+    def parts(student, teacher):
+        ours, theirs = attention_of(student, 0.5), attention_of(teacher, 0.5)
+        return focal_losses(student, teacher, masks, *theirs), attention_loss(ours, theirs), block(student)
+
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = focal_losses(student, teacher, masks, 0.5), attention_loss(student, teacher, 0.5), block(student)
-    full = student.float(), teacher.float()
-    full = focal_losses(*full, masks, 0.5), attention_loss(*full, 0.5), block(full[0])
+        half = parts(student, teacher)
+    full = parts(student.float(), teacher.float())
     assert all(x.dtype == torch.float32 and x.isfinite().all() for x in half)
     torch.testing.assert_close(half, full)
 

@@ -12,7 +12,7 @@ from acam_kd.core import FeatureSpec
 from acam_kd.core.errors import ConfigError
 from acam_kd.methods.dmkd import DMKD
 from acam_kd.methods.kd import binary_kd_loss
-from acam_kd.methods.parts.attention import spatial_attention
+from acam_kd.methods.parts.attention import attention_of
 from acam_kd.methods.samkd import SAMKD, difference_weights, hide_cells
 
 from ..contract import check_contract
@@ -105,7 +105,7 @@ def test_masks_go_from_coarse_to_fine_and_are_the_teachers(official):
     teacher = maps()
     method(maps(), teacher)
     found = method.masks()["p3"]["spatial"]
-    attention = spatial_attention(teacher["p3"], 0.5)
+    attention = attention_of(teacher["p3"], 0.5).spatial
     assert torch.equal(found, torch.cat([hide_cells(attention, 0.5, cell) for cell in (4, 2, 1)], 1))
     method(maps(), teacher)
     assert torch.equal(found, method.masks()["p3"]["spatial"])

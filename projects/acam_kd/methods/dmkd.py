@@ -11,7 +11,7 @@ from ..core.distiller import NOTHING_KNOWN, Distiller, align_levels, check_weigh
 from ..core.features import BACKBONE, Channels, Features
 from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
-from .parts.attention import channel_attention, spatial_attention
+from .parts.attention import attention_of
 from .parts.generation import Generator, check_fraction, hide_largest, rebuilt_of_two
 from .parts.losses import squared_error
 from .recipes import RECIPES
@@ -100,9 +100,9 @@ class DMKD(Distiller):
 
     def _hide(self, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Return the masks of one level, (N, 1, H, W) and (N, C)."""
-        attention = spatial_attention(teacher.float(), TEMPERATURE)
-        spatial = hide_largest(attention.flatten(1), self.rho_s).view_as(attention)
-        return spatial[:, None], hide_largest(channel_attention(teacher.float(), TEMPERATURE), self.rho_c)
+        attention = attention_of(teacher, TEMPERATURE)
+        spatial = hide_largest(attention.spatial.flatten(1), self.rho_s).view_as(attention.spatial)
+        return spatial[:, None], hide_largest(attention.channel, self.rho_c)
 
     def metrics(self) -> dict[str, Tensor]:
         """Return, per level, the unweighted error as a mean over channels and positions, and w_s."""

@@ -10,7 +10,7 @@ from ..core.errors import ConfigError
 from ..core.features import BACKBONE, NECK_CONVS, Channels, Features
 from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
-from .parts.attention import channel_attention, spatial_attention
+from .parts.attention import Attention, attention_of
 from .parts.losses import check_shapes, check_temperature, full_precision, squared_error
 from .recipes import RECIPES
 
@@ -80,7 +80,7 @@ def _covered(ends: Tensor, cells: int) -> tuple[Tensor, Tensor]:
 
 
 @full_precision
-def focal_losses(student: Tensor, teacher: Tensor, masks: Tensor, temperature: float) -> Tensor:
+def focal_losses(student: Tensor, teacher: Tensor, masks: Tensor, spatial: Tensor, channel: Tensor) -> Tensor:
     r"""Compute the error at each of K masks, weighed by the teacher's attention.
 
     .. math:: L_k = \frac1N \sum_{n,c,p} M_{nkp} A^S_{np} A^C_{nc} (S_{ncp} - T_{ncp})^2
@@ -90,7 +90,8 @@ def focal_losses(student: Tensor, teacher: Tensor, masks: Tensor, temperature: f
     Args:
         student, teacher: (N, C, H, W).
         masks: (N, K, H, W).
-        temperature: of the attention; a smaller one is sharper.
+        spatial: A^S, (N, H, W).
+        channel: A^C, (N, C).
 
     Returns:
         (K,).
@@ -99,26 +100,23 @@ def focal_losses(student: Tensor, teacher: Tensor, masks: Tensor, temperature: f
         ValueError: the shapes do not fit each other.
     """
     check_shapes(student, teacher, masks, (0, 2, 3))
-    channels, positions = channel_attention(teacher, temperature), spatial_attention(teacher, temperature)
-    error = positions * torch.einsum("nchw,nc->nhw", (student - teacher).square(), channels)
+    error = spatial * torch.einsum("nchw,nc->nhw", (student - teacher).square(), channel)
     return torch.einsum("nkhw,nhw->k", masks, error) / max(len(student), 1)
 
 
-@full_precision
-def attention_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def attention_loss(student: Attention, teacher: Attention) -> Tensor:
     """Sum the absolute differences of the spatial and of the channel attention; averaged over images.
 
     Args:
-        student, teacher: (N, C, H, W).
-        temperature: of the attention.
+        student, teacher: of maps of one shape.
 
     Raises:
         ValueError: the shapes differ.
     """
-    check_shapes(student, teacher)
-    kinds = (spatial_attention, channel_attention)
-    differences = [(kind(student, temperature) - kind(teacher, temperature)).abs().sum() for kind in kinds]
-    return (differences[0] + differences[1]) / max(len(student), 1)
+    for own, theirs in zip(student, teacher):
+        check_shapes(own, theirs)
+    differences = [(own - theirs).abs().sum() for own, theirs in zip(student, teacher)]
+    return (differences[0] + differences[1]) / max(len(student.spatial), 1)
 
 
 class GlobalContext(nn.Module):
@@ -244,11 +242,12 @@ class FGD(Distiller):
         background = background / background.sum((1, 2), keepdim=True).clamp_min(1)
         masks = torch.stack([foreground, background], 1)
         self._step["foreground"][level] = (foreground > 0).to(foreground)
-        focal = focal_losses(aligned, teacher, masks, self.temperature)
+        ours, theirs = attention_of(aligned, self.temperature), attention_of(teacher, self.temperature)
+        focal = focal_losses(aligned, teacher, masks, *theirs)
         return {
             "foreground": focal[0],
             "background": focal[1],
-            "attention": attention_loss(aligned, teacher, self.temperature),
+            "attention": attention_loss(ours, theirs),
             "relation": squared_error(self.context_s[level](aligned), self.context_t[level](teacher)),
         }
 

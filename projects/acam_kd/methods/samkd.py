@@ -14,7 +14,7 @@ from ..core.features import BACKBONE, CLASSES, Channels, Features
 from ..core.registry import DISTILLER_REGISTRY
 from ..core.targets import Targets
 from .kd import binary_kd_loss
-from .parts.attention import channel_attention, spatial_attention
+from .parts.attention import attention_of
 from .parts.generation import Generator, check_fraction, hide_largest, rebuilt_of_two
 from .parts.losses import check_shapes, check_temperature, full_precision, squared_error
 from .recipes import RECIPES
@@ -158,9 +158,9 @@ class SAMKD(Distiller):
 
     def _rebuilding_error(self, level: str, aligned: Tensor, target: Tensor) -> Tensor:
         """Return the squared error of one level, averaged over the resolutions."""
-        attention = spatial_attention(target.float(), TEMPERATURE)
-        spatial = torch.cat([hide_cells(attention, self.rho_s, cell) for cell in self.cells], 1)
-        channel = hide_largest(channel_attention(target.float(), TEMPERATURE), self.rho_c)
+        attention = attention_of(target, TEMPERATURE)
+        spatial = torch.cat([hide_cells(attention.spatial, self.rho_s, cell) for cell in self.cells], 1)
+        channel = hide_largest(attention.channel, self.rho_c)
         generators, balance = (self.generate_s[level], self.generate_c[level]), self.balance[level].softmax(0)
         rebuilt = [rebuilt_of_two(aligned, mask[:, None], channel, generators, balance) for mask in spatial.unbind(1)]
         self._step["masks"][level] = {"spatial": spatial, "channel": channel[:, None]}

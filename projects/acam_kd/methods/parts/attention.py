@@ -6,19 +6,32 @@ Global Knowledge Distillation for Detectors", CVPR 2022.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor
 
-__all__ = ["channel_attention", "spatial_attention"]
+from .losses import full_precision
+
+__all__ = ["Attention", "attention_of"]
 
 
-def spatial_attention(features: Tensor, temperature: float) -> Tensor:
-    """Return HW softmax over positions of mean_c |F| / T: (N, C, H, W) -> (N, H, W), of mean 1 in every image."""
-    n, _, h, w = features.shape
-    energy = features.abs().mean(1).flatten(1)
-    return (h * w * (energy / temperature).softmax(1)).view(n, h, w)
+class Attention(NamedTuple):
+    """The attention of a map; the mean of each part is 1 in every image."""
+
+    spatial: Tensor
+    """(N, H, W): HW softmax over positions of mean_c |F| / T."""
+    channel: Tensor
+    """(N, C): C softmax over channels of mean_hw |F| / T."""
 
 
-def channel_attention(features: Tensor, temperature: float) -> Tensor:
-    """Return C softmax over channels of mean_hw |F| / T: (N, C, H, W) -> (N, C), of mean 1 in every image."""
-    energy = features.abs().mean((2, 3))
-    return features.shape[1] * (energy / temperature).softmax(1)
+def attention_of(features: Tensor, temperature: float) -> Attention:
+    """Compute the attention of features, (N, C, H, W), in float32 at least."""
+    return Attention(*_attention(features, temperature))
+
+
+@full_precision
+def _attention(features: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    n, c, h, w = features.shape
+    size = features.abs()
+    spatial, channel = size.mean(1).flatten(1), size.mean((2, 3))
+    return (h * w * (spatial / temperature).softmax(1)).view(n, h, w), c * (channel / temperature).softmax(1)
