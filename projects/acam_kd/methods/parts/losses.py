@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ __all__ = [
     "squared_error",
 ]
 
+Result = TypeVar("Result")
 EPS = 1e-6
 """The number added to every sum of a mask: without it a vanished mask would divide by zero."""
 FORMS = ("pairwise", "ratio", "decorrelated")
@@ -41,7 +42,7 @@ CORRELATION_EPS, VARIANCE_EPS = 1e-8, 1e-8
 """Added to a product of two variances, and to a variance under its root: for masks that are constant."""
 
 
-def full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def full_precision(loss: Callable[..., Result]) -> Callable[..., Result]:
     """Cast the tensors to their common type, float32 at least, and switch autocast off inside.
 
     Any other argument, such as a temperature or a tensor of labels, passes unchanged.
@@ -51,7 +52,7 @@ def full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
 
     @wraps(loss)
-    def wrapper(*args: Any, **named: Any) -> Tensor:
+    def wrapper(*args: Any, **named: Any) -> Result:
         dtype, device = torch.float32, "cpu"
         for x in (*args, *named.values()):
             if isinstance(x, Tensor) and x.is_floating_point():
