@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
@@ -20,7 +21,10 @@ from detectron2.utils.logger import setup_logger
 
 from acam_kd.core import ConfigError, RunError
 from acam_kd.d2 import add_distillation_config
+from acam_kd.data import shapes
 
+OWN = ["own_train", "own_val"]
+"""The names of the datasets of the fixture ``data``."""
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))  # train_net
 
@@ -146,3 +150,39 @@ def broken(what: str, where: str = "", remedy: str = "") -> Iterator[None]:
         yield
     for pattern, field in ((what, error.value.what), (where, error.value.where), (remedy, error.value.remedy)):
         assert re.search(pattern, field), f"{pattern!r} is not in {field!r}"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """An own dataset: six images of shapes."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(shapes, "SPLITS", {"train": 6, "val": 3})
+    folder = shapes.make_shapes(tmp_path_factory.mktemp("data"), size=64)
+    patch.undo()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def forget_datasets():
+    yield
+    for name in OWN:
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def arguments(data, tmp_path):
+    """Makes the command line of a tiny run; more KEY VALUE pairs as arguments."""
+    save_config(detector_config("Base-RetinaNet.yaml", "MODEL.RETINANET.NUM_CLASSES", 6), tmp_path / "teacher.yaml")
+    student = detector_config("Base-RetinaNet.yaml", "MODEL.RETINANET.NUM_CLASSES", 6)
+    cfg = distillation_config(
+        student, "teacher.yaml", "DATASETS.TRAIN", "('own_train',)", "DATASETS.TEST", "('own_val',)",
+        "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 4, "SOLVER.STEPS", "(3,)", "SOLVER.BASE_LR", 0.001,
+        "SOLVER.CHECKPOINT_PERIOD", 2, "DISTILL.LOG_PERIOD", 2, "SEED", 3,
+    )  # fmt: skip
+    path = save_config(cfg, tmp_path / "run.yaml")
+    return lambda *opts, flags=(): [
+        "--config-file", path, "--dataset", "own_train", str(data / "train.json"), str(data / "train"),
+        "--dataset", "own_val", str(data / "val.json"), str(data / "val"), *flags, *map(str, opts),
+    ]  # fmt: skip

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import sys
+import threading
+import time
 
 import pytest
+import torch
 
+from acam_kd.core.interrupts import Interrupted
 from acam_kd.d2 import demo as engine
 from acam_kd.data import shapes
 from acam_kd.demo import PLANS, TEACHER, demo
@@ -47,10 +54,10 @@ def test_it_runs_and_is_not_repeated(short, capfd):
     small, large = (
         json.loads((short / f / "result.json").read_text())["parameters"] for f in ("seed0/acam", "teacher")
     )
-    assert small < 1e6 < 6e6 < large
+    assert small < 2e6 < 11e6 < large
     text = (short / "seed0/acam/config.yaml").read_text()
     assert "METHOD: ACAMKD" in text and "INHERIT: always" in text
-    assert "ALPHA: 2.0" in (short / "seed0/mimicking/config.yaml").read_text()
+    assert "ALPHA: 4.0" in (short / "seed0/mimicking/config.yaml").read_text()
     moments = {path.name.split("_")[0] for path in (short / "seed0/acam/masks").iterdir()}
     assert moments == {"0000002", "0000004"}
     assert TEACHER.name in (short / "table.md").read_text() and "base64," in (short / "report.html").read_text()
@@ -63,3 +70,35 @@ def test_without_the_repository_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "CHECKOUT", tmp_path)
     with refused("engine", "detectron2", "torchvision", f"no checkout with configs/demo in {tmp_path}"):
         engine.run(TEACHER, tmp_path, data=tmp_path, teacher=tmp_path, seed=0, watched=[])
+
+
+SAVES = """
+import pathlib, signal, sys, time
+def save(*_):
+    pathlib.Path("saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path("began").touch()
+time.sleep(60)
+"""
+
+
+def test_a_signal_ends_the_command_after_it_has_saved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def stop():
+        while not (tmp_path / "began").is_file():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    with pytest.raises(Interrupted) as error:
+        engine._status([sys.executable, "-c", SAVES], {})
+    stopper.join()
+    assert error.value.number == signal.SIGTERM and (tmp_path / "saved").is_file()
+
+
+def test_a_command_gets_the_threads_and_its_status_is_returned():
+    code = "import os, sys; sys.exit(int(os.environ['OMP_NUM_THREADS']) + int(os.environ['FURTHER']))"
+    assert engine._status([sys.executable, "-c", code], {"FURTHER": "40"}) == 40 + torch.get_num_threads()

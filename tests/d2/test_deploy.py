@@ -16,8 +16,7 @@ from acam_kd.d2.runs import load_run
 from acam_kd.d2.train import run as launch_command
 from acam_kd.export.exported import load_exported
 
-from .test_train import arguments, data, forget_datasets  # noqa: F401 - fixtures
-from .test_train import run as command
+from .running import run as command
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the tracers are deprecated, and warn of constants
 

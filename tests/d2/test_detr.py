@@ -11,7 +11,7 @@ import acam_kd
 from ..timm_teachers import vit
 from . import detr
 from .conftest import detector_config, distillation_config, inputs, refused, save_config
-from .test_train import data, forget_datasets, run, train  # noqa: F401 - fixtures
+from .running import run
 
 BACKBONE = ["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"]]
 LEVELS = {"c4": "detr.backbone.0.backbone[res4]", "c5": "detr.backbone.0.backbone[res5]"}

@@ -16,7 +16,6 @@ from acam_kd.core import DISTILLER_REGISTRY
 from ..golden import as_recorded, calm, check, fingerprint, two_steps
 from .conftest import ROOT, detector_config, distillation_config, inputs, save_config
 from .test_segmentation import labelled, segmentor
-from .test_train import arguments, data, forget_datasets  # noqa: F401
 
 METHODS = sorted(name for name, method in DISTILLER_REGISTRY if not method.families)
 CASES = [("retinanet", method) for method in METHODS]

@@ -14,8 +14,8 @@ from acam_kd.core.errors import RunError
 from acam_kd.core.interrupts import Interrupted, Signals
 from acam_kd.d2.interrupts import _start_worker, saving_what_is_done
 
-from .test_train import FixedOrder, arguments, data, forget_datasets, run  # noqa: F401 - fixtures
-from .test_train import train as whole_run
+from .running import FixedOrder, run
+from .running import train as whole_run
 
 
 class At(HookBase):

@@ -12,8 +12,7 @@ from detectron2.engine import HookBase
 import train_net
 from acam_kd.d2.progress import _is_terminal
 
-from .test_train import arguments, data, forget_datasets  # noqa: F401 - fixtures
-from .test_train import run as command
+from .running import run as command
 
 
 class Terminal(io.StringIO):

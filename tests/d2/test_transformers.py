@@ -20,8 +20,8 @@ from acam_kd.d2 import add_distillation_config, add_segmentation_config, build_o
 from acam_kd.d2.adapter import D2Adapter
 
 from .conftest import NARROW, ROOT, detector_config, inputs, refused
-from .test_train import data, forget_datasets, train  # noqa: F401 - fixtures
-from .test_train import run as command
+from .running import run as command
+from .running import train
 
 QUICK = ROOT / "configs" / "quick_schedules"
 SIZES = [(70, 90), (64, 96)]

@@ -21,8 +21,8 @@ from acam_kd.d2 import build_unlabelled_loader, feed_unlabelled, student_config
 from acam_kd.d2.unlabelled import batch_of, unlabelled_dicts
 
 from .conftest import ROOT, detector_config, distillation_config, inputs, refused, save_config
+from .running import run
 from .test_segmentation import labelled, segmentor
-from .test_train import arguments, data, forget_datasets, run  # noqa: F401  # fixtures
 
 
 @pytest.fixture

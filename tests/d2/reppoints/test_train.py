@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ..conftest import ROOT, distillation_config, save_config
-from ..test_train import data, forget_datasets, run  # noqa: F401
+from ..running import run
 from .conftest import tiny
 
 CLASSES = ["MODEL.REPPOINTS.NUM_CLASSES", 6]
