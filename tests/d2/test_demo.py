@@ -28,6 +28,7 @@ def short(root, tmp_path, monkeypatch):
     shutil.copytree(root / "configs", checkout / "configs")
     shutil.copy(root / "train_net.py", checkout)
     monkeypatch.setattr(engine, "CHECKOUT", checkout)
+    monkeypatch.setattr(engine, "AT_ONCE", 1)  # other processes would not see what is patched here
     for name in ("student", "teacher"):
         path = checkout / f"configs/demo/{name}.yaml"
         text = path.read_text()

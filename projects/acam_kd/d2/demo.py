@@ -31,7 +31,7 @@ AT_ONCE = 2
 CHECKOUT = Path(__file__).resolve().parents[3]
 ALPHA = 2.0
 DESCRIPTION = (
-    "The teacher is Detectron2's RetinaNet on a ResNet-18, 250 iterations; the student RetinaNet on half a "
+    "The teacher is Detectron2's RetinaNet on a ResNet-18, 220 iterations; the student RetinaNet on half a "
     "MobileNetV2, 200 iterations; both from scratch, 8 images of 160 x 160 pixels a step (configs/demo)."
 )
 NAMES = {"iteration": "step", "total_loss": "loss"}
