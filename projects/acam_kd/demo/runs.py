@@ -58,7 +58,7 @@ def load_engine(name: str) -> Engine:
             "engine",
             f"{name}, which cannot be imported ({error})",
             allowed="an engine that is installed",
-            hint="see Set-up in README.md, or choose another {engine}",
+            hint="see docs/install.md, or choose another {engine}",
         ) from error
 
 
