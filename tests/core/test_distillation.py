@@ -268,7 +268,7 @@ def test_ratio_of_distillation_to_task(batch):
     )
 
 
-@pytest.mark.parametrize(("mask_gradient", "counted"), [("detached", 2), ("full", 3), ("frozen", 2)])
+@pytest.mark.parametrize(("mask_gradient", "counted"), [("detached", 2), ("full", 3), ("reversed", 2), ("frozen", 2)])
 def test_the_ratio_counts_the_losses_that_reach_the_student(mask_gradient, counted, batch):
     """With detached masks the diversity loss trains the masks alone, whatever its size."""
     model = build(ACAMKD, mask_gradient=mask_gradient)

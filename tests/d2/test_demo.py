@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 
+from acam_kd.core.errors import RunError
 from acam_kd.core.interrupts import Interrupted
 from acam_kd.d2 import demo as engine
 from acam_kd.data import shapes
@@ -88,7 +89,8 @@ def test_a_signal_ends_the_command_after_it_has_saved(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def stop():
-        while not (tmp_path / "began").is_file():
+        end = time.monotonic() + 30
+        while not (tmp_path / "began").is_file() and time.monotonic() < end:
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -100,6 +102,25 @@ def test_a_signal_ends_the_command_after_it_has_saved(tmp_path, monkeypatch):
     assert error.value.number == signal.SIGTERM and (tmp_path / "saved").is_file()
 
 
-def test_a_command_gets_the_threads_and_its_status_is_returned():
-    code = "import os, sys; sys.exit(int(os.environ['OMP_NUM_THREADS']) + int(os.environ['FURTHER']))"
-    assert engine._status([sys.executable, "-c", code], {"FURTHER": "40"}) == 40 + torch.get_num_threads()
+def test_a_command_gets_the_threads_and_its_status_is_returned(tmp_path, capfd):
+    code = "import os, sys; print('said'); sys.exit(int(os.environ['OMP_NUM_THREADS']) + int(os.environ['FURTHER']))"
+    for console, said in ((None, "said\n"), (tmp_path / "console.txt", "")):
+        status = engine._status([sys.executable, "-c", code], {"FURTHER": "40"}, console)
+        assert status == 40 + torch.get_num_threads() and capfd.readouterr().out == said
+    assert (tmp_path / "console.txt").read_text() == "said\n"
+
+
+def test_a_run_of_other_configs_is_not_taken_for_complete(short, tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(engine, "_status", lambda command, *_: ran.append(command) or 1)
+    given = {"data": tmp_path, "teacher": tmp_path, "seed": 0, "watched": []}
+    with pytest.raises(RunError, match="teacher failed"):
+        engine.run(TEACHER, tmp_path, **given)
+    settings = {"command": ran[0][1:], "config": engine._digest(ran[0])}
+    (tmp_path / "result.json").write_text(json.dumps(settings))
+    engine.run(TEACHER, tmp_path, **given)
+    assert len(ran) == 1
+    path = engine.CHECKOUT / "configs/demo/student.yaml"  # the base of the teacher's
+    path.write_text(path.read_text().replace("ADAMW", "SGD"))
+    with refused("output", "with a run of other settings", "another folder"):
+        engine.run(TEACHER, tmp_path, **given)

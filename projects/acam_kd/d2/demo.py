@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import logging
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -24,9 +28,13 @@ from ..files import to_json, write_atomically
 from .config import add_distillation_config, student_config
 from .visualize import load_for_masks, load_moment, masks_of, read_rgb, strides_of
 
-__all__ = ["AT_ONCE", "DESCRIPTION", "run"]
+__all__ = ["AT_ONCE", "DESCRIPTION", "USES_GPU", "run"]
+
+logger = logging.getLogger("acam_kd")
 
 AT_ONCE = 2
+USES_GPU = False
+"""The configs say ``MODEL.DEVICE cpu``."""
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 ALPHA = 2.0
@@ -67,50 +75,74 @@ def run(plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watch
         command += ["DISTILL.INHERIT", "always" if plan.inherit else "never"]
         if plan.method:
             command += [f"DISTILL.{plan.method.upper()}.ALPHA", str(ALPHA * plan.weight)]
-    if _is_complete(folder, command):
+    settings = {"command": command[1:], "config": _digest(command)}
+    if _is_complete(folder, settings):
         return
-    if _status(command, {"DETECTRON2_DATASETS": str(data.parent.absolute())}):
-        raise RunError(f"{plan.name} failed; what Detectron2 says is above", str(folder / "log.txt"))
-    cfg = _config(folder)
+    # Beside another run its lines would be mixed with that one's.
+    console = folder / "console.txt" if multiprocessing.parent_process() else None
+    if console:
+        logger.info("what Detectron2 says goes to %s", console)
+    if _status(command, {"DETECTRON2_DATASETS": str(data.parent.absolute())}, console):
+        said = f"is in {console}" if console else "is above"
+        raise RunError(f"{plan.name} failed; what Detectron2 says {said}", str(folder / "log.txt"))
+    cfg = _config(folder / "config.yaml")
     history = _history(folder, cfg.SOLVER.MAX_ITER)
     write_atomically(folder / "metrics.jsonl", "\n".join(to_json(line) for line in history))
     detections = (folder / "inference/coco_instances_results.json").read_text()
     write_atomically(folder / "predictions.json", detections)
     if plan.method and watched:
         _keep_masks(folder, cfg, [Path(find_split(data, "val").image_root) / name for name in watched])
-    write_atomically(folder / "result.json", to_json({**_result(cfg, history), "command": command[1:]}, indent=1))
+    write_atomically(folder / "result.json", to_json({**_result(cfg, history), **settings}, indent=1))
 
 
-def _status(command: Sequence[str], environment: dict[str, str]) -> int:
+def _status(command: Sequence[str], environment: dict[str, str], console: Path | None = None) -> int:
     """Run a command with this process's number of threads, and return its exit status.
+
+    Args:
+        command: the program and its arguments.
+        environment: what is to be added to this process's.
+        console: a file, which gets its output; the console itself if left out.
 
     Raises:
         Interrupted: at a signal, after the command has saved what it has.
     """
     environment = {**os.environ, **environment, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    with Signals(), subprocess.Popen(command, env=environment) as process:
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(open(console, "a")) if console else None
+        stack.enter_context(Signals())
+        process = stack.enter_context(subprocess.Popen(command, env=environment, stdout=output, stderr=output))
         try:
             return process.wait()
         except KeyboardInterrupt as error:
             process.terminate()
             process.wait()
-            raise Interrupted.of(error, "the run kept its last checkpoint") from None
+            raise Interrupted.of(error, "what the run had saved is kept") from None
 
 
-def _is_complete(folder: Path, command: Sequence[str]) -> bool:
+def _digest(command: Sequence[str]) -> str:
+    """Return a hash of the settings that a command asks for, those of its config files included."""
+    options = [*command[command.index("--resume") + 1 :]]
+    cfg = _config(Path(command[command.index("--config-file") + 1]), options)
+    return hashlib.sha256(cfg.dump().encode()).hexdigest()
+
+
+def _is_complete(folder: Path, settings: dict[str, Any]) -> bool:
     path = folder / "result.json"
     if not path.is_file():
         return False
-    before = json.loads(path.read_text())["command"]
-    if before != command[1:]:
-        raise ConfigError("output", f"{folder} with a run of other settings, {' '.join(before)}", "another folder")
+    before = json.loads(path.read_text())
+    if any(before.get(name) != value for name, value in settings.items()):
+        raise ConfigError(
+            "output", f"{folder} with a run of other settings, {' '.join(before['command'])}", "another folder"
+        )
     return True
 
 
-def _config(folder: Path) -> CfgNode:
+def _config(path: Path, options: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     add_distillation_config(cfg)
-    cfg.merge_from_file(str(folder / "config.yaml"))
+    cfg.merge_from_file(str(path))
+    cfg.merge_from_list([*options])
     return cfg
 
 

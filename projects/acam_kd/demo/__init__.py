@@ -46,6 +46,7 @@ def demo(output: Path, *, engine: str = "torchvision", seeds: Sequence[int] = (0
             for number, (plan, folder, seed) in enumerate(plans, 1)
         )
         teacher.make()
-        make_all(students, 1 if torch.cuda.is_available() else min(runner.AT_ONCE, torch.get_num_threads()))
+        on_gpu = runner.USES_GPU and torch.cuda.is_available()
+        make_all(students, 1 if on_gpu else min(runner.AT_ONCE, torch.get_num_threads()))
         table = outcome.write()
         print(f"\n{table}\n\ntook {time.perf_counter() - started:.0f} s; the report: {output / 'report.html'}")

@@ -137,8 +137,8 @@ class Outcome:
             "start, before they inherit. "
             f"{'Means over the seeds; curves and pictures are of the first' if several else 'One seed'}.",
             caveat="This is a demonstration on drawn shapes, from scratch and short. Differences of less than about "
-            f"{'one' if several else 'two'} AP are within what another seed would change; docs/demo.md has several "
-            "seeds.",
+            f"{'one' if several else 'two'} AP are within what another seed would change; docs/demo.md says what "
+            "was measured.",
             about={
                 "engine": self.engine,
                 "command": f"acam-kd demo --engine {self.engine} --seeds {' '.join(map(str, self.seeds))}",

@@ -15,9 +15,10 @@ from .pictures import masks_of
 from .run import Settings
 from .training import train
 
-__all__ = ["AT_ONCE", "DESCRIPTION", "run"]
+__all__ = ["AT_ONCE", "DESCRIPTION", "USES_GPU", "run"]
 
 AT_ONCE = 2
+USES_GPU = True
 
 TEACHER, STUDENT = "fcos_resnet18_fpn64_bn", "fcos_mobilenet_v3_small_fpn64_bn"
 TEACHER_ITERATIONS, ITERATIONS = 250, 200

@@ -18,7 +18,7 @@ CLASSES = ["MODEL.REPPOINTS.NUM_CLASSES", 6]
 
 
 @pytest.fixture
-def arguments(data, tmp_path):  # noqa: F811
+def arguments(data, tmp_path):
     """Makes the command line of a tiny run; more KEY VALUE pairs as arguments."""
     save_config(tiny(*CLASSES, "MODEL.RESNETS.DEPTH", 101), tmp_path / "teacher.yaml")
     cfg = distillation_config(

@@ -75,7 +75,8 @@ class ACAMKD(Distiller):
         query: the query source of the cross-attention, ``"teacher"`` or ``"student"``.
         mask_gradient: the gradient that trains fusion and units. ``"detached"``: that of L_div alone; L_s and L_c see
             the masks as constants, and the student is not trained through the masks. ``"full"``: that of all losses.
-            ``"reversed"``: as detached, but L_s and L_c train the masks upwards, so that they move to large errors.
+            ``"reversed"``: as detached, but the masks ascend L_s and L_c, which the student descends; they leave
+            positions whose error is below about half of the mask's mean.
             ``"frozen"``: none; a control. The former name of ``"full"`` is ``"paper"``.
         diversity: the form of L_div: ``"pairwise"``, ``"ratio"``, which is about M - 1 times as large, or
             ``"decorrelated"``, whose minimum is neither constant masks nor one mask and its complement.
@@ -267,7 +268,7 @@ class ACAMKD(Distiller):
         problems = {}
         if not self._step and _learns(self.masking):
             masks = masks_per_level(self.teacher_levels, self.num_masks)
-            if text := untrained_masks(self.mask_gradient, self.lambda_div, masks):
+            if text := untrained_masks(self.mask_gradient, self.lambda_div, masks, self.diversity):
                 problems["masks"] = text
         for level, kinds in self._step.items():
             for kind, masked in kinds.items():
@@ -275,7 +276,7 @@ class ACAMKD(Distiller):
                 vanished = int((means < VANISHED).sum())
                 if vanished * 2 >= len(means):
                     remedy = "set {standardize_fused} to True" if not self.standardize_fused else "lower {lambda_div}"
-                    if self.mask_gradient == "full":
+                    if self.mask_gradient in ("full", "reversed"):
                         remedy = "set {mask_gradient} to 'detached'"
                     problems[f"{level}/{kind}"] = (
                         f"masks collapsed: {vanished} of {len(means)} {kind} masks of level {level} have a mean below "

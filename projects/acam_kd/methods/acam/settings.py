@@ -72,14 +72,15 @@ def masks_per_level(levels: Pyramid, num_masks: int) -> dict[str, int]:
     return {level: num_masks or (spec.channels if spec.logits else 6) for level, spec in levels.items()}
 
 
-def untrained_masks(mask_gradient: str, lambda_div: float, masks: Mapping[str, int]) -> str:
+def untrained_masks(mask_gradient: str, lambda_div: float, masks: Mapping[str, int], diversity: str) -> str:
     """Return a sentence about learnable masks that no loss trains; empty if there are none.
 
     Args:
-        mask_gradient, lambda_div: the arguments of ``ACAMKD``.
+        mask_gradient, lambda_div, diversity: the arguments of ``ACAMKD``.
         masks: level -> M.
     """
-    untrained = [level for level, number in masks.items() if not lambda_div or number == 1]
+    alone = 0 if diversity == "decorrelated" else 1  # which trains a single mask's contrast, too
+    untrained = [level for level, number in masks.items() if not lambda_div or number == alone]
     if mask_gradient != "detached" or not untrained:
         return ""
     reason, remedy = ("{lambda_div} is 0", "{lambda_div} above 0")

@@ -196,8 +196,8 @@ def _masked_error(
 def mask_diversity_loss(masks: Tensor, form: str = "pairwise") -> Tensor:
     r"""Compute the overlap of the masks of an image, averaged over images.
 
-    Both forms are 0 for disjoint masks and where there is no pair (M = 1). ``"pairwise"`` is the Dice overlap of two
-    masks, averaged over ordered pairs, as in MasKD; it is in [0, 1]:
+    The first two forms are 0 for disjoint masks and where there is no pair (M = 1). ``"pairwise"`` is the Dice overlap
+    of two masks, averaged over ordered pairs, as in MasKD; it is in [0, 1]:
 
     .. math:: L_{div} = \frac{1}{M(M-1)} \sum_{i \ne j}
               \frac{2 \langle M_i, M_j \rangle}{\lVert M_i \rVert^2 + \lVert M_j \rVert^2}
@@ -210,9 +210,10 @@ def mask_diversity_loss(masks: Tensor, form: str = "pairwise") -> Tensor:
     For masks of equal norm it is M - 1 times the pairwise form: 5 times at M = 6, 18 times at M = 19. A vanished mask
     adds nothing to either of its sums, while it counts as a pair in the pairwise form.
 
-    Neither form changes when all masks of an image shrink together, so neither keeps masks from vanishing, and both are
-    small where half of the masks are one mask and the others its complement. ``"decorrelated"`` is neither: with the
-    standard deviation s_i of a mask over positions (channels) and the correlation r_ij of two, it is
+    Neither changes when all masks of an image shrink together, so neither keeps masks from vanishing, and both are
+    small where half of the masks are one mask and the others its complement. ``"decorrelated"``, an idea of ours, is
+    large in both cases: with the standard deviation s_i of a mask over positions (channels) and the correlation r_ij
+    of two,
 
     .. math:: L_{div} = \frac{1}{M(M-1)} \sum_{i \ne j} r_{ij}^2 + \frac{1}{M} \sum_i \max(0, 1 - s_i / 0.25)
 
