@@ -36,7 +36,15 @@ FIGURES = re.compile(r"([+-][\d.]+) (?:AP|mIoU) \[([+-][\d.]+), ([+-][\d.]+)\]")
 
 
 def records():
-    names = ("chess_160", "bccd_features", "facade", "camvid_128", "facade_unlabelled", "chess_unlabelled")
+    names = (
+        "chess_160",
+        "bccd_features",
+        "bccd_masks",
+        "facade",
+        "camvid_128",
+        "facade_unlabelled",
+        "chess_unlabelled",
+    )
     files = [ROOT / "docs/comparison_results.jsonl", *(ROOT / f"docs/results/{name}.jsonl" for name in names)]
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
@@ -127,6 +135,17 @@ def test_the_verdicts_of_the_photos(setting, head, count):
         check_interval(alone, found)
         if mimicking:
             check_interval(mimicking, differences(setting, row, MIMICKING[setting]))
+
+
+def test_the_verdicts_of_the_masks():
+    lines = table("docs/results.md", "masks, blood cells | AP, mean (std)")
+    assert len(lines) == 4
+    limits, page = ((ROOT / f"docs/{name}.md").read_text() for name in ("limits", "masks"))
+    for row, *_, minus, said in lines[1:]:
+        found = differences("blood cells, FCOS, masks", row, "uniform masks")
+        assert said == verdict(found, 0.5) and minus in page, row
+        check_interval(minus, found)
+    assert lines[1][-2] in limits
 
 
 @pytest.mark.parametrize(
