@@ -115,7 +115,8 @@ def _status(command: Sequence[str], environment: dict[str, str], console: Path |
             return process.wait()
         except KeyboardInterrupt as error:
             process.terminate()
-            process.wait()
+            with contextlib.suppress(KeyboardInterrupt):  # a second one: the context waits on
+                process.wait()
             raise Interrupted.of(error, "what the run had saved is kept") from None
 
 
