@@ -162,13 +162,18 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def forget_datasets():
-    yield
-    for name in OWN:
+def forget(*names):
+    """Remove datasets that are registered, so that a further run can register them."""
+    for name in names:
         if name in DatasetCatalog.list():
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
+
+
+@pytest.fixture(autouse=True)
+def forget_datasets():
+    yield
+    forget(*OWN)
 
 
 @pytest.fixture

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 
 import train_net
 
-from .conftest import OWN, inputs
+from .conftest import inputs
 
 CHEAPER = ["DISTILL.PERIOD", 3, "DISTILL.CHANNELS_LAST", True, "DISTILL.TEACHER.PRECISION", "bfloat16"]
 
@@ -58,10 +57,3 @@ class Kill(HookBase):
     def after_step(self):
         if self.trainer.iter + 1 == self.iterations:
             raise KeyboardInterrupt
-
-
-def forget():
-    """Remove the own datasets, so that a further run can register them."""
-    for name in OWN:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)

@@ -15,7 +15,7 @@ from acam_kd.core.errors import ConfigError, RunError
 from acam_kd.d2 import build_evaluator, register_coco_datasets, register_datasets
 from acam_kd.d2.train import parser
 
-from .conftest import detector_config
+from .conftest import detector_config, forget
 
 
 @pytest.fixture
@@ -36,10 +36,7 @@ def files(tmp_path):
         return [name, str(path), str(tmp_path / "images")]
 
     yield write
-    for name in ("mine", "other"):
-        if name in DatasetCatalog.list():
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
+    forget("mine", "other")
 
 
 @pytest.mark.parametrize("named", ["folders", "folder", "yaml"])

@@ -13,17 +13,10 @@ from acam_kd.core.errors import ConfigError
 from acam_kd.d2 import build_evaluator, check_datasets, register_sem_seg_datasets, sem_seg_datasets
 from acam_kd.data import shapes
 
-from .conftest import detector_config, distillation_config, save_config
+from .conftest import detector_config, distillation_config, forget, save_config
 
 DRAWN = ["acam_shapes_train_sem_seg", "acam_shapes_val_sem_seg"]
 CLASSES = "sky,road,car"
-
-
-def forget(*names):
-    for name in names:
-        if name in DatasetCatalog.list():
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import train_net
 from acam_kd.d2 import add_distillation_config, register_coco_datasets
 from acam_kd.d2.teacher_check import check_teacher
 
-from .conftest import detector_config, save_weights
-from .running import forget, run
+from .conftest import OWN, detector_config, forget, save_weights
+from .running import run
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_the_teacher_is_measured_before_the_first_iteration(arguments, known_tea
     def said(run, *opts, flags=()):
         before = (tmp_path / run / "log.txt").read_text() if (tmp_path / run / "log.txt").is_file() else ""
         train_net.main(train_net.parser().parse_args(arguments("OUTPUT_DIR", tmp_path / run, *opts, flags=flags)))
-        forget()
+        forget(*OWN)
         lines = (tmp_path / run / "log.txt").read_text().removeprefix(before).splitlines()
         found = [n for n, line in enumerate(lines) if ": the teacher's AP on 3 of 3 images of own_val: " in line]
         start = next(n for n, line in enumerate(lines) if "Starting training" in line)
@@ -86,5 +86,5 @@ def test_measuring_the_teacher_moves_nothing(arguments, known_teacher, tmp_path)
         run(arguments("OUTPUT_DIR", out, "DISTILL.TEACHER.WEIGHTS", known_teacher, "DISTILL.TEACHER.CHECK", check,
                       "SOLVER.MAX_ITER", 1))  # fmt: skip
         states.append(torch.load(out / "model_final.pth", weights_only=False)["model"])
-        forget()
+        forget(*OWN)
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())

@@ -1,4 +1,4 @@
-"""What the demo leaves: a table, a report and a picture, from the folders of its runs."""
+"""The table, the report and the picture of a demo, from the folders of its runs."""
 
 from __future__ import annotations
 
@@ -84,8 +84,10 @@ class Outcome:
         results = {plan.key: [_result(folder) for folder in self.folders(plan)] for plan in (TEACHER, *PLANS)}
         table = self._table(results)
         write_atomically(self.output / "table.md", table + "\n")
-        self._report(results)
-        self._picture(results)
+        shown = {plan.key: self.folders(plan)[0] for plan in (TEACHER, *PLANS)}
+        examples = _examples(self.data, {plan.name: shown[plan.key] for plan in (TEACHER, *PLANS)})
+        self._report(results, shown, examples)
+        self._picture(results, examples)
         return table
 
     def folders(self, plan: Plan) -> list[Path]:
@@ -111,8 +113,8 @@ class Outcome:
             lines.append(f"| {plan.name} | {' | '.join(cells)} |")
         return "\n".join(lines)
 
-    def _report(self, results: Results) -> None:
-        shown = self._shown()
+    def _report(self, results: Results, shown: dict[str, Path], examples: list[Example]) -> None:
+        """Write ``report.html``; its curves and pictures are those of the folders ``shown``, of the first seed."""
         rows = []
         for plan in (TEACHER, *PLANS):
             runs = results[plan.key]
@@ -148,20 +150,15 @@ class Outcome:
                 "machine": f"{result['device']}, {platform.machine()}",
             },
             rows=rows,
-            examples=_examples(self.data, {plan.name: shown[plan.key] for plan in (TEACHER, *PLANS)}),
+            examples=examples,
             snapshots=_snapshots(shown["acam"]),
         )
 
-    def _picture(self, results: Results) -> None:
+    def _picture(self, results: Results, examples: list[Example]) -> None:
         """Write ``picture.jpg``: the watched images, and what the rows of ``PICTURE`` find in them."""
-        shown = self._shown()
         heads = {plan.name: f"{head}: AP {results[plan.key][0]['metrics']['AP']:.1f}" for plan, head in PICTURE}
-        picture = side_by_side(_examples(self.data, {plan.name: shown[plan.key] for plan, _ in PICTURE}), heads)
+        picture = side_by_side(examples, heads)
         cv2.imwrite(str(self.output / "picture.jpg"), picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
-
-    def _shown(self) -> dict[str, Path]:
-        """Return the folders whose curves and pictures are shown: those of the first seed."""
-        return {plan.key: self.folders(plan)[0] for plan in (TEACHER, *PLANS)}
 
 
 def _result(folder: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Engine(Protocol):
     AT_ONCE: int
     """The number of runs that a CPU makes at once, each in a process with its share of the threads."""
     USES_GPU: bool
-    """Whether runs go to a GPU where there is one."""
+    """Runs go to a GPU where there is one."""
 
     def run(self, plan: Plan, folder: Path, *, data: Path, teacher: Path, seed: int, watched: Sequence[str]) -> None:
         """Train and evaluate, or resume; a complete run is left alone.

@@ -8,7 +8,7 @@ import torch
 from acam_kd.core import FeatureSpec
 from acam_kd.core.errors import ConfigError
 from acam_kd.methods import ACAMKD
-from acam_kd.methods.acam.method import _pooling_factor
+from acam_kd.methods.acam.settings import pooling_factor
 
 from ...contract import features, fields, pyramid
 
@@ -57,7 +57,7 @@ def test_levels_within_the_limit_are_not_pooled():
     ("size", "limit", "factor"), [((6, 7), 0, 0), ((6, 7), 42, 0), ((6, 7), 41, 2), ((6, 7), 11, 3), ((1, 50), 7, 8)]
 )
 def test_the_smallest_whole_factor_that_will_do(size, limit, factor):
-    assert _pooling_factor(*size, limit) == factor
+    assert pooling_factor(*size, limit) == factor
 
 
 def test_only_attention_is_made_cheaper_by_pooling():

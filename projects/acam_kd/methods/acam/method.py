@@ -25,6 +25,7 @@ from .settings import (
     form_title,
     masking_class,
     masks_per_level,
+    pooling_factor,
     untrained_masks,
 )
 
@@ -218,7 +219,7 @@ class ACAMKD(Distiller):
     def _masks(self, compared: Sequence[tuple[Tensor, Tensor]]) -> list[dict[str, Tensor]]:
         """Make the masks of all levels."""
         sizes = [aligned.shape[2:] for aligned, _ in compared]
-        factors = [_pooling_factor(height, width, self.max_positions) for height, width in sizes]
+        factors = [pooling_factor(height, width, self.max_positions) for height, width in sizes]
         levels = []
         for level, factor, (aligned, teacher) in zip(self.levels, factors, compared):
             if self.mask_gradient != "full":
@@ -297,13 +298,3 @@ def _learns(module: nn.Module) -> bool:
 def _class_name(levels: nn.Module) -> str:
     """Return the name of the class of the modules of all levels."""
     return next((type(module).__name__ for module in levels.children()), "")
-
-
-def _pooling_factor(height: int, width: int, max_positions: int) -> int:
-    """Return the whole factor by which both sides shrink to leave at most ``max_positions``; 0 for no pooling."""
-    if not max_positions or height * width <= max_positions:
-        return 0
-    factor = 2
-    while -(-height // factor) * -(-width // factor) > max_positions:
-        factor += 1
-    return factor

@@ -19,6 +19,7 @@ __all__ = [
     "form_title",
     "masking_class",
     "masks_per_level",
+    "pooling_factor",
     "untrained_masks",
 ]
 
@@ -79,8 +80,8 @@ def untrained_masks(mask_gradient: str, lambda_div: float, masks: Mapping[str, i
         mask_gradient, lambda_div, diversity: the arguments of ``ACAMKD``.
         masks: level -> M.
     """
-    alone = 0 if diversity == "decorrelated" else 1  # which trains a single mask's contrast, too
-    untrained = [level for level, number in masks.items() if not lambda_div or number == alone]
+    needs_pairs = diversity != "decorrelated"  # which trains the contrast of a single mask, too
+    untrained = [level for level, number in masks.items() if not lambda_div or (number == 1 and needs_pairs)]
     if mask_gradient != "detached" or not untrained:
         return ""
     reason, remedy = ("{lambda_div} is 0", "{lambda_div} above 0")
@@ -106,6 +107,16 @@ def check_pooling(max_positions: int, pooling: str, fusion: str) -> None:
             f"0 for {fusion}, which has no attention that pooling could make cheaper",
             hint="set {max_positions} to 0 or choose another {fusion}",
         )
+
+
+def pooling_factor(height: int, width: int, max_positions: int) -> int:
+    """Return the whole factor by which both sides shrink to leave at most ``max_positions``; 0 for no pooling."""
+    if not max_positions or height * width <= max_positions:
+        return 0
+    factor = 2
+    while -(-height // factor) * -(-width // factor) > max_positions:
+        factor += 1
+    return factor
 
 
 def check_attention(precision: str, fusion: str) -> None:
